@@ -1,0 +1,3 @@
+//! The `diffuse` program.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Checkpoint files of diffusion models as names and bytes.

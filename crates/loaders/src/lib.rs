@@ -1,0 +1,1 @@
+//! From a diffusers folder or hub id to models on a device.

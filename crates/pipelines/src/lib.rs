@@ -1,0 +1,1 @@
+//! Diffusion pipelines on candle: prompt in, picture out.

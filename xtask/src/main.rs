@@ -1,0 +1,3 @@
+//! What developers of this repository run: `cargo xtask <chore>`.
+
+fn main() {}
