@@ -1,0 +1,65 @@
+use candle_core::{DType, Result, Tensor};
+
+use crate::dtype::sum_dtype;
+use crate::softmax::softmax_last_dim;
+
+/// How many scores are held at a time, over all heads of one batch item (float32: 64 MiB). Scores of 4096 tokens with
+/// themselves at 8 heads would take half a gigabyte.
+const MAX_SCORES: usize = 16 << 20;
+
+/// Scaled dot-product attention, `softmax(query key^T * scale + mask) value` for each head (Vaswani et al., 2017), as
+/// `torch.nn.functional.scaled_dot_product_attention` on heads that lie side by side.
+///
+/// `query` is `(batch, query_tokens, heads * dim)`, `key` and `value` are `(batch, key_tokens, heads * dim)`; the result is
+/// `(batch, query_tokens, heads * dim)` in the dtype of `value`. `mask` is added to the scores before the softmax and
+/// must broadcast to `(batch, heads, query_tokens, key_tokens)`; it needs all four dimensions. Scores are in float32 where the input is half
+/// precision. Memory does not grow with `query_tokens * key_tokens`: queries are taken in groups.
+///
+/// # Errors
+/// When `heads` does not divide the last dimension, or shapes do not fit.
+pub fn attention(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    heads: usize,
+    scale: f64,
+    mask: Option<&Tensor>,
+) -> Result<Tensor> {
+    let (batch, query_tokens, width) = query.dims3()?;
+    let (_, key_tokens, _) = key.dims3()?;
+    if heads == 0 || !width.is_multiple_of(heads) {
+        candle_core::bail!("attention: {heads} heads do not divide the width of a query {:?}", query.dims());
+    }
+    let dtype = sum_dtype(query);
+    let query = (split_heads(query, heads, dtype)? * scale)?;
+    let keys = split_heads(key, heads, dtype)?.transpose(2, 3)?;
+    let values = split_heads(value, heads, dtype)?;
+    let mask = match mask {
+        Some(mask) => Some(mask.to_dtype(dtype)?.broadcast_as((batch, heads, query_tokens, key_tokens))?),
+        None => None,
+    };
+    // One batch item after the other, in groups that do not depend on the batch: so neither do the bits of the result.
+    let group = (MAX_SCORES / (heads * key_tokens).max(1)).max(16).min(query_tokens.max(1));
+    let mut items = Vec::with_capacity(batch);
+    for item in 0..batch {
+        let (keys, values) = (keys.narrow(0, item, 1)?, values.narrow(0, item, 1)?);
+        let mut groups = Vec::with_capacity(query_tokens.div_ceil(group));
+        for start in (0..query_tokens).step_by(group) {
+            let length = group.min(query_tokens - start);
+            let queries = query.narrow(0, item, 1)?.narrow(2, start, length)?;
+            let mut scores = queries.contiguous()?.matmul(&keys)?;
+            if let Some(mask) = &mask {
+                scores = (scores + mask.narrow(0, item, 1)?.narrow(2, start, length)?)?;
+            }
+            groups.push(softmax_last_dim(&scores)?.matmul(&values)?);
+        }
+        items.push(Tensor::cat(&groups, 2)?);
+    }
+    Tensor::cat(&items, 0)?.transpose(1, 2)?.reshape((batch, query_tokens, width))?.to_dtype(value.dtype())
+}
+
+/// `(batch, tokens, heads * dim)` to `(batch, heads, tokens, dim)`, contiguous.
+fn split_heads(x: &Tensor, heads: usize, dtype: DType) -> Result<Tensor> {
+    let (batch, tokens, width) = x.dims3()?;
+    x.to_dtype(dtype)?.reshape((batch, tokens, heads, width / heads))?.transpose(1, 2)?.contiguous()
+}
