@@ -1,0 +1,48 @@
+use candle_core::Tensor;
+use candle_diffusers_kernels::Conv2dParams;
+use candle_nn::VarBuilder;
+
+use crate::error::Result;
+
+/// A 2D convolution with a square kernel, with the state-dict keys `weight` `(out_channels, in_channels, kernel, kernel)` and `bias`
+/// `(out_channels)`.
+#[derive(Clone, Debug)]
+pub struct Conv2d {
+    weight: Tensor,
+    bias: Tensor,
+    params: Conv2dParams,
+}
+
+impl Conv2d {
+    /// A layer with the given kernel size, stride and zero padding.
+    ///
+    /// # Errors
+    /// When a tensor is missing or wrongly shaped.
+    pub fn new(
+        in_channels: usize,
+        out_channels: usize,
+        kernel: usize,
+        params: Conv2dParams,
+        vb: VarBuilder,
+    ) -> Result<Self> {
+        let weight = vb.get((out_channels, in_channels, kernel, kernel), "weight")?;
+        Ok(Self { weight, bias: vb.get(out_channels, "bias")?, params })
+    }
+
+    /// A layer that keeps height and width: stride 1, and half the (odd) kernel as padding.
+    ///
+    /// # Errors
+    /// Those of [`Conv2d::new`].
+    pub fn same_size(in_channels: usize, out_channels: usize, kernel: usize, vb: VarBuilder) -> Result<Self> {
+        let params = Conv2dParams { stride: 1, padding: (kernel - 1) / 2 };
+        Self::new(in_channels, out_channels, kernel, params, vb)
+    }
+
+    /// `(batch, in_channels, height, width)` to `(batch, out_channels, height', width')`.
+    ///
+    /// # Errors
+    /// When shapes or dtypes do not fit.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(candle_diffusers_kernels::conv2d(x, &self.weight, Some(&self.bias), self.params)?)
+    }
+}

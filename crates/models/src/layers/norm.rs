@@ -1,0 +1,67 @@
+use candle_core::Tensor;
+use candle_diffusers_kernels as kernels;
+use candle_nn::VarBuilder;
+
+use crate::error::{Error, Result};
+
+/// Group normalisation, with the state-dict keys `weight` and `bias`, each `(channels)`.
+#[derive(Clone, Debug)]
+pub struct GroupNorm {
+    weight: Tensor,
+    bias: Tensor,
+    groups: usize,
+    eps: f64,
+}
+
+impl GroupNorm {
+    /// # Errors
+    /// When `groups` does not divide `channels`, or a tensor is missing or wrongly shaped.
+    pub fn new(groups: usize, channels: usize, eps: f64, vb: VarBuilder) -> Result<Self> {
+        if groups == 0 || !channels.is_multiple_of(groups) {
+            let problem =
+                format!("({groups} groups) does not divide the {channels} channels of {}", vb.prefix());
+            return Err(Error::Input { model: "GroupNorm", input: "norm_num_groups", problem });
+        }
+        Ok(Self { weight: vb.get(channels, "weight")?, bias: vb.get(channels, "bias")?, groups, eps })
+    }
+
+    /// `(batch, channels, ...)`, same shape out.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(kernels::group_norm(x, self.groups, &self.weight, &self.bias, self.eps)?)
+    }
+
+    /// [`GroupNorm::forward`], then silu.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(kernels::group_norm_silu(x, self.groups, &self.weight, &self.bias, self.eps)?)
+    }
+}
+
+/// Layer normalisation over the last dimension, with the state-dict keys `weight` and `bias`, each `(features)`.
+#[derive(Clone, Debug)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// # Errors
+    /// When a tensor is missing or wrongly shaped.
+    pub fn new(features: usize, eps: f64, vb: VarBuilder) -> Result<Self> {
+        Ok(Self { weight: vb.get(features, "weight")?, bias: vb.get(features, "bias")?, eps })
+    }
+
+    /// `(..., features)`, same shape out.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(kernels::layer_norm(x, &self.weight, &self.bias, self.eps)?)
+    }
+}

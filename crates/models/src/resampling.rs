@@ -1,0 +1,65 @@
+//! Halving and doubling pictures between blocks (diffusers' `models/downsampling.py` and `upsampling.py`).
+
+use candle_core::Tensor;
+use candle_diffusers_kernels::{Conv2dParams, upsample_nearest2d, upsample_nearest2d_to};
+use candle_nn::VarBuilder;
+
+use crate::error::Result;
+use crate::layers::Conv2d;
+
+/// A convolution with stride 2.
+#[derive(Clone, Debug)]
+pub struct Downsample2D {
+    conv: Conv2d,
+    asymmetric: bool,
+}
+
+impl Downsample2D {
+    /// `padding` zeros on each side, as in UNets (`downsample_padding`); 0 pads one row below and one column at the right, as in autoencoders.
+    ///
+    /// # Errors
+    /// When a tensor is missing or wrongly shaped.
+    pub fn new(channels: usize, padding: usize, vb: VarBuilder) -> Result<Self> {
+        let conv = Conv2d::new(channels, channels, 3, Conv2dParams { stride: 2, padding }, vb.pp("conv"))?;
+        Ok(Self { conv, asymmetric: padding == 0 })
+    }
+
+    /// `(batch, channels, height, width)` to `(batch, channels, height / 2, width / 2)`, rounded up with padding 1 and
+    /// down with padding 0.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if self.asymmetric {
+            return self.conv.forward(&x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?);
+        }
+        self.conv.forward(x)
+    }
+}
+
+/// Nearest-neighbour upsampling, then a convolution.
+#[derive(Clone, Debug)]
+pub struct Upsample2D {
+    conv: Conv2d,
+}
+
+impl Upsample2D {
+    /// # Errors
+    /// When a tensor is missing or wrongly shaped.
+    pub fn new(channels: usize, vb: VarBuilder) -> Result<Self> {
+        Ok(Self { conv: Conv2d::same_size(channels, channels, 3, vb.pp("conv"))? })
+    }
+
+    /// `(batch, channels, height, width)` to twice the height and width, or to `size` (height, width) where the picture
+    /// that was halved had an odd side.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn forward(&self, x: &Tensor, size: Option<(usize, usize)>) -> Result<Tensor> {
+        let larger = match size {
+            Some((height, width)) => upsample_nearest2d_to(x, height, width)?,
+            None => upsample_nearest2d(x)?,
+        };
+        self.conv.forward(&larger)
+    }
+}

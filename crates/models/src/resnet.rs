@@ -1,0 +1,134 @@
+//! The residual block that UNets and autoencoders are made of (`ResnetBlock2D` of diffusers' `models/resnet.py`).
+
+use candle_core::Tensor;
+use candle_nn::VarBuilder;
+
+use crate::error::{Error, Result};
+use crate::layers::{Activation, Conv2d, GroupNorm, Linear};
+
+/// How the time embedding enters a [`ResnetBlock2D`]; the config field `resnet_time_scale_shift`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimeScaleShift {
+    /// `default`: added after the first convolution.
+    Add,
+    /// `scale_shift`: scales and shifts the second normalisation.
+    ScaleShift,
+}
+
+/// What the [`ResnetBlock2D`]s of one model share.
+#[derive(Clone, Copy, Debug)]
+pub struct ResnetConfig {
+    /// Width of the time embedding; `None` in autoencoders, which have none.
+    pub temb_channels: Option<usize>,
+    /// `norm_num_groups`.
+    pub groups: usize,
+    /// `norm_eps`.
+    pub eps: f64,
+    /// `act_fn`.
+    pub activation: Activation,
+    /// `resnet_time_scale_shift`.
+    pub time_scale_shift: TimeScaleShift,
+    /// `resnet_skip_time_act`: the time embedding is projected without an activation before.
+    pub skip_time_act: bool,
+    /// The sum of both branches is divided by this.
+    pub output_scale_factor: f64,
+}
+
+/// `x + conv(act(norm(conv(act(norm(x))) + time)))`, with a 1x1 convolution on the skip where the channels change.
+#[derive(Clone, Debug)]
+pub struct ResnetBlock2D {
+    norm1: GroupNorm,
+    conv1: Conv2d,
+    time_emb_proj: Option<Linear>,
+    norm2: GroupNorm,
+    conv2: Conv2d,
+    conv_shortcut: Option<Conv2d>,
+    config: ResnetConfig,
+}
+
+impl ResnetBlock2D {
+    /// # Errors
+    /// When a tensor is missing or wrongly shaped, or `groups` does not divide the channels.
+    pub fn new(
+        in_channels: usize,
+        out_channels: usize,
+        config: ResnetConfig,
+        vb: VarBuilder,
+    ) -> Result<Self> {
+        let norm1 = GroupNorm::new(config.groups, in_channels, config.eps, vb.pp("norm1"))?;
+        let conv1 = Conv2d::same_size(in_channels, out_channels, 3, vb.pp("conv1"))?;
+        let projected = match config.time_scale_shift {
+            TimeScaleShift::Add => out_channels,
+            TimeScaleShift::ScaleShift => 2 * out_channels,
+        };
+        let time_emb_proj = match config.temb_channels {
+            Some(channels) => Some(Linear::new(channels, projected, vb.pp("time_emb_proj"))?),
+            None => None,
+        };
+        let norm2 = GroupNorm::new(config.groups, out_channels, config.eps, vb.pp("norm2"))?;
+        let conv2 = Conv2d::same_size(out_channels, out_channels, 3, vb.pp("conv2"))?;
+        let conv_shortcut = if in_channels == out_channels {
+            None
+        } else {
+            Some(Conv2d::same_size(in_channels, out_channels, 1, vb.pp("conv_shortcut"))?)
+        };
+        Ok(Self { norm1, conv1, time_emb_proj, norm2, conv2, conv_shortcut, config })
+    }
+
+    /// `(batch, in_channels, height, width)` to `(batch, out_channels, height, width)`; `temb` is `(batch, temb_channels)`.
+    ///
+    /// # Errors
+    /// When shapes do not fit, or `temb` is given to a block without one or the other way round.
+    pub fn forward(&self, x: &Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
+        let time = self.project_time(temb)?;
+        let mut hidden = self.conv1.forward(&self.normalize(&self.norm1, x)?)?;
+        hidden = match (time, self.config.time_scale_shift) {
+            (None, _) => self.normalize(&self.norm2, &hidden)?,
+            (Some(time), TimeScaleShift::Add) => {
+                self.normalize(&self.norm2, &hidden.broadcast_add(&time)?)?
+            }
+            (Some(time), TimeScaleShift::ScaleShift) => {
+                let parts = time.chunk(2, 1)?;
+                let scaled = self.norm2.forward(&hidden)?.broadcast_mul(&(&parts[0] + 1.0)?)?;
+                self.config.activation.forward(&scaled.broadcast_add(&parts[1])?)?
+            }
+        };
+        hidden = self.conv2.forward(&hidden)?;
+        let skip = match &self.conv_shortcut {
+            Some(conv) => conv.forward(x)?,
+            None => x.clone(),
+        };
+        let sum = (skip + hidden)?;
+        if self.config.output_scale_factor == 1.0 {
+            return Ok(sum);
+        }
+        Ok((sum / self.config.output_scale_factor)?)
+    }
+
+    fn normalize(&self, norm: &GroupNorm, x: &Tensor) -> Result<Tensor> {
+        match self.config.activation {
+            Activation::Silu => norm.forward_silu(x),
+            activation => activation.forward(&norm.forward(x)?),
+        }
+    }
+
+    /// The time embedding as `(batch, channels, 1, 1)`.
+    fn project_time(&self, temb: Option<&Tensor>) -> Result<Option<Tensor>> {
+        match (&self.time_emb_proj, temb) {
+            (None, None) => Ok(None),
+            (Some(projection), Some(temb)) => {
+                let active = if self.config.skip_time_act {
+                    temb.clone()
+                } else {
+                    self.config.activation.forward(temb)?
+                };
+                Ok(Some(projection.forward(&active)?.unsqueeze(2)?.unsqueeze(3)?))
+            }
+            (projection, _) => {
+                let problem =
+                    if projection.is_some() { "is missing" } else { "is given to a block without one" };
+                Err(Error::Input { model: "ResnetBlock2D", input: "temb", problem: problem.into() })
+            }
+        }
+    }
+}

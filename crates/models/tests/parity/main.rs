@@ -1,0 +1,1 @@
+//! Parity with the reference library, a folder each: see CONTRIBUTING.md.
