@@ -1,0 +1,177 @@
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use candle_diffusers_convert::{Checkpoint, ShardIndex, TensorFile};
+use serde::de::DeserializeOwned;
+
+use crate::{Error, Result};
+
+/// Where the files of a model come from: a folder on disk or files in memory.
+///
+/// Paths within it are relative and use `/`, as in `unet/config.json`.
+#[derive(Debug, Clone)]
+pub struct Repository {
+    name: String,
+    files: Files,
+}
+
+#[derive(Debug, Clone)]
+enum Files {
+    Folder(PathBuf),
+    Memory(&'static [(&'static str, &'static [u8])]),
+}
+
+impl Repository {
+    /// The folder at `path`.
+    ///
+    /// # Errors
+    /// When there is no such folder, or `path` is a file.
+    pub fn folder(path: impl Into<PathBuf>) -> Result<Self> {
+        let path = path.into();
+        let name = path.display().to_string();
+        match fs::metadata(&path) {
+            Ok(metadata) if metadata.is_dir() => Ok(Self { name, files: Files::Folder(path) }),
+            Ok(_) => Err(Error::SingleFile { path: name }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(Error::MissingFolder { folder: name })
+            }
+            Err(source) => Err(Error::Io { file: name, source }),
+        }
+    }
+
+    /// Files in memory, for a model that is part of the program: path and contents of each.
+    pub fn embedded(name: impl Into<String>, files: &'static [(&'static str, &'static [u8])]) -> Self {
+        Self { name: name.into(), files: Files::Memory(files) }
+    }
+
+    /// This repository under another name in messages; a downloaded one is called by its hub id, not by its place in the cache.
+    pub fn with_name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// The folder's path or the name that it was given, for messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The folder on disk, if it is one.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.files {
+            Files::Folder(folder) => Some(folder),
+            Files::Memory(_) => None,
+        }
+    }
+
+    /// How `path` is called in messages: the repository's name and the path.
+    pub fn display(&self, path: &str) -> String {
+        if path.is_empty() {
+            self.name.clone()
+        } else {
+            format!("{}/{path}", self.name.trim_end_matches('/'))
+        }
+    }
+
+    /// Whether there is a file called `path`.
+    pub fn exists(&self, path: &str) -> bool {
+        match &self.files {
+            Files::Folder(folder) => folder.join(path).is_file(),
+            Files::Memory(files) => files.iter().any(|(name, _)| *name == path),
+        }
+    }
+
+    /// The names of the files and folders directly in `folder` (`""` for the top), sorted; none where there is no such folder.
+    ///
+    /// Names that are not UTF-8 are left out: no model file has one.
+    pub fn list(&self, folder: &str) -> Vec<String> {
+        let names: BTreeSet<String> = match &self.files {
+            Files::Folder(root) => fs::read_dir(root.join(folder))
+                .into_iter()
+                .flatten()
+                .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+                .collect(),
+            Files::Memory(files) => files
+                .iter()
+                .filter_map(|(path, _)| {
+                    let inside = if folder.is_empty() {
+                        path
+                    } else {
+                        path.strip_prefix(folder)?.strip_prefix('/')?
+                    };
+                    inside.split('/').next().map(str::to_string)
+                })
+                .collect(),
+        };
+        names.into_iter().collect()
+    }
+
+    /// The contents of the file `path`.
+    ///
+    /// # Errors
+    /// When there is no such file or it cannot be read.
+    pub fn read(&self, path: &str) -> Result<Cow<'static, [u8]>> {
+        match &self.files {
+            Files::Folder(folder) => match fs::read(folder.join(path)) {
+                Ok(bytes) => Ok(Cow::Owned(bytes)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Err(self.missing(path)),
+                Err(source) => Err(Error::Io { file: self.display(path), source }),
+            },
+            Files::Memory(_) => self.memory(path).map(Cow::Borrowed),
+        }
+    }
+
+    /// The JSON file `path`, as a [`serde_json::Value`] or any type that serde reads.
+    ///
+    /// # Errors
+    /// When there is no such file, or it is not JSON of the type's form; the message says the line.
+    pub fn read_json<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        let bytes = self.read(path)?;
+        serde_json::from_slice(&bytes)
+            .map_err(|error| Error::Json { file: self.display(path), message: error.to_string() })
+    }
+
+    /// The checkpoint `path`: a `.safetensors` file, or an index (`.json`) with its shards beside it. On disk it is mapped.
+    ///
+    /// # Errors
+    /// When a file is missing or damaged: see [`candle_diffusers_convert::Error`].
+    pub fn open_checkpoint(&self, path: &str) -> Result<Checkpoint> {
+        if !self.exists(path) {
+            return Err(self.missing(path));
+        }
+        if !path.ends_with(".json") {
+            return self.open_tensor_file(path).map(Checkpoint::from_file).map_err(Error::from);
+        }
+        let index = ShardIndex::parse(self.display(path), &self.read(path)?)?;
+        let folder = path.rsplit_once('/').map(|(folder, _)| format!("{folder}/")).unwrap_or_default();
+        Ok(Checkpoint::from_index(&index, |shard| self.open_tensor_file(&format!("{folder}{shard}")))?)
+    }
+
+    fn open_tensor_file(&self, path: &str) -> candle_diffusers_convert::Result<TensorFile> {
+        match &self.files {
+            Files::Folder(folder) => TensorFile::open(folder.join(path)),
+            Files::Memory(_) => {
+                let not_found = |_| candle_diffusers_convert::Error::Io {
+                    file: self.display(path),
+                    source: io::ErrorKind::NotFound.into(),
+                };
+                TensorFile::from_bytes(self.display(path), self.memory(path).map_err(not_found)?)
+            }
+        }
+    }
+
+    fn memory(&self, path: &str) -> Result<&'static [u8]> {
+        let Files::Memory(files) = &self.files else { return Err(self.missing(path)) };
+        files
+            .iter()
+            .find(|(name, _)| *name == path)
+            .map(|(_, bytes)| *bytes)
+            .ok_or_else(|| self.missing(path))
+    }
+
+    fn missing(&self, path: &str) -> Error {
+        Error::MissingFile { repository: self.name.clone(), path: path.to_string() }
+    }
+}
