@@ -143,7 +143,7 @@ pub enum Error {
     },
     /// Tensors that no part of the model has asked for.
     #[error(
-        "{file} has {count} tensors that the model does not use: {}{}; weights and config.json do not belong together",
+        "{file} has tensors that the model does not use ({count}): {}{}; weights and config.json do not belong together",
         .names.join(", "), if .count > &.names.len() { ", ..." } else { "" }
     )]
     ExtraTensors {
@@ -176,7 +176,7 @@ pub enum Error {
         /// The element type asked for.
         dtype: DType,
         /// What the tensor library said.
-        source: candle_core::Error,
+        source: Box<candle_core::Error>,
     },
     /// A component's config or weights did not make a model.
     #[error("{component}: {source}")]

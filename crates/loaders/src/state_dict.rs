@@ -185,7 +185,7 @@ fn load(file: &TensorFile, info: &TensorInfo, dtype: DType, device: &Device) -> 
         file: file.source().to_string(),
         tensor: info.name.clone(),
         dtype,
-        source,
+        source: Box::new(source),
     })
 }
 

@@ -1,5 +1,8 @@
 //! Names, shapes and dtypes of tensors that go from a file to a model.
 
+// Clippy knows the test functions only, not what they call.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
@@ -85,7 +88,7 @@ fn extra_tensors_are_counted_and_named_but_not_positions() {
     let builder = weights.var_builder(DType::F32, &Device::Cpu);
     builder.get(1, "used.weight").unwrap();
     let error = weights.check_all_used().unwrap_err().to_string();
-    for part in ["unet/model.safetensors has 7 tensors", "extra.0, extra.1, extra.2, extra.3, extra.4, ..."] {
+    for part in ["unet/model.safetensors has tensors", "(7): extra.0, extra.1, extra.2, extra.3, extra.4, ..."] {
         assert!(error.contains(part), "{error}");
     }
     for i in 0..7 {
