@@ -57,7 +57,30 @@ impl<'a> ConfigReader<'a> {
     }
 
     pub(crate) fn size(&mut self, field: &str, default: usize) -> Result<usize> {
+        self.not_null(field, SIZE)?;
         Ok(self.optional_size(field)?.unwrap_or(default))
+    }
+
+    /// Whether the field is there and null.
+    pub(crate) fn is_null(&mut self, field: &str) -> bool {
+        self.read.insert(field.into());
+        matches!(self.fields.get(field), Some(Value::Null))
+    }
+
+    /// A size that may be 0.
+    pub(crate) fn count(&mut self, field: &str, default: usize) -> Result<usize> {
+        match self.value(field) {
+            Some(value) if value.as_u64() == Some(0) => Ok(0),
+            _ => self.size(field, default),
+        }
+    }
+
+    /// An error where the field is there and null: in the reference that means "none", not "the default".
+    fn not_null(&self, field: &str, expected: &str) -> Result<()> {
+        match self.fields.get(field) {
+            Some(Value::Null) => Err(self.error(field, expected)),
+            _ => Ok(()),
+        }
     }
 
     /// A list of sizes.
@@ -107,15 +130,17 @@ impl<'a> ConfigReader<'a> {
         }
     }
 
+    /// True or false; null counts as false, as it does in Python.
     pub(crate) fn bool(&mut self, field: &str, default: bool) -> Result<bool> {
         match self.value(field) {
-            None => Ok(default),
+            None => Ok(default && !self.fields.contains_key(field)),
             Some(Value::Bool(value)) => Ok(*value),
             Some(_) => Err(self.error(field, "true or false")),
         }
     }
 
     pub(crate) fn number(&mut self, field: &str, default: f64) -> Result<f64> {
+        self.not_null(field, "a finite number")?;
         match self.value(field) {
             None => Ok(default),
             Some(value) => match value.as_f64() {
@@ -177,7 +202,7 @@ impl<'a> ConfigReader<'a> {
     }
 
     /// The field that nobody read, if there is one that is set. Names that begin with an underscore are bookkeeping.
-    pub(crate) fn finish(self) -> Result<()> {
+    pub(crate) fn finish(&self) -> Result<()> {
         for (field, value) in self.fields {
             if !field.starts_with('_') && !self.read.contains(field) && !value.is_null() {
                 return Err(self.error(field, "no such field (it is not known and could change the result)"));

@@ -1,11 +1,18 @@
 #![doc = include_str!("../README.md")]
 
+pub mod attention;
 mod config;
+pub mod embeddings;
 mod error;
 pub mod layers;
 mod resampling;
 mod resnet;
+pub mod transformer_2d;
+pub mod unet_2d_condition;
 
 pub use error::{Error, Result};
 pub use resampling::{Downsample2D, Upsample2D};
 pub use resnet::{ResnetBlock2D, ResnetConfig, TimeScaleShift};
+pub use unet_2d_condition::{
+    ControlResiduals, TextTime, UNet2DConditionConfig, UNet2DConditionModel, UNetConditions,
+};

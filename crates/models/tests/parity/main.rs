@@ -1,1 +1,2 @@
 //! Parity with the reference library, a folder each: see CONTRIBUTING.md.
+mod unet_2d_condition;

@@ -1,0 +1,189 @@
+//! The transformer between a UNet's residual blocks (diffusers' `models/transformers/transformer_2d.py` and `models/attention.py`).
+
+use candle_core::Tensor;
+use candle_diffusers_kernels::geglu;
+use candle_nn::VarBuilder;
+
+use crate::attention::{Attention, AttentionConfig};
+use crate::error::Result;
+use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear};
+
+/// The epsilon of a [`Transformer2DModel`]'s group norm; not a config field in the reference either.
+const GROUP_NORM_EPS: f64 = 1e-6;
+/// The epsilon of a [`BasicTransformerBlock`]'s layer norms; not a config field in the reference either.
+const LAYER_NORM_EPS: f64 = 1e-5;
+
+/// The sizes of a [`Transformer2DModel`].
+#[derive(Clone, Copy, Debug)]
+pub struct Transformer2DConfig {
+    /// Channels of the picture.
+    pub in_channels: usize,
+    /// Number of heads of each attention.
+    pub heads: usize,
+    /// Width of one head.
+    pub head_dim: usize,
+    /// Number of transformer blocks.
+    pub layers: usize,
+    /// Width of the text embeddings.
+    pub cross_attention_dim: usize,
+    /// `norm_num_groups`.
+    pub norm_num_groups: usize,
+    /// The projections in and out are linear layers instead of 1x1 convolutions.
+    pub use_linear_projection: bool,
+    /// The first attention of each block looks at the text too, instead of at the picture itself.
+    pub only_cross_attention: bool,
+}
+
+/// Text, as the attentions of a UNet see it.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// `(batch, text_tokens, cross_attention_dim)`.
+    pub encoder_hidden_states: &'a Tensor,
+    /// Added to the scores of cross-attention, `(batch, 1, 1, text_tokens)`.
+    pub mask: Option<&'a Tensor>,
+}
+
+/// A picture's pixels as tokens: projected in, through transformer blocks, projected out, added to the picture.
+#[derive(Clone, Debug)]
+pub struct Transformer2DModel {
+    norm: GroupNorm,
+    projection: Projection,
+    transformer_blocks: Vec<BasicTransformerBlock>,
+    inner_dim: usize,
+}
+
+/// How pixels become tokens and tokens pixels: `use_linear_projection`.
+#[derive(Clone, Debug)]
+enum Projection {
+    Conv { proj_in: Conv2d, proj_out: Conv2d },
+    Linear { proj_in: Linear, proj_out: Linear },
+}
+
+impl Transformer2DModel {
+    /// # Errors
+    /// When a tensor is missing or wrongly shaped.
+    pub fn new(config: Transformer2DConfig, vb: VarBuilder) -> Result<Self> {
+        let channels = config.in_channels;
+        let inner_dim = config.heads * config.head_dim;
+        let (vb_in, vb_out) = (vb.pp("proj_in"), vb.pp("proj_out"));
+        let projection = if config.use_linear_projection {
+            Projection::Linear {
+                proj_in: Linear::new(channels, inner_dim, vb_in)?,
+                proj_out: Linear::new(inner_dim, channels, vb_out)?,
+            }
+        } else {
+            Projection::Conv {
+                proj_in: Conv2d::same_size(channels, inner_dim, 1, vb_in)?,
+                proj_out: Conv2d::same_size(inner_dim, channels, 1, vb_out)?,
+            }
+        };
+        let blocks = vb.pp("transformer_blocks");
+        Ok(Self {
+            norm: GroupNorm::new(config.norm_num_groups, channels, GROUP_NORM_EPS, vb.pp("norm"))?,
+            projection,
+            transformer_blocks: (0..config.layers)
+                .map(|i| BasicTransformerBlock::new(config, blocks.pp(i)))
+                .collect::<Result<_>>()?,
+            inner_dim,
+        })
+    }
+
+    /// `(batch, in_channels, height, width)`, same shape out.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn forward(&self, x: &Tensor, context: Context) -> Result<Tensor> {
+        let (batch, _, height, width) = x.dims4()?;
+        let to_tokens =
+            |pixels: Tensor| -> Result<Tensor> { Ok(pixels.flatten_from(2)?.transpose(1, 2)?.contiguous()?) };
+        let to_pixels = |tokens: Tensor, channels: usize| -> Result<Tensor> {
+            Ok(tokens.transpose(1, 2)?.contiguous()?.reshape((batch, channels, height, width))?)
+        };
+        let normed = self.norm.forward(x)?;
+        let mut tokens = match &self.projection {
+            Projection::Conv { proj_in, .. } => to_tokens(proj_in.forward(&normed)?)?,
+            Projection::Linear { proj_in, .. } => proj_in.forward(&to_tokens(normed)?)?,
+        };
+        for block in &self.transformer_blocks {
+            tokens = block.forward(&tokens, context)?;
+        }
+        let pixels = match &self.projection {
+            Projection::Conv { proj_out, .. } => proj_out.forward(&to_pixels(tokens, self.inner_dim)?)?,
+            Projection::Linear { proj_out, .. } => to_pixels(proj_out.forward(&tokens)?, x.dim(1)?)?,
+        };
+        Ok((pixels + x)?)
+    }
+}
+
+/// Self-attention, cross-attention and a feed-forward, each added to its normalised input.
+#[derive(Clone, Debug)]
+pub struct BasicTransformerBlock {
+    norm1: LayerNorm,
+    attn1: Attention,
+    norm2: LayerNorm,
+    attn2: Attention,
+    norm3: LayerNorm,
+    ff: FeedForward,
+    only_cross_attention: bool,
+}
+
+impl BasicTransformerBlock {
+    /// # Errors
+    /// When a tensor is missing or wrongly shaped.
+    pub fn new(config: Transformer2DConfig, vb: VarBuilder) -> Result<Self> {
+        let Transformer2DConfig { heads, head_dim, cross_attention_dim, only_cross_attention, .. } = config;
+        let dim = heads * head_dim;
+        let attention = |context_dim, name: &str| {
+            Attention::new(AttentionConfig { query_dim: dim, context_dim, heads, head_dim }, vb.pp(name))
+        };
+        let first_context = if only_cross_attention { cross_attention_dim } else { dim };
+        Ok(Self {
+            norm1: LayerNorm::new(dim, LAYER_NORM_EPS, vb.pp("norm1"))?,
+            attn1: attention(first_context, "attn1")?,
+            norm2: LayerNorm::new(dim, LAYER_NORM_EPS, vb.pp("norm2"))?,
+            attn2: attention(cross_attention_dim, "attn2")?,
+            norm3: LayerNorm::new(dim, LAYER_NORM_EPS, vb.pp("norm3"))?,
+            ff: FeedForward::new(dim, vb.pp("ff"))?,
+            only_cross_attention,
+        })
+    }
+
+    /// `(batch, tokens, dim)`, same shape out.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn forward(&self, tokens: &Tensor, context: Context) -> Result<Tensor> {
+        let text = context.encoder_hidden_states;
+        let normed = self.norm1.forward(tokens)?;
+        let looked_at = if self.only_cross_attention { text } else { &normed };
+        let tokens = (self.attn1.forward(&normed, looked_at, None)? + tokens)?;
+        let normed = self.norm2.forward(&tokens)?;
+        let tokens = (self.attn2.forward(&normed, text, context.mask)? + tokens)?;
+        let normed = self.norm3.forward(&tokens)?;
+        Ok((self.ff.forward(&normed)? + tokens)?)
+    }
+}
+
+/// To eight times the width, gated GELU, and back from four. State-dict keys `net.0.proj` and `net.2`.
+#[derive(Clone, Debug)]
+pub struct FeedForward {
+    proj: Linear,
+    out: Linear,
+}
+
+impl FeedForward {
+    /// # Errors
+    /// When a tensor is missing or wrongly shaped.
+    pub fn new(dim: usize, vb: VarBuilder) -> Result<Self> {
+        let proj = Linear::new(dim, dim * 8, vb.pp("net.0.proj"))?;
+        Ok(Self { proj, out: Linear::new(dim * 4, dim, vb.pp("net.2"))? })
+    }
+
+    /// `(batch, tokens, dim)`, same shape out.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.out.forward(&geglu(&self.proj.forward(x)?)?)
+    }
+}

@@ -1,0 +1,182 @@
+//! Timestep, class and SDXL's sizes as the one vector that residual blocks see.
+
+use candle_core::Tensor;
+use candle_nn::VarBuilder;
+
+use super::config::{ClassEmbedType, TextTimeEmbed, UNet2DConditionConfig};
+use super::{MODEL, TextTime, UNetConditions};
+use crate::embeddings::{TimestepEmbedding, TimestepEmbeddingConfig, Timesteps, to_floats};
+use crate::error::{Error, Result};
+use crate::layers::{Activation, Embedding, Linear};
+
+/// Everything that makes the time embedding.
+#[derive(Clone, Debug)]
+pub(super) struct TimeEmbeddings {
+    time_proj: Timesteps,
+    time_embedding: TimestepEmbedding,
+    class_embedding: Option<ClassEmbedding>,
+    class_embeddings_concat: bool,
+    added: Option<AddedEmbedding>,
+    time_embed_act: Option<Activation>,
+}
+
+/// `class_embedding` in its forms.
+#[derive(Clone, Debug)]
+enum ClassEmbedding {
+    Table(Embedding),
+    Timestep(TimestepEmbedding),
+    Identity,
+    Projection(TimestepEmbedding),
+    SimpleProjection(Linear),
+}
+
+/// `add_time_proj` and `add_embedding` of SDXL.
+#[derive(Clone, Debug)]
+struct AddedEmbedding {
+    time_proj: Timesteps,
+    embedding: TimestepEmbedding,
+    input_dim: usize,
+}
+
+/// Width of the vector that residual blocks see.
+pub(super) fn embedding_width(config: &UNet2DConditionConfig) -> usize {
+    config.time_embed_dim() * if config.class_embeddings_concat { 2 } else { 1 }
+}
+
+impl TimeEmbeddings {
+    pub(super) fn new(config: &UNet2DConditionConfig, vb: &VarBuilder) -> Result<Self> {
+        let width = config.time_embed_dim();
+        let input = config.block_out_channels[0];
+        let sinusoidal = |channels| Timesteps {
+            channels,
+            flip_sin_to_cos: config.flip_sin_to_cos,
+            downscale_freq_shift: config.freq_shift,
+        };
+        let time_config = TimestepEmbeddingConfig {
+            activation: config.act_fn,
+            post_activation: config.timestep_post_act,
+            cond_proj_dim: config.time_cond_proj_dim,
+        };
+        let added = match config.addition_embed_type {
+            Some(TextTimeEmbed { time_embed_dim, input_dim }) => {
+                let plain = TimestepEmbeddingConfig::default();
+                let embedding = TimestepEmbedding::new(input_dim, width, plain, vb.pp("add_embedding"))?;
+                Some(AddedEmbedding { time_proj: sinusoidal(time_embed_dim), embedding, input_dim })
+            }
+            None => None,
+        };
+        Ok(Self {
+            time_proj: sinusoidal(input),
+            time_embedding: TimestepEmbedding::new(input, width, time_config, vb.pp("time_embedding"))?,
+            class_embedding: ClassEmbedding::new(config, vb.pp("class_embedding"))?,
+            class_embeddings_concat: config.class_embeddings_concat,
+            added,
+            time_embed_act: config.time_embedding_act_fn,
+        })
+    }
+
+    /// `(batch, embedding_width)` in the dtype and on the device of `sample`.
+    pub(super) fn forward(
+        &self,
+        sample: &Tensor,
+        timesteps: &[f64],
+        conditions: UNetConditions,
+    ) -> Result<Tensor> {
+        let batch = sample.dim(0)?;
+        let mut values: Vec<f32> = timesteps.iter().map(|timestep| *timestep as f32).collect();
+        if values.len() == 1 {
+            values.resize(batch, values[0]);
+        }
+        let sinusoids =
+            self.time_proj.forward(&values)?.to_device(sample.device())?.to_dtype(sample.dtype())?;
+        let mut emb = self.time_embedding.forward(&sinusoids, conditions.timestep_cond)?;
+        match (&self.class_embedding, conditions.class_labels) {
+            (None, None) => {}
+            (Some(embedding), Some(labels)) => {
+                let class = embedding.forward(labels, &self.time_proj, sample)?;
+                emb = if self.class_embeddings_concat {
+                    Tensor::cat(&[emb, class], 1)?
+                } else {
+                    (emb + class)?
+                };
+            }
+            (Some(_), None) => return missing("class_labels", "class embeddings"),
+            (None, Some(_)) => return superfluous("class_labels", "class embeddings"),
+        }
+        match (&self.added, conditions.added) {
+            (None, None) => {}
+            (Some(added), Some(text_time)) => emb = (&emb + added.forward(text_time, &emb)?)?,
+            (Some(_), None) => return missing("added_cond_kwargs", "`addition_embed_type` \"text_time\""),
+            (None, Some(_)) => return superfluous("added_cond_kwargs", "`addition_embed_type`"),
+        }
+        match self.time_embed_act {
+            Some(activation) => activation.forward(&emb),
+            None => Ok(emb),
+        }
+    }
+}
+
+impl ClassEmbedding {
+    fn new(config: &UNet2DConditionConfig, vb: VarBuilder) -> Result<Option<Self>> {
+        let width = config.time_embed_dim();
+        let Some(kind) = config.class_embed_type else { return Ok(None) };
+        Ok(Some(match kind {
+            ClassEmbedType::Table(count) => Self::Table(Embedding::new(count, width, vb)?),
+            ClassEmbedType::Timestep => {
+                let with_act_fn = TimestepEmbeddingConfig { activation: config.act_fn, ..Default::default() };
+                Self::Timestep(TimestepEmbedding::new(config.block_out_channels[0], width, with_act_fn, vb)?)
+            }
+            ClassEmbedType::Identity => Self::Identity,
+            ClassEmbedType::Projection(dim) => {
+                Self::Projection(TimestepEmbedding::new(dim, width, TimestepEmbeddingConfig::default(), vb)?)
+            }
+            ClassEmbedType::SimpleProjection(dim) => Self::SimpleProjection(Linear::new(dim, width, vb)?),
+        }))
+    }
+
+    fn forward(&self, labels: &Tensor, time_proj: &Timesteps, sample: &Tensor) -> Result<Tensor> {
+        let vectors = || labels.to_dtype(sample.dtype());
+        match self {
+            Self::Table(table) => table.forward(labels),
+            Self::Timestep(embedding) => {
+                let sinusoids = time_proj.forward(&to_floats(labels)?)?;
+                embedding.forward(&sinusoids.to_device(sample.device())?.to_dtype(sample.dtype())?, None)
+            }
+            Self::Identity => Ok(vectors()?),
+            Self::Projection(embedding) => embedding.forward(&vectors()?, None),
+            Self::SimpleProjection(linear) => linear.forward(&vectors()?),
+        }
+    }
+}
+
+impl AddedEmbedding {
+    fn forward(&self, input: TextTime, emb: &Tensor) -> Result<Tensor> {
+        let batch = emb.dim(0)?;
+        let ids = self.time_proj.forward(&to_floats(input.time_ids)?)?;
+        let ids = ids.reshape((batch, ids.elem_count() / batch.max(1)))?;
+        let text = input.text_embeds.to_dtype(candle_core::DType::F32)?;
+        let joined = Tensor::cat(&[text, ids.to_device(emb.device())?], 1)?;
+        if joined.dim(1)? != self.input_dim {
+            let problem = format!(
+                "(text_embeds {:?}, time_ids {:?}) make {} values, expected {} \
+                 (projection_class_embeddings_input_dim)",
+                input.text_embeds.dims(),
+                input.time_ids.dims(),
+                joined.dim(1)?,
+                self.input_dim
+            );
+            return Err(Error::Input { model: MODEL, input: "added_cond_kwargs", problem });
+        }
+        self.embedding.forward(&joined.to_dtype(emb.dtype())?, None)
+    }
+}
+
+fn missing<T>(input: &'static str, feature: &str) -> Result<T> {
+    let problem = format!("are missing, but the model's config has {feature}");
+    Err(Error::Input { model: MODEL, input, problem })
+}
+
+fn superfluous<T>(input: &'static str, feature: &str) -> Result<T> {
+    let problem = format!("are given, but the model's config has no {feature}");
+    Err(Error::Input { model: MODEL, input, problem })
+}
