@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod attention;
+pub mod clip;
 mod config;
 pub mod embeddings;
 mod error;
@@ -10,6 +11,9 @@ mod resnet;
 pub mod transformer_2d;
 pub mod unet_2d_condition;
 
+pub use clip::{
+    ClipTextConfig, ClipTextModel, ClipTextModelOutput, ClipTextModelWithProjection, ClipTextOutput, EosTokenId,
+};
 pub use error::{Error, Result};
 pub use resampling::{Downsample2D, Upsample2D};
 pub use resnet::{ResnetBlock2D, ResnetConfig, TimeScaleShift};

@@ -1,0 +1,93 @@
+use candle_core::Tensor;
+use candle_nn::VarBuilder;
+
+use super::ClipTextConfig;
+use crate::error::Result;
+use crate::layers::{Activation, LayerNorm, Linear};
+
+/// One layer of the encoder: attention and a perceptron, each normalised before and added to its input.
+#[derive(Clone, Debug)]
+pub(super) struct ClipEncoderLayer {
+    layer_norm1: LayerNorm,
+    self_attn: ClipAttention,
+    layer_norm2: LayerNorm,
+    mlp: ClipMlp,
+}
+
+impl ClipEncoderLayer {
+    pub(super) fn new(config: &ClipTextConfig, vb: VarBuilder) -> Result<Self> {
+        let (width, eps) = (config.hidden_size, config.layer_norm_eps);
+        Ok(Self {
+            layer_norm1: LayerNorm::new(width, eps, vb.pp("layer_norm1"))?,
+            self_attn: ClipAttention::new(width, config.num_attention_heads, vb.pp("self_attn"))?,
+            layer_norm2: LayerNorm::new(width, eps, vb.pp("layer_norm2"))?,
+            mlp: ClipMlp::new(config, vb.pp("mlp"))?,
+        })
+    }
+
+    /// `(batch, tokens, hidden_size)`, same shape out; `causal_mask` is `(1, 1, tokens, tokens)`.
+    pub(super) fn forward(&self, x: &Tensor, causal_mask: &Tensor) -> Result<Tensor> {
+        let x = (x + self.self_attn.forward(&self.layer_norm1.forward(x)?, causal_mask)?)?;
+        Ok((&x + self.mlp.forward(&self.layer_norm2.forward(&x)?)?)?)
+    }
+}
+
+#[derive(Clone, Debug)]
+struct ClipAttention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    out_proj: Linear,
+    heads: usize,
+    scale: f64,
+}
+
+impl ClipAttention {
+    fn new(width: usize, heads: usize, vb: VarBuilder) -> Result<Self> {
+        let linear = |name| Linear::new(width, width, vb.pp(name));
+        Ok(Self {
+            q_proj: linear("q_proj")?,
+            k_proj: linear("k_proj")?,
+            v_proj: linear("v_proj")?,
+            out_proj: linear("out_proj")?,
+            heads,
+            scale: ((width / heads) as f64).powf(-0.5),
+        })
+    }
+
+    fn forward(&self, x: &Tensor, causal_mask: &Tensor) -> Result<Tensor> {
+        let query = self.q_proj.forward(x)?;
+        let key = self.k_proj.forward(x)?;
+        let value = self.v_proj.forward(x)?;
+        let mixed = candle_diffusers_kernels::attention(
+            &query,
+            &key,
+            &value,
+            self.heads,
+            self.scale,
+            Some(causal_mask),
+        )?;
+        self.out_proj.forward(&mixed)
+    }
+}
+
+#[derive(Clone, Debug)]
+struct ClipMlp {
+    fc1: Linear,
+    fc2: Linear,
+    activation: Activation,
+}
+
+impl ClipMlp {
+    fn new(config: &ClipTextConfig, vb: VarBuilder) -> Result<Self> {
+        Ok(Self {
+            fc1: Linear::new(config.hidden_size, config.intermediate_size, vb.pp("fc1"))?,
+            fc2: Linear::new(config.intermediate_size, config.hidden_size, vb.pp("fc2"))?,
+            activation: config.hidden_act,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.fc2.forward(&self.activation.forward(&self.fc1.forward(x)?)?)
+    }
+}

@@ -1,0 +1,167 @@
+use candle_core::{DType, Device, IndexOp, Tensor};
+use candle_diffusers_models::layers::Activation;
+use candle_diffusers_models::{ClipTextConfig, ClipTextModel, ClipTextModelWithProjection, EosTokenId};
+use candle_diffusers_test_support::{Fixture, assert_close, values};
+use candle_nn::VarBuilder;
+
+const BOUND: f64 = 2e-6;
+
+fn fixture() -> Fixture {
+    Fixture::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/parity/clip_text/clip_text.safetensors"))
+}
+
+fn config(hidden_act: Activation, num_attention_heads: usize, eos_token_id: EosTokenId) -> ClipTextConfig {
+    ClipTextConfig {
+        vocab_size: 60,
+        hidden_size: 24,
+        intermediate_size: 32,
+        projection_dim: 20,
+        num_hidden_layers: 3,
+        num_attention_heads,
+        max_position_embeddings: 16,
+        hidden_act,
+        layer_norm_eps: 1e-5,
+        eos_token_id,
+    }
+}
+
+fn weights(fixture: &Fixture, variant: &str, dtype: DType) -> VarBuilder<'static> {
+    VarBuilder::from_tensors(fixture.state_dict(&format!("{variant}.model.")), dtype, &Device::Cpu)
+}
+
+fn legacy_model(fixture: &Fixture, dtype: DType) -> ClipTextModel {
+    let config = config(Activation::QuickGelu, 2, EosTokenId::Legacy);
+    ClipTextModel::new(&config, weights(fixture, "legacy", dtype)).unwrap()
+}
+
+fn check_text_model(fixture: &Fixture, variant: &str, model: &ClipTextModel) {
+    for length in [16, 7] {
+        let input_ids = fixture.get("input_ids").narrow(1, 0, length).unwrap();
+        let output = model.forward(&input_ids).unwrap();
+        let check = |what: &str, actual: &Tensor| {
+            let name = format!("{variant}.{length}.{what}");
+            assert_close(&name, actual, fixture.get(&name), BOUND);
+        };
+        check("last_hidden_state", &output.last_hidden_state);
+        check("pooler_output", &output.pooler_output);
+        if length == 16 {
+            check_hidden_states(fixture, variant, model, &output.hidden_states);
+        }
+    }
+}
+
+fn check_hidden_states(fixture: &Fixture, variant: &str, model: &ClipTextModel, hidden_states: &[Tensor]) {
+    let input_ids = fixture.get("input_ids");
+    let layers = model.num_hidden_layers();
+    assert_eq!(hidden_states.len(), layers + 1);
+    for (layer, hidden_state) in hidden_states.iter().enumerate() {
+        let name = format!("{variant}.16.hidden_states.{layer}");
+        assert_close(&name, hidden_state, fixture.get(&name), BOUND);
+        let alone = model.hidden_state(input_ids, layer).unwrap();
+        assert_eq!(values(&alone), values(hidden_state), "{name}: fewer layers give the same bits");
+    }
+    let name = format!("{variant}.clip_skip_1");
+    let skipped = model.final_layer_norm(&hidden_states[layers - 1]).unwrap();
+    assert_close(&name, &skipped, fixture.get(&name), BOUND);
+}
+
+#[test]
+fn quick_gelu_with_the_legacy_end_of_text_rule_equals_the_reference() {
+    let fixture = fixture();
+    check_text_model(&fixture, "legacy", &legacy_model(&fixture, DType::F32));
+}
+
+#[test]
+fn gelu_with_the_first_end_of_text_equals_the_reference() {
+    let fixture = fixture();
+    let config = ClipTextConfig { layer_norm_eps: 1e-3, ..config(Activation::Gelu, 1, EosTokenId::Id(57)) };
+    let model = ClipTextModel::new(&config, weights(&fixture, "gelu", DType::F32)).unwrap();
+    check_text_model(&fixture, "gelu", &model);
+}
+
+#[test]
+fn the_projection_equals_the_reference() {
+    let fixture = fixture();
+    let config = ClipTextConfig { num_hidden_layers: 2, ..config(Activation::Gelu, 4, EosTokenId::Id(57)) };
+    let weights = weights(&fixture, "projection", DType::F32);
+    let model = ClipTextModelWithProjection::new(&config, weights).unwrap();
+    for length in [16, 7] {
+        let input_ids = fixture.get("input_ids").narrow(1, 0, length).unwrap();
+        let output = model.forward(&input_ids).unwrap();
+        for (what, actual) in
+            [("text_embeds", &output.text_embeds), ("last_hidden_state", &output.last_hidden_state)]
+        {
+            let name = format!("projection.{length}.{what}");
+            assert_close(&name, actual, fixture.get(&name), BOUND);
+        }
+        if length == 16 {
+            check_hidden_states(&fixture, "projection", model.text_model(), &output.hidden_states);
+        }
+    }
+}
+
+#[test]
+fn a_prompt_gives_the_same_bits_alone_and_among_others() {
+    let fixture = fixture();
+    let model = legacy_model(&fixture, DType::F32);
+    let input_ids = fixture.get("input_ids");
+    let all = model.forward(input_ids).unwrap();
+    for prompt in 0..4 {
+        let alone = model.forward(&input_ids.i(prompt..prompt + 1).unwrap()).unwrap();
+        let hidden_state = all.last_hidden_state.i(prompt..prompt + 1).unwrap();
+        assert_eq!(values(&alone.last_hidden_state), values(&hidden_state));
+        let pooled = all.pooler_output.i(prompt..prompt + 1).unwrap();
+        assert_eq!(values(&alone.pooler_output), values(&pooled));
+    }
+}
+
+#[test]
+fn half_precision_stays_near() {
+    let fixture = fixture();
+    let input_ids = fixture.get("input_ids").to_dtype(DType::U32).unwrap();
+    for (dtype, bound) in [(DType::F16, 5e-3), (DType::BF16, 4e-2)] {
+        let output = legacy_model(&fixture, dtype).forward(&input_ids).unwrap();
+        assert_eq!(output.last_hidden_state.dtype(), dtype);
+        let expected = fixture.get("legacy.16.last_hidden_state");
+        assert_close(dtype.as_str(), &output.last_hidden_state, expected, bound);
+    }
+}
+
+#[test]
+fn wrong_inputs_are_errors_that_say_what_is_wrong() {
+    let fixture = fixture();
+    let model = legacy_model(&fixture, DType::F32);
+    let ids = |values: &[i64]| Tensor::from_slice(values, (1, values.len()), &Device::Cpu).unwrap();
+    let floats = Tensor::zeros((1, 4), DType::F32, &Device::Cpu).unwrap();
+    let wrong = [
+        (ids(&[1; 17]), "has 17 tokens, but there are only 16 positions"),
+        (ids(&[1, 60]), "contains 60, but the vocabulary has 60 tokens"),
+        (ids(&[1, -1]), "contains -1, but the vocabulary has 60 tokens"),
+        (ids(&[1, i64::MAX]), "contains 9223372036854775807"),
+        (ids(&[]), "is [1, 0] of i64, expected (batch, tokens)"),
+        (ids(&[1]).squeeze(0).unwrap(), "is [1] of i64, expected (batch, tokens)"),
+        (floats, "is [1, 4] of f32, expected (batch, tokens)"),
+    ];
+    for (input_ids, message) in wrong {
+        let error = model.forward(&input_ids).unwrap_err().to_string();
+        assert!(error.contains("CLIPTextModel: input_ids") && error.contains(message), "{error}");
+    }
+    let error = model.hidden_state(&ids(&[1]), 4).unwrap_err().to_string();
+    assert!(error.contains("layers is 4, but there are 3"), "{error}");
+}
+
+#[test]
+fn a_missing_and_a_wrongly_shaped_tensor_are_named() {
+    let fixture = fixture();
+    let config = config(Activation::QuickGelu, 2, EosTokenId::Legacy);
+    let name = "text_model.encoder.layers.1.mlp.fc1.weight";
+    let mut tensors = fixture.state_dict("legacy.model.");
+    tensors.insert(name.into(), Tensor::zeros((3, 5), DType::F32, &Device::Cpu).unwrap());
+    let weights = VarBuilder::from_tensors(tensors.clone(), DType::F32, &Device::Cpu);
+    let error = ClipTextModel::new(&config, weights).unwrap_err().to_string();
+    assert!(error.contains(name) && error.contains("[32, 24]") && error.contains("[3, 5]"), "{error}");
+    tensors.remove(name);
+    let weights = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
+    let error = ClipTextModel::new(&config, weights).unwrap_err().to_string();
+    assert!(error.contains(name), "{error}");
+}
