@@ -178,6 +178,14 @@ pub enum Error {
         /// What the tensor library said.
         source: Box<candle_core::Error>,
     },
+    /// A tokenizer's files do not make a tokenizer, or a text could not be turned into ids.
+    #[error("{file}: {message}")]
+    Tokenizer {
+        /// The file.
+        file: String,
+        /// What is wrong.
+        message: String,
+    },
     /// A component's config or weights did not make a model.
     #[error("{component}: {source}")]
     Component {

@@ -88,7 +88,9 @@ fn extra_tensors_are_counted_and_named_but_not_positions() {
     let builder = weights.var_builder(DType::F32, &Device::Cpu);
     builder.get(1, "used.weight").unwrap();
     let error = weights.check_all_used().unwrap_err().to_string();
-    for part in ["unet/model.safetensors has tensors", "(7): extra.0, extra.1, extra.2, extra.3, extra.4, ..."] {
+    for part in
+        ["unet/model.safetensors has tensors", "(7): extra.0, extra.1, extra.2, extra.3, extra.4, ..."]
+    {
         assert!(error.contains(part), "{error}");
     }
     for i in 0..7 {

@@ -1,0 +1,6 @@
+//! Comparisons with the reference library: see CONTRIBUTING.md.
+
+// Clippy knows the test functions only, not what they call.
+#![allow(clippy::unwrap_used)]
+
+mod clip_tokenizer;
