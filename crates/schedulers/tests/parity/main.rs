@@ -1,0 +1,3 @@
+//! Comparison with the reference library: see CONTRIBUTING.md.
+
+mod torch_generator;
