@@ -11,14 +11,17 @@ use crate::transformer_2d::{Context, Transformer2DConfig, Transformer2DModel};
 
 /// What one block is made of.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct BlockConfig {
-    pub(super) kind: BlockType,
+pub struct BlockConfig {
+    /// With or without transformers.
+    pub kind: BlockType,
     /// Number of residual blocks.
-    pub(super) layers: usize,
-    pub(super) out_channels: usize,
-    pub(super) resnet: ResnetConfig,
+    pub layers: usize,
+    /// Channels of every residual block's result.
+    pub out_channels: usize,
+    /// Of each residual block.
+    pub resnet: ResnetConfig,
     /// Of each transformer; its `in_channels` is `out_channels`.
-    pub(super) transformer: Transformer2DConfig,
+    pub transformer: Transformer2DConfig,
 }
 
 impl BlockConfig {
@@ -58,21 +61,24 @@ impl Layer {
 
 /// `CrossAttnDownBlock2D` and `DownBlock2D`.
 #[derive(Clone, Debug)]
-pub(super) struct DownBlock {
+pub struct DownBlock {
     layers: Vec<Layer>,
     downsampler: Option<Downsample2D>,
 }
 
 impl DownBlock {
     /// `downsample_padding` is `None` in the last block, which does not halve.
-    pub(super) fn new(
+    ///
+    /// # Errors
+    /// When `layers` is 0, or a tensor is missing or wrongly shaped.
+    pub fn new(
         in_channels: usize,
         config: BlockConfig,
         downsample_padding: Option<usize>,
         vb: VarBuilder,
     ) -> Result<Self> {
         let mut inputs = vec![config.out_channels; config.layers];
-        inputs[0] = in_channels;
+        *inputs.first_mut().ok_or_else(no_layers)? = in_channels;
         let downsampler = match downsample_padding {
             Some(padding) => Some(Downsample2D::new(config.out_channels, padding, vb.pp("downsamplers.0"))?),
             None => None,
@@ -80,8 +86,12 @@ impl DownBlock {
         Ok(Self { layers: config.layers(&inputs, &vb)?, downsampler })
     }
 
-    /// The result, and pushed onto `res_samples` every intermediate result that the way up will want.
-    pub(super) fn forward(
+    /// `(batch, in_channels, height, width)` to `(batch, out_channels, height', width')`. Every intermediate result that the way up will want is
+    /// pushed onto `res_samples`; `temb` is `(batch, temb_channels)`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn forward(
         &self,
         mut x: Tensor,
         temb: &Tensor,
@@ -103,13 +113,17 @@ impl DownBlock {
 /// `UNetMidBlock2DCrossAttn`, and `UNetMidBlock2D` without attention: a residual block, then a transformer and another residual
 /// block where there is cross-attention.
 #[derive(Clone, Debug)]
-pub(super) struct MidBlock {
+pub struct MidBlock {
     first: ResnetBlock2D,
     rest: Option<(Transformer2DModel, ResnetBlock2D)>,
 }
 
 impl MidBlock {
-    pub(super) fn new(config: BlockConfig, vb: VarBuilder) -> Result<Self> {
+    /// A block that keeps its channels; `config.layers` has no meaning here.
+    ///
+    /// # Errors
+    /// When a tensor is missing or wrongly shaped.
+    pub fn new(config: BlockConfig, vb: VarBuilder) -> Result<Self> {
         let channels = config.out_channels;
         let resnet = |i: usize| ResnetBlock2D::new(channels, channels, config.resnet, vb.pp("resnets").pp(i));
         let rest = match config.kind {
@@ -121,7 +135,11 @@ impl MidBlock {
         Ok(Self { first: resnet(0)?, rest })
     }
 
-    pub(super) fn forward(&self, x: &Tensor, temb: &Tensor, context: Context) -> Result<Tensor> {
+    /// `(batch, out_channels, height, width)`, same shape out; `temb` is `(batch, temb_channels)`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn forward(&self, x: &Tensor, temb: &Tensor, context: Context) -> Result<Tensor> {
         let hidden = self.first.forward(x, Some(temb))?;
         match &self.rest {
             Some((attention, resnet)) => resnet.forward(&attention.forward(&hidden, context)?, Some(temb)),
@@ -132,28 +150,33 @@ impl MidBlock {
 
 /// `CrossAttnUpBlock2D` and `UpBlock2D`.
 #[derive(Clone, Debug)]
-pub(super) struct UpBlock {
+pub struct UpBlock {
     layers: Vec<Layer>,
     upsampler: Option<Upsample2D>,
 }
 
 /// Whether an [`UpBlock`] doubles its result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Upsampling {
+pub enum Upsampling {
+    /// Twice the height and width.
     Double,
+    /// The same size: the last block.
     Keep,
 }
 
 impl UpBlock {
     /// `prev_channels` come from the block below, `skip_channels` are those of the last skip connection.
-    pub(super) fn new(
+    ///
+    /// # Errors
+    /// When `layers` is 0, or a tensor is missing or wrongly shaped.
+    pub fn new(
         prev_channels: usize,
         skip_channels: usize,
         config: BlockConfig,
         upsampling: Upsampling,
         vb: VarBuilder,
     ) -> Result<Self> {
-        let last = config.layers - 1;
+        let last = config.layers.checked_sub(1).ok_or_else(no_layers)?;
         let input = |i: usize| {
             let previous = if i == 0 { prev_channels } else { config.out_channels };
             previous + if i == last { skip_channels } else { config.out_channels }
@@ -166,8 +189,12 @@ impl UpBlock {
         Ok(Self { layers: config.layers(&inputs, &vb)?, upsampler })
     }
 
-    /// Takes its skip connections from the end of `res_samples`. What it doubles has then the size of the next one there.
-    pub(super) fn forward(
+    /// `(batch, prev_channels, height, width)` to `(batch, out_channels, height', width')`. Skip connections are taken from the end of
+    /// `res_samples`; what is doubled has then the size of the next one there, or exactly twice its own where none is left.
+    ///
+    /// # Errors
+    /// When shapes do not fit, or there are too few skip connections.
+    pub fn forward(
         &self,
         mut x: Tensor,
         temb: &Tensor,
@@ -191,4 +218,8 @@ impl UpBlock {
         };
         upsampler.forward(&x, size)
     }
+}
+
+fn no_layers() -> Error {
+    Error::Input { model: "UNet2DConditionModel", input: "layers_per_block", problem: "is 0".into() }
 }

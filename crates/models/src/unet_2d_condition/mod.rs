@@ -1,6 +1,6 @@
 //! The UNet that predicts noise from a picture and a text (diffusers' `models/unets/unet_2d_condition.py`).
 
-mod blocks;
+pub mod blocks;
 mod config;
 mod time;
 
