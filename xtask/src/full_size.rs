@@ -1,0 +1,213 @@
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use serde::Deserialize;
+
+use crate::python::{self, Python};
+use crate::worker::{Cost, Worker};
+use crate::workspace;
+
+/// How far one UNet forward or one VAE decode may be from the reference's, relative to the largest value.
+const MODEL_BOUND: f64 = 1e-3;
+/// How far a pixel of a whole picture may be from the reference's, of 255.
+const PIXEL_BOUND: f64 = 2.0;
+
+#[derive(Args)]
+pub(crate) struct ParityArguments {
+    /// Stable Diffusion 1.5 at full size with random weights (4 GB, made once): one UNet forward, one VAE decode, one picture
+    #[arg(long, required = true)]
+    full: bool,
+    #[command(flatten)]
+    common: CommonArguments,
+    /// Denoising steps of the picture; 0 leaves it out
+    #[arg(long, default_value_t = 2)]
+    steps: usize,
+}
+
+#[derive(Args)]
+pub(crate) struct BenchArguments {
+    #[command(flatten)]
+    common: CommonArguments,
+    /// How often each is timed
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    repetitions: u32,
+}
+
+#[derive(Args)]
+struct CommonArguments {
+    /// Threads of each side
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+}
+
+/// What both sides are asked for: its name in the protocol and the ending of what is written.
+struct Work {
+    question: &'static str,
+    ending: &'static str,
+    arguments: String,
+    bound: f64,
+    unit: &'static str,
+}
+
+/// Both sides with their costs, and how far apart their results are.
+struct Comparison {
+    reference: Vec<Cost>,
+    ours: Vec<Cost>,
+    difference: f64,
+}
+
+/// Compares one run of each model, and a whole picture, with the reference library's.
+pub(crate) fn parity(arguments: &ParityArguments) -> Result<()> {
+    let sides = Sides::prepare(arguments.common.threads)?;
+    let mut works = vec![Work::model("unet"), Work::model("vae")];
+    if arguments.steps > 0 {
+        works.push(Work::picture(arguments.steps));
+    }
+    let mut far_off = Vec::new();
+    for work in &works {
+        let comparison = sides.compare(work, 1)?;
+        comparison.print_each(work);
+        println!("  difference   {:.2e}{} (at most {})", comparison.difference, work.unit, work.bound);
+        // Not the negation of "within", so that a NaN fails.
+        if !matches!(comparison.difference.partial_cmp(&work.bound), Some(order) if order.is_le()) {
+            far_off.push(work.question);
+        }
+    }
+    ensure!(far_off.is_empty(), "too far from the reference: {}", far_off.join(", "));
+    Ok(())
+}
+
+/// Times both sides in turn.
+pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
+    let sides = Sides::prepare(arguments.common.threads)?;
+    for work in [Work::model("unet"), Work::model("vae")] {
+        let comparison = sides.compare(&work, arguments.repetitions)?;
+        comparison.print_each(&work);
+        let (reference, ours) = (median(&comparison.reference), median(&comparison.ours));
+        println!("  medians      {reference:.2} s and {ours:.2} s, ratio {:.2}", ours / reference);
+    }
+    Ok(())
+}
+
+impl Work {
+    fn model(question: &'static str) -> Self {
+        let unit = " of the largest value";
+        Self { question, ending: "safetensors", arguments: String::new(), bound: MODEL_BOUND, unit }
+    }
+
+    fn picture(steps: usize) -> Self {
+        let (arguments, unit) = (format!("\t{steps}"), " of 255");
+        Self { question: "picture", ending: "png", arguments, bound: PIXEL_BOUND, unit }
+    }
+}
+
+/// The two programs and the model folder that they share.
+struct Sides {
+    python: Python,
+    ours: PathBuf,
+    folder: PathBuf,
+    threads: usize,
+}
+
+impl Sides {
+    fn prepare(threads: usize) -> Result<Self> {
+        let python = Python::find_or_install()?;
+        let folder = workspace::target().join("full-size/stable-diffusion-1.5");
+        let sides = Self { ours: build()?, python, folder, threads };
+        if !sides.folder.exists() {
+            fs::create_dir_all(sides.outputs())?;
+            eprintln!("making {} (4 GB, once)", sides.folder.display());
+            python::run(sides.reference_command().arg("make").arg(&sides.folder))?;
+        }
+        Ok(sides)
+    }
+
+    /// The folder for what both sides write.
+    fn outputs(&self) -> &Path {
+        self.folder.parent().unwrap_or(&self.folder)
+    }
+
+    fn reference_command(&self) -> Command {
+        let mut command = self.python.script(&workspace::root().join("xtask/python/full_size.py"));
+        command.env("OMP_NUM_THREADS", self.threads.to_string());
+        command
+    }
+
+    /// Asks both sides in turn, each in a process of its own that has done nothing else.
+    fn compare(&self, work: &Work, repetitions: u32) -> Result<Comparison> {
+        let threads = self.threads.to_string();
+        let mut reference = self.reference_command();
+        reference.arg("serve").arg(&self.folder).arg(&threads);
+        let mut reference = Worker::start("the reference", &mut reference)?;
+        let mut ours = Command::new(&self.ours);
+        ours.arg(&self.folder).env("RAYON_NUM_THREADS", &threads);
+        let mut ours = Worker::start("this project", &mut ours)?;
+
+        let output = |side: &str| self.outputs().join(format!("{}.{side}.{}", work.question, work.ending));
+        let (expected, actual) = (output("reference"), output("ours"));
+        let question = |path: &Path| format!("{}\t{}{}", work.question, path.display(), work.arguments);
+        let mut comparison = Comparison { reference: Vec::new(), ours: Vec::new(), difference: 0.0 };
+        for _ in 0..repetitions {
+            comparison.reference.push(reference.ask(&question(&expected))?);
+            comparison.ours.push(ours.ask(&question(&actual))?);
+        }
+        #[derive(Deserialize)]
+        struct Answer {
+            difference: f64,
+        }
+        let question = format!("compare\t{}\t{}", actual.display(), expected.display());
+        comparison.difference = ours.ask::<Answer>(&question)?.difference;
+        Ok(comparison)
+    }
+}
+
+impl Comparison {
+    fn print_each(&self, work: &Work) {
+        println!("{}", work.question);
+        for (side, costs) in [("diffusers", &self.reference), ("ours", &self.ours)] {
+            let seconds: Vec<String> = costs.iter().map(|cost| format!("{:.2}", cost.seconds)).collect();
+            let peak = costs.iter().map(|cost| cost.peak_bytes).max().unwrap_or_default();
+            println!("  {side:<12} {} s, peak {:.2} GB", seconds.join(" "), peak as f64 / 1e9);
+        }
+    }
+}
+
+/// Builds our side of the comparison, optimised, and says where it is.
+fn build() -> Result<PathBuf> {
+    let mut command = Command::new("cargo");
+    command.args(["build", "--release", "--package", "candle-diffusers-tests", "--example", "full_size"]);
+    python::run(command.current_dir(workspace::root()))?;
+    let name = format!("full_size{}", std::env::consts::EXE_SUFFIX);
+    let program = workspace::target().join("release/examples").join(name);
+    if !program.exists() {
+        bail!("cargo did not write {}", program.display());
+    }
+    program.canonicalize().with_context(|| program.display().to_string())
+}
+
+fn median(costs: &[Cost]) -> f64 {
+    let mut seconds: Vec<f64> = costs.iter().map(|cost| cost.seconds).collect();
+    seconds.sort_by(f64::total_cmp);
+    let middle = seconds.len() / 2;
+    let upper = seconds.get(middle).copied().unwrap_or(f64::NAN);
+    let lower = seconds.get(seconds.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN);
+    (lower + upper) / 2.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_of_an_even_count_lies_between_the_middle_two() {
+        let costs = |seconds: &[f64]| -> Vec<Cost> {
+            seconds.iter().map(|&seconds| Cost { seconds, peak_bytes: 0 }).collect()
+        };
+        assert_eq!(median(&costs(&[3.0, 1.0, 2.0])), 2.0);
+        assert_eq!(median(&costs(&[4.0, 1.0, 2.0, 9.0])), 3.0);
+        assert!(median(&[]).is_nan());
+    }
+}
