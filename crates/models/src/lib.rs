@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod attention;
+pub mod autoencoder_kl;
 pub mod clip;
 mod config;
 pub mod embeddings;
@@ -11,8 +12,12 @@ mod resnet;
 pub mod transformer_2d;
 pub mod unet_2d_condition;
 
+pub use autoencoder_kl::{
+    AutoencoderKL, AutoencoderKLConfig, BatchSlicing, DiagonalGaussianDistribution, Tiling,
+};
 pub use clip::{
-    ClipTextConfig, ClipTextModel, ClipTextModelOutput, ClipTextModelWithProjection, ClipTextOutput, EosTokenId,
+    ClipTextConfig, ClipTextModel, ClipTextModelOutput, ClipTextModelWithProjection, ClipTextOutput,
+    EosTokenId,
 };
 pub use error::{Error, Result};
 pub use resampling::{Downsample2D, Upsample2D};

@@ -44,10 +44,14 @@ impl ClipTextModel {
     /// Parameter paths begin with `text_model.` below the prefix of `vb`.
     ///
     /// # Errors
-    /// When a tensor is missing or wrongly shaped.
+    /// When a tensor is missing or wrongly shaped, or the heads do not divide the width.
     pub fn new(config: &ClipTextConfig, vb: VarBuilder) -> Result<Self> {
+        let (width, heads) = (config.hidden_size, config.num_attention_heads);
+        if heads == 0 || !width.is_multiple_of(heads) {
+            let problem = format!("is {heads}, expected a number that divides hidden_size, {width}");
+            return Err(input_error("num_attention_heads", problem));
+        }
         let vb = vb.pp("text_model");
-        let width = config.hidden_size;
         let embeddings = vb.pp("embeddings");
         let token_embedding = Embedding::new(config.vocab_size, width, embeddings.pp("token_embedding"))?;
         let position_embedding =
