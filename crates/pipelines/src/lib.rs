@@ -1,1 +1,19 @@
-//! Diffusion pipelines on candle: prompt in, picture out.
+#![doc = include_str!("../README.md")]
+
+mod denoise;
+mod error;
+mod guidance;
+mod image_processor;
+mod latents;
+mod memory;
+mod prompt;
+mod stable_diffusion;
+
+pub use denoise::{Guidance, StepCallback, StepEnd, denoise};
+pub use error::{Error, Result};
+pub use guidance::{classifier_free_guidance, guidance_scale_embedding};
+pub use image_processor::{denormalize, to_pictures};
+pub use latents::{decode_latents, prepare_latents, scale_initial_latents};
+pub use memory::working_memory;
+pub use prompt::{PromptEmbeds, encode_prompt};
+pub use stable_diffusion::{Schedule, StableDiffusionPipeline, TextToImage, seeded_generators};

@@ -1,0 +1,101 @@
+//! The loop that turns noise into a picture's latents.
+
+use std::ops::ControlFlow;
+
+use candle_core::Tensor;
+use candle_diffusers_models::{UNet2DConditionModel, UNetConditions};
+use candle_diffusers_schedulers::{NoiseSource, Scheduler, StepOptions};
+
+use crate::error::Result;
+use crate::guidance::{classifier_free_guidance, guidance_scale_embedding};
+use crate::prompt::PromptEmbeds;
+
+/// How [`denoise`] guides.
+#[derive(Clone, Debug)]
+pub struct Guidance {
+    /// How far away from the negative prompt; 1 or less turns guidance off.
+    pub scale: f64,
+    /// How far the spread of the guided prediction is brought back (0 to 1).
+    pub rescale: f64,
+}
+
+impl Guidance {
+    /// Whether the UNet is asked twice a step, for the negative prompt too: not where guidance is off, and not where the
+    /// model takes the scale as an input.
+    pub fn is_classifier_free(&self, unet: &UNet2DConditionModel) -> bool {
+        self.scale > 1.0 && unet.config().time_cond_proj_dim.is_none()
+    }
+}
+
+/// The end of one step, as a callback sees it. What it changes, the next step takes.
+#[derive(Debug)]
+pub struct StepEnd<'a> {
+    /// Steps done before this one.
+    pub index: usize,
+    /// Steps in all. Some schedulers take more than were asked for.
+    pub total: usize,
+    /// The timestep that this step took.
+    pub timestep: f64,
+    /// `(batch, channels, height, width)`.
+    pub latents: &'a mut Tensor,
+    /// The text that the next steps see.
+    pub prompt_embeds: &'a mut PromptEmbeds,
+}
+
+/// What a callback may say at the end of a step: go on, or stop and make the picture of what there is.
+pub type StepCallback<'a> = dyn FnMut(StepEnd<'_>) -> Result<ControlFlow<()>> + 'a;
+
+/// Denoises `latents` `(batch, channels, height, width)` over all timesteps that `scheduler` is set to, and returns them.
+///
+/// Each step asks the UNet, guides its prediction, and lets the scheduler step; noise that the scheduler draws comes from
+/// `noise`.
+///
+/// # Errors
+/// When shapes do not fit, or `on_step_end` fails.
+#[allow(clippy::too_many_arguments)]
+pub fn denoise(
+    unet: &UNet2DConditionModel,
+    scheduler: &mut dyn Scheduler,
+    mut latents: Tensor,
+    mut prompt_embeds: PromptEmbeds,
+    guidance: &Guidance,
+    step_options: &StepOptions,
+    noise: &mut dyn NoiseSource,
+    on_step_end: &mut StepCallback,
+) -> Result<Tensor> {
+    let classifier_free = guidance.is_classifier_free(unet);
+    let timestep_cond = match unet.config().time_cond_proj_dim {
+        Some(dim) => {
+            let w = guidance.scale - 1.0;
+            Some(guidance_scale_embedding(w, latents.dim(0)?, dim, latents.dtype(), latents.device())?)
+        }
+        None => None,
+    };
+    let conditions = UNetConditions { timestep_cond: timestep_cond.as_ref(), ..Default::default() };
+    let timesteps = scheduler.timesteps().to_vec();
+    for (index, &timestep) in timesteps.iter().enumerate() {
+        let input = if classifier_free { Tensor::cat(&[&latents, &latents], 0)? } else { latents.clone() };
+        let input = scheduler.scale_model_input(&input, timestep)?;
+        let text = if classifier_free {
+            prompt_embeds.negative_then_prompt()?
+        } else {
+            prompt_embeds.prompt.clone()
+        };
+        let mut model_output = unet.forward(&input, &[timestep], &text, conditions)?;
+        if classifier_free {
+            model_output = classifier_free_guidance(&model_output, guidance.scale, guidance.rescale)?;
+        }
+        latents = scheduler.step(&model_output, timestep, &latents, noise, step_options)?.prev_sample;
+        let step = StepEnd {
+            index,
+            total: timesteps.len(),
+            timestep,
+            latents: &mut latents,
+            prompt_embeds: &mut prompt_embeds,
+        };
+        if on_step_end(step)?.is_break() {
+            break;
+        }
+    }
+    Ok(latents)
+}

@@ -1,0 +1,226 @@
+//! Text to image with Stable Diffusion 1.x and 2.x (diffusers' `pipelines/stable_diffusion/pipeline_stable_diffusion.py`).
+
+mod load;
+mod request;
+
+use candle_core::{DType, Device, Tensor};
+use candle_diffusers_loaders::ClipTokenizer;
+use candle_diffusers_models::{AutoencoderKL, ClipTextModel, UNet2DConditionModel};
+use candle_diffusers_schedulers::{
+    NoiseSource, Scheduler, StepOptions, TorchGenerator, scheduler_with_overrides,
+};
+use image::RgbImage;
+use serde_json::{Map, Value};
+
+pub use request::{Schedule, TextToImage};
+
+use crate::denoise::{Guidance, StepCallback, denoise};
+use crate::error::{Result, argument};
+use crate::image_processor::{denormalize, to_pictures};
+use crate::latents::{decode_latents, prepare_latents, scale_initial_latents};
+use crate::memory::{check_memory, working_memory};
+use crate::prompt::{PromptEmbeds, encode_prompt};
+
+/// The models that paint from a text, and the stages in which they do: [`encode_prompt`](Self::encode_prompt),
+/// [`prepare_latents`](Self::prepare_latents), [`denoise`](crate::denoise()) and [`decode_latents`](Self::decode_latents).
+///
+/// The models are public, so that they can be shared with a pipeline of one's own.
+pub struct StableDiffusionPipeline {
+    /// Words to token ids.
+    pub tokenizer: ClipTokenizer,
+    /// Token ids to embeddings.
+    pub text_encoder: ClipTextModel,
+    /// Predicts the noise in latents.
+    pub unet: UNet2DConditionModel,
+    /// Between latents and pictures.
+    pub vae: AutoencoderKL,
+    scheduler: Box<dyn Scheduler>,
+    /// What another scheduler is made from.
+    scheduler_config: Value,
+    /// Latent height and width where a request names none.
+    pub sample_size: Option<(usize, usize)>,
+    /// Where the models are.
+    pub device: Device,
+    /// In which dtype they compute.
+    pub dtype: DType,
+}
+
+/// One torch CPU generator a picture, seeded `seed`, `seed + 1`, and so on: picture i of a batch is then the picture that
+/// seed `seed + i` gives alone.
+pub fn seeded_generators(seed: u64, count: usize) -> Vec<TorchGenerator> {
+    (0..count as u64).map(|i| TorchGenerator::new(seed.wrapping_add(i))).collect()
+}
+
+impl StableDiffusionPipeline {
+    /// Paints pictures.
+    ///
+    /// Noise comes from `noise`: one generator for all pictures, or a `Vec` of one for each ([`seeded_generators`]).
+    /// `on_step_end` is called after each step ([`StepCallback`]; `&mut |_| Ok(ControlFlow::Continue(()))` does nothing).
+    ///
+    /// # Errors
+    /// When the request cannot be met; nothing has been computed then.
+    pub fn generate(
+        &mut self,
+        request: &TextToImage,
+        noise: &mut dyn NoiseSource,
+        on_step_end: &mut StepCallback,
+    ) -> Result<Vec<RgbImage>> {
+        to_pictures(&self.generate_tensor(request, noise, on_step_end)?)
+    }
+
+    /// Like [`generate`](Self::generate), with the pictures as one tensor `(batch, 3, height, width)`, values from 0 to 1.
+    ///
+    /// # Errors
+    /// Those of [`generate`](Self::generate).
+    pub fn generate_tensor(
+        &mut self,
+        request: &TextToImage,
+        noise: &mut dyn NoiseSource,
+        on_step_end: &mut StepCallback,
+    ) -> Result<Tensor> {
+        let latents = self.generate_latents(request, noise, on_step_end)?;
+        denormalize(&self.decode_latents(&latents)?)
+    }
+
+    /// Like [`generate`](Self::generate), with the latents `(batch, channels, height / factor, width / factor)` as the last step left them.
+    ///
+    /// # Errors
+    /// Those of [`generate`](Self::generate).
+    pub fn generate_latents(
+        &mut self,
+        request: &TextToImage,
+        noise: &mut dyn NoiseSource,
+        on_step_end: &mut StepCallback,
+    ) -> Result<Tensor> {
+        request.check()?;
+        let (width, height) = self.picture_size(request)?;
+        match &request.schedule {
+            Schedule::Steps(steps) => self.scheduler.set_timesteps(*steps)?,
+            Schedule::Timesteps(timesteps) => self.scheduler.set_custom_timesteps(timesteps)?,
+            Schedule::Sigmas(sigmas) => self.scheduler.set_custom_sigmas(sigmas)?,
+        }
+        let guidance = Guidance { scale: request.guidance_scale, rescale: request.guidance_rescale };
+        let prompt_embeds = match &request.prompt_embeds {
+            Some(embeds) => embeds.clone(),
+            None => self.encode_prompt(request, &guidance)?,
+        };
+        let prompt_embeds = prompt_embeds.repeat_each(request.num_images_per_prompt)?;
+        let latents = match &request.latents {
+            Some(latents) => scale_initial_latents(latents, self.scheduler.as_ref())?,
+            None => self.prepare_latents(prompt_embeds.prompt.dim(0)?, width, height, noise)?,
+        };
+        let step_options = StepOptions { eta: request.eta, ..Default::default() };
+        denoise(
+            &self.unet,
+            self.scheduler.as_mut(),
+            latents,
+            prompt_embeds,
+            &guidance,
+            &step_options,
+            noise,
+            on_step_end,
+        )
+    }
+
+    /// The embeddings of the request's prompts, and of its negative prompts where guidance asks for them; one for each prompt.
+    ///
+    /// As in diffusers, `clip_skip` does not apply to negative prompts.
+    ///
+    /// # Errors
+    /// When there are not as many negative prompts as prompts.
+    pub fn encode_prompt(&self, request: &TextToImage, guidance: &Guidance) -> Result<PromptEmbeds> {
+        let encode = |prompts: &[String], clip_skip| {
+            encode_prompt(&self.tokenizer, &self.text_encoder, prompts, clip_skip, &self.device)
+        };
+        let negative = if guidance.is_classifier_free(&self.unet) {
+            Some(encode(&request.negative_prompts_per_prompt()?, None)?)
+        } else {
+            None
+        };
+        Ok(PromptEmbeds { prompt: encode(&request.prompts, request.clip_skip)?, negative })
+    }
+
+    /// Noise for `count` pictures of `width` by `height` pixels, `(count, channels, height / factor, width / factor)`, scaled for the
+    /// scheduler.
+    ///
+    /// # Errors
+    /// When `noise` has another number of generators than `count`.
+    pub fn prepare_latents(
+        &self,
+        count: usize,
+        width: usize,
+        height: usize,
+        noise: &mut dyn NoiseSource,
+    ) -> Result<Tensor> {
+        let factor = self.vae.config().vae_scale_factor();
+        let shape = [count, self.unet.config().in_channels, height / factor, width / factor];
+        prepare_latents(shape, self.scheduler.as_ref(), noise, self.dtype, &self.device)
+    }
+
+    /// Latents as pictures, `(batch, 3, height, width)` with values about -1 to 1.
+    ///
+    /// # Errors
+    /// When the shape does not fit.
+    pub fn decode_latents(&self, latents: &Tensor) -> Result<Tensor> {
+        decode_latents(&self.vae, latents)
+    }
+
+    /// Replaces the scheduler by one of another class with the present one's settings, as diffusers' `from_config` does it.
+    ///
+    /// `class_name` is diffusers' (`EulerDiscreteScheduler`); `overrides` are config fields that shall differ (`use_karras_sigmas`).
+    ///
+    /// # Errors
+    /// When there is no such scheduler, or a setting does not fit it.
+    pub fn set_scheduler(&mut self, class_name: &str, overrides: &Map<String, Value>) -> Result<()> {
+        let scheduler = scheduler_with_overrides(class_name, &self.scheduler_config, overrides)?;
+        self.replace_scheduler(scheduler);
+        Ok(())
+    }
+
+    /// Steps from noise to latents.
+    pub fn scheduler(&self) -> &dyn Scheduler {
+        self.scheduler.as_ref()
+    }
+
+    /// Takes another scheduler.
+    pub fn replace_scheduler(&mut self, scheduler: Box<dyn Scheduler>) {
+        self.scheduler_config = scheduler.config();
+        self.scheduler = scheduler;
+    }
+
+    /// The pixels of a request's pictures, width and height: as it says, as its latents are, or as the model was trained.
+    ///
+    /// # Errors
+    /// When a side is 0, not a multiple of the VAE's factor, or too large for this machine's memory.
+    pub fn picture_size(&self, request: &TextToImage) -> Result<(usize, usize)> {
+        let factor = self.vae.config().vae_scale_factor();
+        let given = match &request.latents {
+            Some(latents) => {
+                let (_, _, height, width) = latents.dims4()?;
+                Some((height, width))
+            }
+            None => self.sample_size,
+        };
+        let side = |name, asked: Option<usize>, latent_side: Option<usize>| match asked
+            .or(latent_side.map(|side| side * factor))
+        {
+            Some(side) if side > 0 && side.is_multiple_of(factor) => Ok(side),
+            Some(side) => {
+                let below = side / factor * factor;
+                let nearest = if below == 0 {
+                    format!("{factor}")
+                } else {
+                    format!("{below} or {}", below.saturating_add(factor))
+                };
+                argument(name, format!("is {side}, expected a multiple of {factor}, such as {nearest}"))
+            }
+            None => argument(name, "is missing, and the model does not say what size it was trained for"),
+        };
+        let height = side("height", request.height, given.map(|size| size.0))?;
+        let width = side("width", request.width, given.map(|size| size.1))?;
+        let batch = request.batch_size();
+        let bytes = working_memory(self.unet.config(), self.vae.config(), self.dtype, batch, width, height);
+        check_memory(&self.device, bytes, &format!("{batch} picture(s) of {width}x{height} at a time"))?;
+        Ok((width, height))
+    }
+}

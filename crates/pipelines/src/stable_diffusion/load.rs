@@ -1,0 +1,131 @@
+use candle_core::DType;
+use candle_diffusers_loaders::{
+    ClipTokenizer, LoadOptions, ModelIndex, Repository, load_component, load_scheduler_config,
+};
+use candle_diffusers_models::{
+    AutoencoderKL, AutoencoderKLConfig, ClipTextConfig, ClipTextModel, UNet2DConditionConfig,
+    UNet2DConditionModel,
+};
+use candle_diffusers_schedulers::{Scheduler, scheduler_from_config, scheduler_with_overrides};
+use serde_json::{Map, Value, json};
+
+use super::StableDiffusionPipeline;
+use crate::error::{Error, Result};
+
+impl StableDiffusionPipeline {
+    /// Loads a folder in diffusers' layout.
+    ///
+    /// # Errors
+    /// When a file is missing or damaged, a config has a field that is not supported, or the folder is of another kind of model.
+    pub fn load(repository: &Repository, options: &LoadOptions) -> Result<Self> {
+        let index = ModelIndex::load(repository)?;
+        check_kind(&index)?;
+        let (scheduler, scheduler_config) = load_scheduler(repository)?;
+        let tokenizer = ClipTokenizer::load(repository, "tokenizer")?;
+        let mut sample_size = None;
+        let unet = load_component(repository, "unet", options, |json, vb| {
+            let config = UNet2DConditionConfig::from_json(json)?;
+            sample_size = trained_size(json, &config);
+            UNet2DConditionModel::new(&config, vb)
+        })?;
+        let text_encoder = load_component(repository, "text_encoder", options, |json, vb| {
+            ClipTextModel::new(&ClipTextConfig::from_json(json)?, vb)
+        })?;
+        let vae = load_component(repository, "vae", options, |json, vb| {
+            AutoencoderKL::new(&AutoencoderKLConfig::from_json(json)?, vb)
+        })?;
+        check_channels(repository, &unet, &vae)?;
+        if index.components.contains_key("safety_checker") {
+            tracing::warn!(
+                "{} has a safety checker, which is not supported yet: pictures are not checked",
+                repository.name()
+            );
+        }
+        let (device, dtype): (_, DType) = (options.device.clone(), options.dtype);
+        Ok(Self {
+            tokenizer,
+            text_encoder,
+            unet,
+            vae,
+            scheduler,
+            scheduler_config,
+            sample_size,
+            device,
+            dtype,
+        })
+    }
+}
+
+/// Only folders that this pipeline reads as they are meant.
+fn check_kind(index: &ModelIndex) -> Result<()> {
+    let known = ["StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"];
+    if !known.contains(&index.class_name.as_str()) {
+        let problem = format!(
+            "is the index of a {}, which does not paint from a text alone yet; expected a StableDiffusionPipeline",
+            index.class_name
+        );
+        return Err(Error::Folder { file: index.file().into(), problem });
+    }
+    for component in ["unet", "vae", "text_encoder", "tokenizer"] {
+        index.component(component)?;
+    }
+    Ok(())
+}
+
+/// The folder's scheduler and its config, with two settings put right that diffusers puts right when it builds this
+/// pipeline: folders from 2022 lack them, and were meant so.
+///
+/// The config still counts a setting that the folder lacks among those with default values: another scheduler made
+/// from it has its own default, as in diffusers.
+fn load_scheduler(repository: &Repository) -> Result<(Box<dyn Scheduler>, Value)> {
+    let given = load_scheduler_config(repository)?;
+    let scheduler = scheduler_from_config(&given)?;
+    let mut config = scheduler.config();
+    let mut overrides = Map::new();
+    if config.get("steps_offset").is_some_and(|offset| offset != &json!(1)) {
+        overrides.insert("steps_offset".into(), json!(1));
+    }
+    if config.get("clip_sample") == Some(&json!(true)) {
+        overrides.insert("clip_sample".into(), json!(false));
+    }
+    if overrides.is_empty() {
+        return Ok((scheduler, config));
+    }
+    let scheduler = scheduler_with_overrides(scheduler.class_name(), &given, &overrides)?;
+    if let Value::Object(fields) = &mut config {
+        fields.extend(overrides);
+    }
+    Ok((scheduler, config))
+}
+
+/// The latent size that the model was trained for. UNets saved before diffusers 0.9 may say 32 and mean 64, as diffusers
+/// has it.
+fn trained_size(json: &Value, config: &UNet2DConditionConfig) -> Option<(usize, usize)> {
+    let version = json.get("_diffusers_version").and_then(Value::as_str).unwrap_or_default();
+    let mut numbers = version.split('.').map(|part| part.parse::<u32>().ok());
+    let is_old =
+        matches!((numbers.next().flatten(), numbers.next().flatten()), (Some(0), Some(minor)) if minor < 9);
+    match (json.get("sample_size").and_then(Value::as_u64), is_old) {
+        (Some(size), true) if size < 64 => Some((64, 64)),
+        _ => config.sample_size,
+    }
+}
+
+/// UNet and VAE must agree on what latents are.
+fn check_channels(repository: &Repository, unet: &UNet2DConditionModel, vae: &AutoencoderKL) -> Result<()> {
+    let (found, expected) = (unet.config().in_channels, vae.config().latent_channels);
+    let problem = match found {
+        _ if found == expected && unet.config().out_channels == expected => return Ok(()),
+        _ if found == 2 * expected + 1 => {
+            format!("in_channels is {found}: this is an inpainting model, which needs a picture and a mask")
+        }
+        _ if found == 2 * expected => {
+            format!("in_channels is {found}: this is an InstructPix2Pix model, which needs a picture")
+        }
+        _ => format!(
+            "in_channels is {found} and out_channels {}, but the VAE's latents have {expected}; they do not belong together",
+            unet.config().out_channels
+        ),
+    };
+    Err(Error::Folder { file: repository.display("unet/config.json"), problem })
+}
