@@ -178,6 +178,36 @@ pub enum Error {
         /// What the tensor library said.
         source: Box<candle_core::Error>,
     },
+    /// A name that is no model on the hub can have.
+    #[error(
+        "{id:?} is neither a folder nor the id of a model on the hub (owner/name, or owner/name@revision): {reason}"
+    )]
+    BadHubId {
+        /// The name as it was given.
+        id: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The hub does not have the model, or does not give it.
+    #[error("{id}: {message}")]
+    Hub {
+        /// The hub id with its revision.
+        id: String,
+        /// What the hub said and what to do.
+        message: String,
+    },
+    /// The hub could not be asked and the cache does not have everything.
+    #[error("{id} cannot be loaded from the cache {cache}: {missing}; {reason}")]
+    NotInCache {
+        /// The hub id with its revision.
+        id: String,
+        /// The folder of the cache.
+        cache: String,
+        /// What is missing there.
+        missing: String,
+        /// Why the hub was not asked.
+        reason: String,
+    },
     /// A tokenizer's files do not make a tokenizer, or a text could not be turned into ids.
     #[error("{file}: {message}")]
     Tokenizer {

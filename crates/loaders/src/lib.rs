@@ -1,9 +1,19 @@
-//! From a diffusers folder or hub id to models on a device.
+#![doc = include_str!("../README.md")]
 
 mod component;
+mod components;
 mod error;
+#[cfg(feature = "hub")]
+mod hub;
+#[cfg(feature = "hub")]
+mod hub_download;
+#[cfg(feature = "hub")]
+mod hub_id;
 mod key_names;
 mod model_index;
+mod open;
+#[cfg(feature = "hub")]
+mod pipeline_files;
 mod repository;
 mod state_dict;
 mod tokenizer;
@@ -11,7 +21,12 @@ mod tokenizer_config;
 mod weights;
 
 pub use component::{LoadOptions, load_component, load_scheduler_config};
+pub use components::{load_text_encoder, load_text_encoder_with_projection, load_unet, load_vae};
 pub use error::{Error, Result};
+#[cfg(feature = "hub")]
+pub use hub::{Download, Hub};
+#[cfg(feature = "hub")]
+pub use hub_id::HubId;
 pub use model_index::{ComponentClass, KNOWN_PIPELINES, MODEL_INDEX, ModelIndex};
 pub use repository::Repository;
 pub use state_dict::StateDict;

@@ -16,14 +16,7 @@ const TRANSFORMERS_STEM: &str = "model";
 /// [`Error::MissingWeights`], which says what is there instead: another variant, or pickles.
 pub fn find_weights(repository: &Repository, folder: &str, variant: Option<&str>) -> Result<String> {
     check_variant_name(variant)?;
-    let names = repository.list(folder);
-    let Some(selected) = select_weights(&names, variant) else {
-        return Err(Error::MissingWeights {
-            folder: repository.display(folder),
-            expected: expected_name(folder).to_string(),
-            advice: advice(&names),
-        });
-    };
+    let selected = choose_weights(&repository.display(folder), &repository.list(folder), variant)?;
     if let Some(variant) = variant.filter(|_| !selected.of_variant) {
         let component = repository.display(folder);
         tracing::warn!("{component} has no weights of the variant {variant}: {} is loaded", selected.name);
@@ -59,8 +52,21 @@ pub(crate) struct SelectedWeights {
     pub(crate) of_variant: bool,
 }
 
+/// As [`select_weights`]; `folder` is the component's folder in the error.
+pub(crate) fn choose_weights(
+    folder: &str,
+    names: &[String],
+    variant: Option<&str>,
+) -> Result<SelectedWeights> {
+    select_weights(names, variant).ok_or_else(|| Error::MissingWeights {
+        folder: folder.to_string(),
+        expected: expected_name(folder).to_string(),
+        advice: advice(names),
+    })
+}
+
 /// Chooses the weights among the `names` of a component's files.
-pub(crate) fn select_weights(names: &[String], variant: Option<&str>) -> Option<SelectedWeights> {
+fn select_weights(names: &[String], variant: Option<&str>) -> Option<SelectedWeights> {
     let present = |name: String| names.contains(&name).then_some(name);
     let of_variant = variant.and_then(|variant| {
         let name = candidates(&format!(".{variant}")).into_iter().find_map(present)?;

@@ -1,0 +1,60 @@
+//! The models that pipelines are made of, by their folder.
+
+use candle_diffusers_models::{
+    AutoencoderKL, AutoencoderKLConfig, ClipTextConfig, ClipTextModel, ClipTextModelWithProjection,
+    UNet2DConditionConfig, UNet2DConditionModel,
+};
+
+use crate::{LoadOptions, Repository, Result, load_component};
+
+/// The UNet in `folder` (`unet`) of `repository`.
+///
+/// # Errors
+/// As [`load_component`]; a field of the config that is set and not supported is named.
+pub fn load_unet(
+    repository: &Repository,
+    folder: &str,
+    options: &LoadOptions,
+) -> Result<UNet2DConditionModel> {
+    load_component(repository, folder, options, |config, builder| {
+        UNet2DConditionModel::new(&UNet2DConditionConfig::from_json(config)?, builder)
+    })
+}
+
+/// The VAE in `folder` (`vae`) of `repository`.
+///
+/// # Errors
+/// As [`load_component`]; a field of the config that is set and not supported is named.
+pub fn load_vae(repository: &Repository, folder: &str, options: &LoadOptions) -> Result<AutoencoderKL> {
+    load_component(repository, folder, options, |config, builder| {
+        AutoencoderKL::new(&AutoencoderKLConfig::from_json(config)?, builder)
+    })
+}
+
+/// The CLIP text encoder in `folder` (`text_encoder`) of `repository`, of the class `CLIPTextModel`.
+///
+/// # Errors
+/// As [`load_component`]; a field of the config that is set and not supported is named.
+pub fn load_text_encoder(
+    repository: &Repository,
+    folder: &str,
+    options: &LoadOptions,
+) -> Result<ClipTextModel> {
+    load_component(repository, folder, options, |config, builder| {
+        ClipTextModel::new(&ClipTextConfig::from_json(config)?, builder)
+    })
+}
+
+/// The CLIP text encoder in `folder` (`text_encoder_2`) of `repository`, of the class `CLIPTextModelWithProjection`.
+///
+/// # Errors
+/// As [`load_component`]; a field of the config that is set and not supported is named.
+pub fn load_text_encoder_with_projection(
+    repository: &Repository,
+    folder: &str,
+    options: &LoadOptions,
+) -> Result<ClipTextModelWithProjection> {
+    load_component(repository, folder, options, |config, builder| {
+        ClipTextModelWithProjection::new(&ClipTextConfig::from_json(config)?, builder)
+    })
+}

@@ -1,0 +1,45 @@
+use std::path::Path;
+
+#[cfg(feature = "hub")]
+use crate::{Download, Error, Hub, HubId};
+use crate::{Repository, Result};
+
+impl Repository {
+    /// The model called `name`: a folder, or else the id of a pipeline on the hub (`owner/name`, `owner/name@revision`), which is downloaded
+    /// into the cache as the environment says ([`Hub::from_env`]). `progress` is told how far a download is.
+    ///
+    /// # Errors
+    /// When there is no such folder and the name can be no id, and as [`Hub::pipeline`].
+    #[cfg(feature = "hub")]
+    pub fn open(
+        name: impl AsRef<Path>,
+        variant: Option<&str>,
+        progress: &mut dyn FnMut(Download<'_>),
+    ) -> Result<Self> {
+        let name = name.as_ref();
+        match Self::folder(name) {
+            Err(Error::MissingFolder { folder }) => match hub_id(name) {
+                Some(id) => Hub::from_env().pipeline(&id, variant, progress),
+                None => Err(Error::MissingFolder { folder }),
+            },
+            result => result,
+        }
+    }
+
+    /// The folder called `name`. With the feature `hub`, which is off, this also takes the id of a pipeline on the hub.
+    ///
+    /// # Errors
+    /// When there is no such folder.
+    #[cfg(not(feature = "hub"))]
+    pub fn open(name: impl AsRef<Path>) -> Result<Self> {
+        Self::folder(name.as_ref())
+    }
+}
+
+/// The hub id that `name` is, unless it is plainly meant as a path.
+#[cfg(feature = "hub")]
+fn hub_id(name: &Path) -> Option<HubId> {
+    let text = name.to_str()?;
+    let is_file = [".safetensors", ".ckpt", ".json"].iter().any(|ending| text.ends_with(ending));
+    if is_file || text.ends_with('/') { None } else { text.parse().ok() }
+}
