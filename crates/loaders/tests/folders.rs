@@ -248,3 +248,26 @@ fn names_that_are_not_utf8_are_no_obstacle() {
         &["no such folder"],
     );
 }
+
+#[test]
+fn damaged_weights_never_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let weights = "unet/diffusion_pytorch_model.safetensors";
+    write(folder, "unet/config.json", "{\"width\": 3}");
+    write_tensors(folder, weights, &[("weight", &[3])]);
+    let whole = fs::read(folder.join(weights)).unwrap();
+    for length in 0..whole.len() {
+        write(folder, weights, &whole[..length]);
+        assert_says(load(folder), &["diffusion_pytorch_model.safetensors"]);
+    }
+    for at in 0..whole.len() {
+        for bit in 0..8 {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1 << bit;
+            write(folder, weights, bytes);
+            // A flipped bit in the values is not noticed; everything else is an error.
+            load(folder).err();
+        }
+    }
+}
