@@ -19,7 +19,7 @@ impl Repository {
         let name = name.as_ref();
         match Self::folder(name) {
             Err(Error::MissingFolder { folder }) => match hub_id(name) {
-                Some(id) => Hub::from_env().pipeline(&id, variant, progress),
+                Some(id) => Hub::from_env().pipeline(&id, variant, progress).map_err(no_folder_either),
                 None => Err(Error::MissingFolder { folder }),
             },
             result => result,
@@ -42,4 +42,17 @@ fn hub_id(name: &Path) -> Option<HubId> {
     let text = name.to_str()?;
     let is_file = [".safetensors", ".ckpt", ".json"].iter().any(|ending| text.ends_with(ending));
     if is_file || text.ends_with('/') { None } else { text.parse().ok() }
+}
+
+/// Says that the name was looked for on disk first: a folder's name that is misspelled looks like an id.
+#[cfg(feature = "hub")]
+fn no_folder_either(error: Error) -> Error {
+    const NO_FOLDER: &str = "there is no such folder";
+    match error {
+        Error::Hub { id, message } => Error::Hub { id, message: format!("{NO_FOLDER}, and {message}") },
+        Error::NotInCache { id, cache, missing, reason } => {
+            Error::NotInCache { id, cache, missing, reason: format!("{reason}, and {NO_FOLDER}") }
+        }
+        other => other,
+    }
 }
