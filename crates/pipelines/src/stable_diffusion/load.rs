@@ -1,12 +1,9 @@
-use candle_core::DType;
 use candle_diffusers_loaders::{
-    ClipTokenizer, LoadOptions, ModelIndex, Repository, load_component, load_scheduler_config,
+    ClipTokenizer, LoadOptions, ModelIndex, Repository, check_variant, load_scheduler_config,
+    load_text_encoder, load_unet, load_vae,
 };
-use candle_diffusers_models::{
-    AutoencoderKL, AutoencoderKLConfig, ClipTextConfig, ClipTextModel, UNet2DConditionConfig,
-    UNet2DConditionModel,
-};
-use candle_diffusers_schedulers::{Scheduler, scheduler_from_config, scheduler_with_overrides};
+use candle_diffusers_models::{AutoencoderKL, UNet2DConditionConfig, UNet2DConditionModel};
+use candle_diffusers_schedulers::{Scheduler, scheduler_from_other, scheduler_with_overrides};
 use serde_json::{Map, Value, json};
 
 use super::StableDiffusionPipeline;
@@ -20,20 +17,16 @@ impl StableDiffusionPipeline {
     pub fn load(repository: &Repository, options: &LoadOptions) -> Result<Self> {
         let index = ModelIndex::load(repository)?;
         check_kind(&index)?;
-        let (scheduler, scheduler_config) = load_scheduler(repository)?;
+        if let Some(variant) = &options.variant {
+            check_variant(repository, &index, variant)?;
+        }
+        let (scheduler, scheduler_config) =
+            load_scheduler(repository, &index.component("scheduler")?.class_name)?;
         let tokenizer = ClipTokenizer::load(repository, "tokenizer")?;
-        let mut sample_size = None;
-        let unet = load_component(repository, "unet", options, |json, vb| {
-            let config = UNet2DConditionConfig::from_json(json)?;
-            sample_size = trained_size(json, &config);
-            UNet2DConditionModel::new(&config, vb)
-        })?;
-        let text_encoder = load_component(repository, "text_encoder", options, |json, vb| {
-            ClipTextModel::new(&ClipTextConfig::from_json(json)?, vb)
-        })?;
-        let vae = load_component(repository, "vae", options, |json, vb| {
-            AutoencoderKL::new(&AutoencoderKLConfig::from_json(json)?, vb)
-        })?;
+        let unet = load_unet(repository, "unet", options)?;
+        let sample_size = trained_size(&repository.read_json("unet/config.json")?, unet.config());
+        let text_encoder = load_text_encoder(repository, "text_encoder", options)?;
+        let vae = load_vae(repository, "vae", options)?;
         check_channels(repository, &unet, &vae)?;
         if index.components.contains_key("safety_checker") {
             tracing::warn!(
@@ -41,7 +34,7 @@ impl StableDiffusionPipeline {
                 repository.name()
             );
         }
-        let (device, dtype): (_, DType) = (options.device.clone(), options.dtype);
+        let (device, dtype) = (options.device.clone(), options.dtype);
         Ok(Self {
             tokenizer,
             text_encoder,
@@ -72,14 +65,14 @@ fn check_kind(index: &ModelIndex) -> Result<()> {
     Ok(())
 }
 
-/// The folder's scheduler and its config, with two settings put right that diffusers puts right when it builds this
+/// The folder's scheduler and its config: of the class that model_index.json names, whatever class the config is of, and with two settings put right that diffusers puts right when it builds this
 /// pipeline: folders from 2022 lack them, and were meant so.
 ///
 /// The config still counts a setting that the folder lacks among those with default values: another scheduler made
 /// from it has its own default, as in diffusers.
-fn load_scheduler(repository: &Repository) -> Result<(Box<dyn Scheduler>, Value)> {
+fn load_scheduler(repository: &Repository, class_name: &str) -> Result<(Box<dyn Scheduler>, Value)> {
     let given = load_scheduler_config(repository)?;
-    let scheduler = scheduler_from_config(&given)?;
+    let scheduler = scheduler_from_other(class_name, &given)?;
     let mut config = scheduler.config();
     let mut overrides = Map::new();
     if config.get("steps_offset").is_some_and(|offset| offset != &json!(1)) {
@@ -91,7 +84,7 @@ fn load_scheduler(repository: &Repository) -> Result<(Box<dyn Scheduler>, Value)
     if overrides.is_empty() {
         return Ok((scheduler, config));
     }
-    let scheduler = scheduler_with_overrides(scheduler.class_name(), &given, &overrides)?;
+    let scheduler = scheduler_with_overrides(class_name, &given, &overrides)?;
     if let Value::Object(fields) = &mut config {
         fields.extend(overrides);
     }
