@@ -3,14 +3,31 @@
 use serde_json::{Map, Value};
 
 use crate::ddim::DdimScheduler;
+use crate::ddpm::DdpmScheduler;
+use crate::dpm_solver_multistep::DpmSolverMultistepScheduler;
 use crate::error::{Error, Result};
+use crate::euler_ancestral_discrete::EulerAncestralDiscreteScheduler;
+use crate::euler_discrete::EulerDiscreteScheduler;
+use crate::pndm::PndmScheduler;
 use crate::scheduler::Scheduler;
 
 type Builder = fn(&Map<String, Value>, &Map<String, Value>) -> Result<Box<dyn Scheduler>>;
 
 /// All schedulers, by diffusers' class name.
-const SCHEDULERS: &[(&str, Builder)] =
-    &[("DDIMScheduler", |config, overrides| Ok(Box::new(DdimScheduler::read(config, overrides)?)))];
+const SCHEDULERS: &[(&str, Builder)] = &[
+    ("DDIMScheduler", |config, overrides| Ok(Box::new(DdimScheduler::read(config, overrides)?))),
+    ("DDPMScheduler", |config, overrides| Ok(Box::new(DdpmScheduler::read(config, overrides)?))),
+    ("PNDMScheduler", |config, overrides| Ok(Box::new(PndmScheduler::read(config, overrides)?))),
+    ("DPMSolverMultistepScheduler", |config, overrides| {
+        Ok(Box::new(DpmSolverMultistepScheduler::read(config, overrides)?))
+    }),
+    ("EulerDiscreteScheduler", |config, overrides| {
+        Ok(Box::new(EulerDiscreteScheduler::read(config, overrides)?))
+    }),
+    ("EulerAncestralDiscreteScheduler", |config, overrides| {
+        Ok(Box::new(EulerAncestralDiscreteScheduler::read(config, overrides)?))
+    }),
+];
 
 /// The class names of all schedulers of this crate, as diffusers has them.
 pub fn scheduler_class_names() -> impl Iterator<Item = &'static str> {

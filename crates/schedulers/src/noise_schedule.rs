@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::reference_math::torch_linspace_f32;
 
 /// More training timesteps than this are refused as a mistake; models in use have 1000, some 4000.
-pub(crate) const MAX_TRAIN_TIMESTEPS: usize = 1_000_000;
+pub(crate) const MAX_TRAIN_TIMESTEPS: usize = 100_000;
 /// The largest beta that the schedules defined by alpha-bar make.
 const MAX_BETA: f64 = 0.999;
 /// What the reference puts for an ᾱ of zero where a sigma is made of it: the smallest positive float16.

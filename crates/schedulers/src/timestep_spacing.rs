@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::reference_math::numpy_linspace;
 
 /// More inference steps than this are refused as a mistake.
-pub(crate) const MAX_INFERENCE_STEPS: usize = 100_000;
+pub(crate) const MAX_INFERENCE_STEPS: usize = 10_000;
 
 /// How inference timesteps are picked from the training ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -72,4 +72,32 @@ pub(crate) fn trailing(start: usize, num_train_timesteps: usize, num_inference_s
     // numpy takes the difference of the first two values for the step.
     let delta = (start + step) - start;
     (0..count).map(|index| (start + index as f64 * delta).round_ties_even() - 1.0).collect()
+}
+
+/// Timesteps, noisiest first, as float32 values that need not be integers: how the Euler schedulers space them.
+pub(crate) fn float_timesteps(
+    class: &'static str,
+    spacing: TimestepSpacing,
+    num_train_timesteps: usize,
+    num_inference_steps: usize,
+    steps_offset: i64,
+) -> Result<Vec<f64>> {
+    // Leading and trailing spacing need a step ratio of at least one.
+    let most = match spacing {
+        TimestepSpacing::Linspace => MAX_INFERENCE_STEPS,
+        TimestepSpacing::Leading | TimestepSpacing::Trailing => num_train_timesteps,
+    };
+    check_steps(class, num_inference_steps, most)?;
+    let timesteps = match spacing {
+        TimestepSpacing::Linspace => {
+            let mut even = numpy_linspace(0.0, (num_train_timesteps - 1) as f64, num_inference_steps);
+            even.reverse();
+            even
+        }
+        TimestepSpacing::Leading => {
+            leading(num_train_timesteps / num_inference_steps, num_inference_steps, steps_offset)
+        }
+        TimestepSpacing::Trailing => trailing(num_train_timesteps, num_train_timesteps, num_inference_steps),
+    };
+    Ok(timesteps.into_iter().map(|timestep| f64::from(timestep as f32)).collect())
 }

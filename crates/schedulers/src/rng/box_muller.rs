@@ -41,19 +41,18 @@ fn ln(x: f32) -> f32 {
     const COEFFICIENTS: [f32; 9] = [
         7.037_683_6e-2,
         -1.151_461e-1,
-        1.167_699_9e-1,
+        1.167_699_84e-1,
         -1.242_014_1e-1,
         1.424_932_3e-1,
         -1.666_805_8e-1,
-        2.000_071_5e-1,
+        2.000_071_4e-1,
         -2.499_999_4e-1,
         3.333_333e-1,
     ];
     let z = x * x;
     let polynomial = COEFFICIENTS[1..].iter().fold(COEFFICIENTS[0], |y, c| y.mul_add(x, *c));
-    let mut y = polynomial * x * z;
-    y = exponent.mul_add(-2.121_944_4e-4, y);
-    y = z.mul_add(-0.5, y);
+    let y = (polynomial * x).mul_add(z, exponent * -2.121_944_4e-4);
+    let y = z.mul_add(-0.5, y);
     exponent.mul_add(0.693_359_4, x + y)
 }
 
@@ -67,7 +66,7 @@ fn sin_cos(x: f32) -> (f32, f32) {
     let z = x * x;
 
     let cos = 2.443_315_7e-5f32.mul_add(z, -1.388_731_6e-3).mul_add(z, 4.166_664_6e-2);
-    let cos = z.mul_add(-0.5, cos * z * z) + 1.0;
+    let cos = (cos * z).mul_add(z, z * -0.5) + 1.0;
     let sin = (-1.951_529_6e-4f32).mul_add(z, 8.332_161e-3).mul_add(z, -1.666_665_5e-1);
     let sin = (sin * z).mul_add(x, x);
 

@@ -5,7 +5,10 @@ use candle_diffusers_schedulers::{NoiseSource, TorchGenerator};
 use candle_diffusers_test_support::{Fixture, assert_close, relative_difference, values};
 
 fn fixture() -> Fixture {
-    Fixture::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/parity/torch_generator/torch_generator.safetensors"))
+    Fixture::open(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/parity/torch_generator/torch_generator.safetensors"
+    ))
 }
 
 fn draw(spec: &str, generator: &mut TorchGenerator) -> Tensor {
@@ -67,7 +70,10 @@ fn twenty_thousand_normal_numbers_agree() {
     let absolute = values(&(&actual - expected).unwrap().abs().unwrap()).into_iter().fold(0.0, f64::max);
     assert!(absolute <= 1e-6, "largest absolute difference {absolute:e}");
     let differing = values(&actual.ne(expected).unwrap()).into_iter().sum::<f64>();
-    println!("largest difference {:e}, {differing} of 20003 differ in any bit", relative_difference(&actual, expected));
+    println!(
+        "largest difference {:e}, {differing} of 20003 differ in any bit",
+        relative_difference(&actual, expected)
+    );
 }
 
 #[test]
