@@ -1,3 +1,38 @@
-//! The `diffuse` program.
+//! The `diffuse` program: what the crates of candle-diffusers do, from the command line.
 
-fn main() {}
+mod arguments;
+mod device;
+mod embedded;
+mod generate;
+mod inspect;
+mod output;
+mod parameters;
+mod progress;
+mod prompts;
+mod scheduler_names;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use arguments::{Arguments, Command};
+use progress::Progress;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let progress = Progress::new();
+    terminal::show_warnings(&progress);
+    let result = match &arguments.command {
+        Command::Generate(arguments) => generate::run(arguments, &progress),
+        Command::Inspect(arguments) => inspect::run(arguments),
+    };
+    progress.clear();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            terminal::note(&format!("error: {}", terminal::one_line(&error)));
+            ExitCode::FAILURE
+        }
+    }
+}

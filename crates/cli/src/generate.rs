@@ -1,0 +1,189 @@
+use std::hash::{BuildHasher, RandomState};
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use candle_diffusers_loaders::{LoadOptions, Repository};
+use candle_diffusers_pipelines::{Schedule, StableDiffusionPipeline, TextToImage, seeded_generators};
+use image::RgbImage;
+
+use crate::arguments::GenerateArguments;
+use crate::output::{self, Outputs, utf8_name};
+use crate::parameters::Parameters;
+use crate::progress::Progress;
+use crate::{device, embedded, prompts, scheduler_names, terminal};
+
+/// More files than anyone means to write to one folder at once.
+const MAX_PICTURES: usize = 100_000;
+
+/// `diffuse generate`.
+pub(crate) fn run(arguments: &GenerateArguments, progress: &Progress) -> Result<()> {
+    check_numbers(arguments)?;
+    let prompts = prompts::read(arguments)?;
+    let count = prompts.len().saturating_mul(arguments.num_images);
+    ensure!(
+        count <= MAX_PICTURES,
+        "these would be {count} pictures; at most {MAX_PICTURES} are made at once"
+    );
+    let outputs = Outputs::new(&arguments.output, count)?;
+    output::finish_writing_on_interrupt();
+
+    let (model, repository) = open_model(arguments, progress)?;
+    let pipeline = load_pipeline(arguments, &repository, progress)?;
+    let seed = arguments.seed.unwrap_or_else(random_seed);
+    // A random seed is said when the work has begun, so that an error stands alone.
+    let unsaid_seed = if arguments.seed.is_none() { Some(seed) } else { None };
+    let mut painter = Painter { arguments, pipeline, model, progress, unsaid_seed };
+    for index in 0..count {
+        let seed = seed.wrapping_add(index as u64);
+        let prompt = &prompts[index / arguments.num_images];
+        let what = if count == 1 { String::new() } else { format!("picture {} of {count} ", index + 1) };
+        let picture = painter.paint(prompt, seed, &what)?;
+        let parameters = painter.describe(prompt, seed, &picture);
+        let path = outputs.write(index, &picture, &parameters.to_string())?;
+        progress.suspend(|| terminal::note(&format!("wrote {}", path.display())));
+    }
+    Ok(())
+}
+
+/// What no model could do anything with, before one is loaded.
+fn check_numbers(arguments: &GenerateArguments) -> Result<()> {
+    let finite = [
+        ("--guidance-scale", arguments.guidance_scale),
+        ("--guidance-rescale", arguments.guidance_rescale),
+        ("--eta", arguments.eta),
+    ];
+    for (flag, value) in finite {
+        ensure!(value.is_finite(), "{flag} is {value}, expected a finite number");
+    }
+    let rescale = arguments.guidance_rescale;
+    ensure!((0.0..=1.0).contains(&rescale), "--guidance-rescale is {rescale}, expected 0 to 1");
+    ensure!(arguments.eta >= 0.0, "--eta is {}, expected 0 or more", arguments.eta);
+    let at_least_one = [
+        ("--steps", Some(arguments.steps)),
+        ("--num-images", Some(arguments.num_images)),
+        ("--width", arguments.width),
+        ("--height", arguments.height),
+    ];
+    for (flag, value) in at_least_one {
+        ensure!(value != Some(0), "{flag} is 0, expected 1 or more");
+    }
+    Ok(())
+}
+
+/// The model's name for people, and its files.
+fn open_model(arguments: &GenerateArguments, progress: &Progress) -> Result<(String, Repository)> {
+    let Some(model) = &arguments.model else {
+        return Ok((embedded::NAME.to_string(), embedded::model()));
+    };
+    let path = Path::new(model);
+    let text = utf8_name("--model", path)?;
+    ensure!(!text.is_empty(), "--model is empty; expected a folder or the id of a model on the hub");
+    let name = path.file_name().map_or(text.to_string(), |name| name.to_string_lossy().into_owned());
+    let mut downloads = progress.downloads();
+    let repository = Repository::open(path, arguments.variant.as_deref(), &mut |download| {
+        let what = format!("{} ({} of {})", download.file, download.number, download.files);
+        downloads.show(what, download.received, download.size);
+    })?;
+    Ok((name, repository))
+}
+
+fn load_pipeline(
+    arguments: &GenerateArguments,
+    repository: &Repository,
+    progress: &Progress,
+) -> Result<StableDiffusionPipeline> {
+    let device = device::open(arguments.device)?;
+    let dtype = device::dtype(arguments.dtype, &device);
+    let options = LoadOptions { dtype, device, variant: arguments.variant.clone() };
+    let _shown = progress.activity(format!("loading {}", repository.name()));
+    let mut pipeline = StableDiffusionPipeline::load(repository, &options)?;
+    if let Some((class_name, overrides)) = arguments.scheduler.as_deref().and_then(scheduler_names::resolve) {
+        pipeline.set_scheduler(class_name, &overrides).context("--scheduler")?;
+    }
+    Ok(pipeline)
+}
+
+/// Paints one picture after the other: on a CPU that is as fast as several together, and takes one picture's memory.
+struct Painter<'a> {
+    arguments: &'a GenerateArguments,
+    pipeline: StableDiffusionPipeline,
+    /// For the pictures' parameters.
+    model: String,
+    progress: &'a Progress,
+    /// A random seed that the user has not been told yet.
+    unsaid_seed: Option<u64>,
+}
+
+impl Painter<'_> {
+    fn paint(&mut self, prompt: &str, seed: u64, what: &str) -> Result<RgbImage> {
+        let Self { arguments, pipeline, progress, unsaid_seed, .. } = self;
+        let request = TextToImage {
+            prompts: vec![prompt.to_string()],
+            negative_prompts: arguments.negative_prompt.iter().cloned().collect(),
+            schedule: Schedule::Steps(arguments.steps),
+            guidance_scale: arguments.guidance_scale,
+            guidance_rescale: arguments.guidance_rescale,
+            eta: arguments.eta,
+            clip_skip: arguments.clip_skip,
+            width: arguments.width,
+            height: arguments.height,
+            ..Default::default()
+        };
+        let mut noise = seeded_generators(seed, 1);
+        let mut bar = Some(progress.steps(format!("{what}painting"), arguments.steps));
+        let mut decoding = None;
+        let pictures = pipeline.generate(&request, &mut noise, &mut |step| {
+            if let Some(seed) = unsaid_seed.take() {
+                progress.suspend(|| terminal::note(&format!("seed: {seed}")));
+            }
+            let done = step.index + 1;
+            if done == step.total {
+                bar = None;
+                decoding = Some(progress.activity(format!("{what}decoding")));
+            } else if let Some(bar) = &bar {
+                bar.set_done(done, step.total);
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        drop((bar, decoding));
+        pictures.into_iter().next().context("the pipeline has painted nothing")
+    }
+
+    fn describe(&self, prompt: &str, seed: u64, picture: &RgbImage) -> Parameters {
+        let arguments = self.arguments;
+        let mut parameters = Parameters {
+            prompt: prompt.to_string(),
+            negative_prompt: arguments.negative_prompt.clone().unwrap_or_default(),
+            settings: Vec::new(),
+        };
+        let (sampler, schedule_type) = scheduler_names::web_ui_names(&self.pipeline.scheduler().config());
+        parameters.set("Steps", arguments.steps);
+        parameters.set("Sampler", sampler);
+        if let Some(schedule_type) = schedule_type {
+            parameters.set("Schedule type", schedule_type);
+        }
+        parameters.set("CFG scale", arguments.guidance_scale);
+        parameters.set("Seed", seed);
+        parameters.set("Size", format!("{}x{}", picture.width(), picture.height()));
+        parameters.set("Model", &self.model);
+        if let Some(clip_skip) = arguments.clip_skip {
+            // Web UIs count the layer that is used from the end, from 1; diffusers the layers that are left out.
+            parameters.set("Clip skip", clip_skip.saturating_add(1));
+        }
+        if arguments.guidance_rescale != 0.0 {
+            parameters.set("Guidance rescale", arguments.guidance_rescale);
+        }
+        if arguments.eta != 0.0 {
+            parameters.set("Eta", arguments.eta);
+        }
+        parameters.set("Version", concat!("diffuse ", env!("CARGO_PKG_VERSION")));
+        parameters
+    }
+}
+
+/// A seed that is short enough to type.
+fn random_seed() -> u64 {
+    // The standard library seeds each hasher at random.
+    RandomState::new().hash_one(()) & u64::from(u32::MAX)
+}

@@ -1,0 +1,120 @@
+use std::io::{self, ErrorKind, Write};
+
+use anyhow::{Context, Result};
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::registry::LookupSpan;
+
+use crate::progress::Progress;
+
+/// Writes a line to standard error. Where that is closed there is nobody to tell.
+pub(crate) fn note(line: &str) {
+    writeln!(io::stderr(), "{line}").ok();
+}
+
+/// Writes a result to standard output. A reader that has seen enough (`diffuse inspect ... | head`) is no error.
+pub(crate) fn print(text: &str) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("writing to standard output"),
+    }
+}
+
+/// An error and what caused it as one line.
+pub(crate) fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain() {
+        let text = without_backtrace(&cause.to_string());
+        // Some errors say their cause themselves.
+        if line.contains(&text) {
+            continue;
+        }
+        if !line.is_empty() {
+            line.push_str(": ");
+        }
+        line.push_str(&text);
+    }
+    line
+}
+
+/// The lines of `text` up to a backtrace, which candle's errors carry where RUST_BACKTRACE is set, joined to one. What else would
+/// control the terminal is replaced.
+fn without_backtrace(text: &str) -> String {
+    let is_backtrace = |line: &&str| line.trim_start().starts_with("0: ");
+    let lines = text.lines().take_while(|line| !is_backtrace(line)).map(str::trim);
+    let joined = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+    joined.replace(char::is_control, "\u{fffd}")
+}
+
+/// Shows the warnings of all crates on standard error, above a progress bar.
+pub(crate) fn show_warnings(progress: &Progress) {
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_ansi(false)
+        .event_format(OneLine)
+        .with_writer(AboveProgress(progress.clone()))
+        .finish();
+    // Fails only where there is one already, which then shows them.
+    tracing::subscriber::set_global_default(subscriber).ok();
+}
+
+/// `warning: ` and the message.
+struct OneLine;
+
+impl<S, N> FormatEvent<S, N> for OneLine
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &tracing_subscriber::fmt::FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &tracing::Event<'_>,
+    ) -> std::fmt::Result {
+        let level = event.metadata().level().as_str().to_lowercase();
+        write!(writer, "{}: ", if level == "warn" { "warning" } else { &level })?;
+        context.format_fields(writer.by_ref(), event)?;
+        writeln!(writer)
+    }
+}
+
+struct AboveProgress(Progress);
+
+impl MakeWriter<'_> for AboveProgress {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl Write for AboveProgress {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.suspend(|| io::stderr().write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_said_once_and_on_one_line() {
+        let inner = io::Error::other("disk\n  is on fire");
+        let error = anyhow::Error::new(inner).context("unet: disk is on fire").context("loading");
+        assert_eq!(one_line(&error), "loading: unet: disk is on fire");
+    }
+
+    #[test]
+    fn backtraces_and_terminal_codes_are_left_out() {
+        let error = anyhow::anyhow!("shape mismatch\n   0: candle::error\n   1: main");
+        assert_eq!(one_line(&error), "shape mismatch");
+        assert_eq!(one_line(&anyhow::anyhow!("bad name \u{1b}[31m")), "bad name \u{fffd}[31m");
+    }
+}

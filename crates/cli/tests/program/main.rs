@@ -1,0 +1,12 @@
+//! Runs of the whole program, as a user starts it.
+
+// Helpers of tests fail by panicking, as tests do.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod bad_input;
+mod bad_models;
+mod generate;
+mod inspect;
+mod program;
+mod shapes;
+mod usage;

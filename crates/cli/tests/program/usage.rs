@@ -1,0 +1,21 @@
+//! The help pages.
+
+use crate::program::Workplace;
+
+#[test]
+fn help_pages() {
+    let workplace = Workplace::new();
+    for (name, arguments) in [
+        ("help", &["--help"][..]),
+        ("help_generate", &["generate", "--help"]),
+        ("help_inspect", &["inspect", "--help"]),
+    ] {
+        insta::assert_snapshot!(name, workplace.succeed(arguments).stdout);
+    }
+}
+
+#[test]
+fn the_version_is_printed() {
+    let expected = concat!("diffuse ", env!("CARGO_PKG_VERSION"), "\n");
+    assert_eq!(Workplace::new().succeed(["--version"]).stdout, expected);
+}

@@ -1,0 +1,143 @@
+//! This project's side of `cargo xtask parity --full` and `cargo xtask bench`: `full_size FOLDER`.
+//!
+//! Reads lines from standard input, words separated by tabs, and answers each with a line of JSON. What can be asked is what
+//! `xtask/python/full_size.py` can be asked, and `compare ACTUAL EXPECTED`: how far apart two files are that both sides wrote.
+
+use std::collections::HashMap;
+use std::io::{BufRead, Write};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::Instant;
+use std::{env, fs, io};
+
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{Device, Tensor};
+use candle_diffusers_loaders::{LoadOptions, Repository, load_unet, load_vae};
+use candle_diffusers_models::{AutoencoderKL, UNet2DConditionModel};
+use candle_diffusers_pipelines::{Schedule, StableDiffusionPipeline, TextToImage, seeded_generators};
+use candle_diffusers_test_support::values;
+use serde_json::{Value, json};
+
+/// The prompt and seed of the reference's picture.
+const PROMPT: &str = "abc def";
+const SEED: u64 = 0;
+
+fn main() -> Result<()> {
+    let folder = env::args().nth(1).context("usage: full_size FOLDER")?;
+    let mut worker = Worker::new(&folder)?;
+    for line in io::stdin().lock().lines() {
+        let line = line?;
+        let words: Vec<&str> = line.split('\t').collect();
+        let answer = match words[..] {
+            ["unet", output] => cost(worker.unet(output)?),
+            ["vae", output] => cost(worker.vae(output)?),
+            ["picture", output, steps] => cost(worker.picture(output, steps.parse()?)?),
+            ["compare", actual, expected] => json!({ "difference": difference(actual, expected)? }),
+            _ => bail!("unknown question {line:?}"),
+        };
+        println!("{answer}");
+        io::stdout().flush()?;
+    }
+    Ok(())
+}
+
+fn cost(seconds: f64) -> Value {
+    json!({ "seconds": seconds, "peak_bytes": peak_bytes() })
+}
+
+/// The models of a folder, each loaded when it is first asked for.
+struct Worker {
+    repository: Repository,
+    inputs: HashMap<String, Tensor>,
+    unet: Option<UNet2DConditionModel>,
+    vae: Option<AutoencoderKL>,
+}
+
+impl Worker {
+    fn new(folder: &str) -> Result<Self> {
+        let inputs =
+            candle_core::safetensors::load(Path::new(folder).join("inputs.safetensors"), &Device::Cpu)?;
+        Ok(Self { repository: Repository::folder(folder)?, inputs, unet: None, vae: None })
+    }
+
+    fn input(&self, name: &str) -> Result<&Tensor> {
+        self.inputs.get(name).with_context(|| format!("inputs.safetensors has no {name}"))
+    }
+
+    fn unet(&mut self, output: &str) -> Result<f64> {
+        if self.unet.is_none() {
+            self.unet = Some(load_unet(&self.repository, "unet", &LoadOptions::default())?);
+        }
+        let unet = self.unet.as_ref().context("the UNet has been loaded")?;
+        let timestep = values(self.input("timestep")?);
+        let start = Instant::now();
+        let result = unet.forward(
+            self.input("sample")?,
+            &timestep,
+            self.input("encoder_hidden_states")?,
+            Default::default(),
+        )?;
+        let seconds = start.elapsed().as_secs_f64();
+        candle_core::safetensors::save(&HashMap::from([("output", result)]), output)?;
+        Ok(seconds)
+    }
+
+    fn vae(&mut self, output: &str) -> Result<f64> {
+        if self.vae.is_none() {
+            self.vae = Some(load_vae(&self.repository, "vae", &LoadOptions::default())?);
+        }
+        let vae = self.vae.as_ref().context("the VAE has been loaded")?;
+        let start = Instant::now();
+        let result = vae.decode(self.input("latents")?)?;
+        let seconds = start.elapsed().as_secs_f64();
+        candle_core::safetensors::save(&HashMap::from([("output", result)]), output)?;
+        Ok(seconds)
+    }
+
+    fn picture(&self, output: &str, steps: usize) -> Result<f64> {
+        let mut pipeline = StableDiffusionPipeline::load(&self.repository, &LoadOptions::default())?;
+        let request = TextToImage {
+            prompts: vec![PROMPT.into()],
+            schedule: Schedule::Steps(steps),
+            ..Default::default()
+        };
+        let mut noise = seeded_generators(SEED, 1);
+        let start = Instant::now();
+        let pictures = pipeline.generate(&request, &mut noise, &mut |_| Ok(ControlFlow::Continue(())))?;
+        let seconds = start.elapsed().as_secs_f64();
+        pictures.first().context("no picture")?.save(output)?;
+        Ok(seconds)
+    }
+}
+
+/// The largest difference: of pictures in levels of 255, of tensors as a part of the largest expected value.
+fn difference(actual: &str, expected: &str) -> Result<f64> {
+    if actual.ends_with(".png") {
+        let (actual, expected) = (image::open(actual)?.to_rgb8(), image::open(expected)?.to_rgb8());
+        ensure!(actual.dimensions() == expected.dimensions(), "pictures of different sizes");
+        let differences = actual.as_raw().iter().zip(expected.as_raw()).map(|(a, e)| a.abs_diff(*e));
+        return Ok(differences.max().unwrap_or(0).into());
+    }
+    let read = |path| -> Result<Vec<f64>> {
+        let tensors = candle_core::safetensors::load(path, &Device::Cpu)?;
+        Ok(values(tensors.get("output").context("no tensor called output")?))
+    };
+    let (actual, expected) = (read(actual)?, read(expected)?);
+    ensure!(actual.len() == expected.len(), "{} values, {} expected", actual.len(), expected.len());
+    let scale = expected.iter().fold(0.0, |scale: f64, value| scale.max(value.abs()));
+    let mut worst: f64 = 0.0;
+    for (actual, expected) in actual.iter().zip(&expected) {
+        let difference = (actual - expected).abs();
+        ensure!(difference.is_finite(), "{actual} where {expected} is expected");
+        worst = worst.max(difference);
+    }
+    Ok(worst / scale)
+}
+
+/// The most memory that this process has held, where the system says so (Linux).
+fn peak_bytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kilobytes =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
+    kilobytes.unwrap_or(0u64) * 1024
+}
