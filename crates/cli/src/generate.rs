@@ -4,7 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use candle_diffusers_loaders::{LoadOptions, Repository};
-use candle_diffusers_pipelines::{Schedule, StableDiffusionPipeline, TextToImage, seeded_generators};
+use candle_diffusers_pipelines::{
+    Guidance, PromptEmbeds, Schedule, StableDiffusionPipeline, TextToImage, seeded_generators,
+};
 use image::RgbImage;
 
 use crate::arguments::GenerateArguments;
@@ -33,7 +35,7 @@ pub(crate) fn run(arguments: &GenerateArguments, progress: &Progress) -> Result<
     let seed = arguments.seed.unwrap_or_else(random_seed);
     // A random seed is said when the work has begun, so that an error stands alone.
     let unsaid_seed = if arguments.seed.is_none() { Some(seed) } else { None };
-    let mut painter = Painter { arguments, pipeline, model, progress, unsaid_seed };
+    let mut painter = Painter { arguments, pipeline, model, progress, unsaid_seed, encoded: None };
     for index in 0..count {
         let seed = seed.wrapping_add(index as u64);
         let prompt = &prompts[index / arguments.num_images];
@@ -113,23 +115,15 @@ struct Painter<'a> {
     progress: &'a Progress,
     /// A random seed that the user has not been told yet.
     unsaid_seed: Option<u64>,
+    /// The last prompt and what it encodes to: the next picture often has the same.
+    encoded: Option<(String, PromptEmbeds)>,
 }
 
 impl Painter<'_> {
     fn paint(&mut self, prompt: &str, seed: u64, what: &str) -> Result<RgbImage> {
+        let prompt_embeds = self.encode(prompt)?;
         let Self { arguments, pipeline, progress, unsaid_seed, .. } = self;
-        let request = TextToImage {
-            prompts: vec![prompt.to_string()],
-            negative_prompts: arguments.negative_prompt.iter().cloned().collect(),
-            schedule: Schedule::Steps(arguments.steps),
-            guidance_scale: arguments.guidance_scale,
-            guidance_rescale: arguments.guidance_rescale,
-            eta: arguments.eta,
-            clip_skip: arguments.clip_skip,
-            width: arguments.width,
-            height: arguments.height,
-            ..Default::default()
-        };
+        let request = TextToImage { prompt_embeds: Some(prompt_embeds), ..request(arguments) };
         let mut noise = seeded_generators(seed, 1);
         let mut bar = Some(progress.steps(format!("{what}painting"), arguments.steps));
         let mut decoding = None;
@@ -148,6 +142,24 @@ impl Painter<'_> {
         })?;
         drop((bar, decoding));
         pictures.into_iter().next().context("the pipeline has painted nothing")
+    }
+
+    fn encode(&mut self, prompt: &str) -> Result<PromptEmbeds> {
+        if let Some((last, embeds)) = &self.encoded
+            && last == prompt
+        {
+            return Ok(embeds.clone());
+        }
+        let arguments = self.arguments;
+        let guidance = Guidance { scale: arguments.guidance_scale, rescale: arguments.guidance_rescale };
+        let request = TextToImage {
+            prompts: vec![prompt.to_string()],
+            negative_prompts: arguments.negative_prompt.iter().cloned().collect(),
+            ..request(arguments)
+        };
+        let embeds = self.pipeline.encode_prompt(&request, &guidance)?;
+        self.encoded = Some((prompt.to_string(), embeds.clone()));
+        Ok(embeds)
     }
 
     fn describe(&self, prompt: &str, seed: u64, picture: &RgbImage) -> Parameters {
@@ -179,6 +191,20 @@ impl Painter<'_> {
         }
         parameters.set("Version", concat!("diffuse ", env!("CARGO_PKG_VERSION")));
         parameters
+    }
+}
+
+/// What is asked of every picture, whatever its prompt.
+fn request(arguments: &GenerateArguments) -> TextToImage {
+    TextToImage {
+        schedule: Schedule::Steps(arguments.steps),
+        guidance_scale: arguments.guidance_scale,
+        guidance_rescale: arguments.guidance_rescale,
+        eta: arguments.eta,
+        clip_skip: arguments.clip_skip,
+        width: arguments.width,
+        height: arguments.height,
+        ..Default::default()
     }
 }
 

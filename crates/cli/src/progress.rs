@@ -1,7 +1,9 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use indicatif::{
+    HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle,
+};
 
 /// What goes on, drawn on standard error where that is a terminal, else nowhere.
 #[derive(Clone)]
@@ -27,9 +29,7 @@ impl Progress {
     /// Shows a bar of `total` steps, for as long as the result lives.
     pub(crate) fn steps(&self, what: impl Into<String>, total: usize) -> Shown {
         let bar = self.lines.add(ProgressBar::new(total as u64));
-        bar.set_style(
-            style("{msg} [{bar:30}] {pos}/{len} {per_step}, {eta} left").with_key("per_step", seconds_a_step),
-        );
+        bar.set_style(style("{msg} [{bar:30}] {pos}/{len}{pace}").with_key("pace", pace));
         bar.set_message(what.into());
         // The time runs on while a step takes long.
         bar.enable_steady_tick(Duration::from_millis(500));
@@ -91,13 +91,13 @@ impl Drop for Shown {
     }
 }
 
-fn seconds_a_step(state: &ProgressState, text: &mut dyn Write) {
-    let written = match state.per_sec() {
-        rate if rate > 0.0 && rate.is_finite() => write!(text, "{:.2} s/step", rate.recip()),
-        _ => write!(text, "- s/step"),
-    };
-    // What cannot be written is not shown.
-    written.ok();
+/// Seconds a step and the time left, once there has been a step.
+fn pace(state: &ProgressState, text: &mut dyn Write) {
+    let rate = state.per_sec();
+    if state.pos() > 0 && rate > 0.0 && rate.is_finite() {
+        // What cannot be written is not shown.
+        write!(text, " {:.2} s/step, {:#} left", rate.recip(), HumanDuration(state.eta())).ok();
+    }
 }
 
 fn style(template: &str) -> ProgressStyle {

@@ -156,9 +156,28 @@ fn what_was_there_is_replaced_and_other_formats_are_written() {
 fn what_is_cut_off_a_long_prompt_is_said() {
     let workplace = Workplace::new();
     let prompt = format!("{PROMPT} {}", "circle ".repeat(40));
-    let run = workplace.succeed(["generate", &prompt, "--steps", "1"]);
-    let warning = run.stderr.lines().find(|line| line.starts_with("warning: ")).unwrap();
-    assert!(warning.contains("24 tokens") && warning.contains("circle circle"), "{warning}");
+    let run = workplace.succeed(["generate", &prompt, "--steps", "1", "--num-images", "2"]);
+    let warnings: Vec<&str> = run.stderr.lines().filter(|line| line.starts_with("warning: ")).collect();
+    assert_eq!(warnings.len(), 1, "said once for all pictures of a prompt: {}", run.stderr);
+    assert!(warnings[0].contains("24 tokens") && warnings[0].contains("circle circle"), "{}", warnings[0]);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_leaves_nothing() {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+
+    let workplace = Workplace::new();
+    let mut command = workplace.command(["generate", PROMPT, "--steps", "500"]);
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut notes = BufReader::new(child.stderr.take().unwrap()).lines();
+    // The first step has been done.
+    assert!(notes.next().unwrap().unwrap().starts_with("seed: "));
+    let interrupt = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(interrupt.success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(workplace.names(), [""; 0]);
 }
 
 #[test]
