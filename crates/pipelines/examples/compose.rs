@@ -25,8 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let text = encode_prompt(&models.tokenizer, &models.text_encoder, &texts, None, &device)?;
 
     // Noise, for a scheduler made from the folder's own.
-    let mut scheduler =
-        scheduler_from_other("DPMSolverMultistepScheduler", &models.scheduler().config())?;
+    let mut scheduler = scheduler_from_other("DPMSolverMultistepScheduler", &models.scheduler().config())?;
     scheduler.set_timesteps(20)?;
     let (height, width) = models.sample_size.ok_or("the model does not say its size")?;
     let shape = [1, models.unet.config().in_channels, height, width];

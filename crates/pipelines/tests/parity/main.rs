@@ -1,0 +1,6 @@
+//! Parity with the reference library, a folder each: see CONTRIBUTING.md.
+
+// Clippy knows test functions only, not what they call.
+#![allow(clippy::unwrap_used)]
+
+mod text_to_image;
