@@ -41,7 +41,8 @@ pub fn config_to_json(config: &Value) -> String {
 fn json_text(value: &Value) -> String {
     match value.as_str() {
         Some(word @ ("Infinity" | "-Infinity" | "NaN")) => word.to_string(),
-        _ => value.to_string(),
+        // Pretty printing of a single value cannot fail; its lines are those of a field.
+        None | Some(_) => format!("{value:#}").replace('\n', "\n  "),
     }
 }
 
@@ -142,7 +143,7 @@ impl<C: SchedulerConfig> ConfigRecord<C> {
     }
 }
 
-/// The names of a config's fields, sorted.
+/// The names of a config's fields.
 fn field_names<C: SchedulerConfig>() -> Result<Vec<String>> {
     match serde_json::to_value(C::default())? {
         Value::Object(fields) => Ok(fields.into_iter().map(|(name, _)| name).collect()),

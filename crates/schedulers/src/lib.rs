@@ -1,4 +1,4 @@
-//! Diffusion schedulers (DDPM, DDIM, PNDM, DPM-Solver++, Euler) on candle tensors, equal to Hugging Face diffusers.
+#![doc = include_str!("../README.md")]
 
 mod beta_distribution;
 mod config;

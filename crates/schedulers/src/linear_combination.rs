@@ -40,6 +40,9 @@ impl LinearCombination {
     /// Applies it to as many tensors of one shape as there are coefficients; the result has dtype `dtype`.
     pub(crate) fn apply(self, tensors: &[&Tensor], dtype: DType) -> Result<Tensor> {
         let compute = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+        if let Some((first, others)) = tensors.split_first() {
+            others.iter().try_for_each(|other| check_like_sample("a tensor of the step", other, first))?;
+        }
         let tensors = tensors.iter().map(|tensor| Ok(tensor.to_dtype(compute)?.contiguous()?));
         let tensors = tensors.collect::<Result<Vec<Tensor>>>()?;
         let on_cpu = tensors.iter().all(|tensor| tensor.device().is_cpu());
@@ -100,14 +103,13 @@ impl LinearCombination {
                 T::from_f64(of_tensor[row % of_tensor.len()])
             };
             let coefficients: [T; N] = std::array::from_fn(coefficient);
-            for index in row * row_length..(row + 1) * row_length {
-                let mut sum = coefficients[0] * tensors[0][index];
-                for tensor in 1..N {
-                    sum = sum + coefficients[tensor] * tensors[tensor][index];
-                }
-                let value = sum / divisor;
-                values.push(limit.map_or(value, |limit| value.limited(limit)));
-            }
+            let tensors = tensors.map(|tensor| &tensor[row * row_length..(row + 1) * row_length]);
+            let value = |index: usize| {
+                let term = |tensor: usize| coefficients[tensor] * tensors[tensor][index];
+                let value = (1..N).fold(term(0), |sum, tensor| sum + term(tensor)) / divisor;
+                limit.map_or(value, |limit| value.limited(limit))
+            };
+            values.extend((0..row_length).map(value));
         }
         values
     }

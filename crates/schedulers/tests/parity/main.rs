@@ -1,5 +1,8 @@
 //! Comparison with the reference library: see CONTRIBUTING.md.
 
+// Helpers of tests fail the test, as the tests themselves do.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod loops;
 
 mod ddim;
@@ -7,5 +10,7 @@ mod ddpm;
 mod dpm_solver_multistep;
 mod euler_ancestral_discrete;
 mod euler_discrete;
+mod from_config;
 mod pndm;
+mod snr;
 mod torch_generator;
