@@ -12,7 +12,7 @@ use crate::rng::NoiseSource;
 use crate::scheduler::{PredictionType, Scheduler, StepOptions, StepOutput};
 use crate::thresholding::Thresholding;
 use crate::timestep_spacing::{TimestepSpacing, integer_timesteps};
-use crate::variance_preserving::{self, describe_timesteps, training_index};
+use crate::variance_preserving::{self, describe_timesteps, predict_original, training_index};
 
 const CLASS: &str = "DDIMScheduler";
 
@@ -186,30 +186,17 @@ impl Scheduler for DdimScheduler {
         check_like_sample("model_output", model_output, sample)?;
         let config = &self.config.typed;
         let dtype = promoted(model_output.dtype(), sample.dtype());
-        let beta_prod_t = 1.0 - alpha_prod_t;
-        let alpha_root = f64::from(alpha_prod_t.sqrt());
-        let beta_root = f64::from(beta_prod_t.sqrt());
-
         let limit = (config.clip_sample && !config.thresholding).then_some(config.clip_sample_range);
-        let pred_original_sample = match config.prediction_type {
-            PredictionType::Sample => {
-                LinearCombination::new(&[1.0]).clamped(limit).apply(&[model_output], dtype)?
-            }
-            PredictionType::VPrediction => {
-                let weights = LinearCombination::new(&[alpha_root, -beta_root]);
-                weights.clamped(limit).apply(&[sample, model_output], dtype)?
-            }
-            _ => {
-                let weights = LinearCombination::new(&[1.0, -beta_root]).divided_by(alpha_root);
-                weights.clamped(limit).apply(&[sample, model_output], dtype)?
-            }
-        };
-        let pred_original_sample = match config.thresholding {
-            true => thresholding(config).apply(&pred_original_sample)?,
-            false => pred_original_sample,
-        };
+        let prediction_type = config.prediction_type;
+        let mut pred_original_sample =
+            predict_original(prediction_type, sample, model_output, alpha_prod_t, limit)?;
+        if config.thresholding {
+            pred_original_sample = thresholding(config).apply(&pred_original_sample)?;
+        }
+        let clipped = options.use_clipped_model_output.then_some(&pred_original_sample);
+        let pred_epsilon = self.predict_noise(sample, model_output, alpha_prod_t, clipped)?;
 
-        let std_dev_t = self.std_dev(alpha_prod_t, alpha_prod_t_prev, options.eta)?;
+        let std_dev_t = std_dev(alpha_prod_t, alpha_prod_t_prev, options.eta)?;
         let remaining = 1.0 - alpha_prod_t_prev - std_dev_t * std_dev_t;
         if remaining < 0.0 {
             let expected = "small enough that no more noise is added than the step removes (0 to 1)".into();
@@ -217,21 +204,6 @@ impl Scheduler for DdimScheduler {
         }
         let original_weight = f64::from(alpha_prod_t_prev.sqrt());
         let direction_weight = f64::from(remaining.sqrt());
-
-        let derived = |model_output: &Tensor| {
-            // The noise that leads from the predicted original sample to this sample. From the model's own, unclipped
-            // prediction unless the options ask for the clipped one.
-            let weights = LinearCombination::new(&[1.0, -alpha_root]).divided_by(beta_root);
-            weights.apply(&[sample, model_output], dtype)
-        };
-        let pred_epsilon = match config.prediction_type {
-            _ if options.use_clipped_model_output => derived(&pred_original_sample)?,
-            PredictionType::Sample => derived(model_output)?,
-            PredictionType::VPrediction => {
-                LinearCombination::new(&[alpha_root, beta_root]).apply(&[model_output, sample], dtype)?
-            }
-            _ => model_output.clone(),
-        };
         let mut weights = vec![original_weight, direction_weight];
         let mut terms = vec![&pred_original_sample, &pred_epsilon];
         let variance_noise = match (&options.variance_noise, options.eta > 0.0) {
@@ -274,16 +246,41 @@ impl Scheduler for DdimScheduler {
 }
 
 impl DdimScheduler {
-    /// σ_t(η) of formula (16), in float32 as the reference computes it.
-    fn std_dev(&self, alpha_prod_t: f32, alpha_prod_t_prev: f32, eta: f64) -> Result<f32> {
-        if !eta.is_finite() || eta < 0.0 {
-            let expected = "a number from 0 to 1".into();
-            return Err(Error::Argument { argument: "eta", found: eta.to_string(), expected });
+    /// The predicted noise: the model's own, or what leads from `clipped`, the predicted original sample, to this sample.
+    fn predict_noise(
+        &self,
+        sample: &Tensor,
+        model_output: &Tensor,
+        alpha_prod_t: f32,
+        clipped: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let dtype = promoted(model_output.dtype(), sample.dtype());
+        let alpha_root = f64::from(alpha_prod_t.sqrt());
+        let beta_root = f64::from((1.0 - alpha_prod_t).sqrt());
+        let from_original = |original: &Tensor| {
+            let weights = LinearCombination::new(&[1.0, -alpha_root]).divided_by(beta_root);
+            weights.apply(&[sample, original], dtype)
+        };
+        match (clipped, self.config.typed.prediction_type) {
+            (Some(clipped), _) => from_original(clipped),
+            (None, PredictionType::Sample) => from_original(model_output),
+            (None, PredictionType::VPrediction) => {
+                LinearCombination::new(&[alpha_root, beta_root]).apply(&[model_output, sample], dtype)
+            }
+            (None, _) => Ok(model_output.clone()),
         }
-        let beta_ratio = (1.0 - alpha_prod_t_prev) / (1.0 - alpha_prod_t);
-        let variance = beta_ratio * (1.0 - alpha_prod_t / alpha_prod_t_prev);
-        Ok(eta as f32 * variance.sqrt())
     }
+}
+
+/// σ_t(η) of formula (16), in float32 as the reference computes it.
+fn std_dev(alpha_prod_t: f32, alpha_prod_t_prev: f32, eta: f64) -> Result<f32> {
+    if !eta.is_finite() || eta < 0.0 {
+        let expected = "a number from 0 to 1".into();
+        return Err(Error::Argument { argument: "eta", found: eta.to_string(), expected });
+    }
+    let beta_ratio = (1.0 - alpha_prod_t_prev) / (1.0 - alpha_prod_t);
+    let variance = beta_ratio * (1.0 - alpha_prod_t / alpha_prod_t_prev);
+    Ok(eta as f32 * variance.sqrt())
 }
 
 fn thresholding(config: &DdimConfig) -> Thresholding {

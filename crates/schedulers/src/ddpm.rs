@@ -13,7 +13,7 @@ use crate::rng::NoiseSource;
 use crate::scheduler::{PredictionType, Scheduler, StepOptions, StepOutput};
 use crate::thresholding::Thresholding;
 use crate::timestep_spacing::{TimestepSpacing, integer_timesteps};
-use crate::variance_preserving::{self, describe_timesteps, training_index};
+use crate::variance_preserving::{self, describe_timesteps, predict_original, training_index};
 
 const CLASS: &str = "DDPMScheduler";
 /// The smallest variance, so that its logarithm is finite.
@@ -305,21 +305,10 @@ impl Scheduler for DdpmScheduler {
         check_like_sample("model_output", &model_output, sample)?;
         let config = &self.config.typed;
         let dtype = promoted(model_output.dtype(), sample.dtype());
-        let alpha_root = f64::from(alphas.alpha_prod_t.sqrt());
-        let beta_root = f64::from(alphas.beta_prod_t().sqrt());
-
         let limit = (config.clip_sample && !config.thresholding).then_some(config.clip_sample_range);
-        let (weights, tensors) = match config.prediction_type {
-            PredictionType::Sample => (LinearCombination::new(&[1.0]), vec![&model_output]),
-            PredictionType::VPrediction => {
-                (LinearCombination::new(&[alpha_root, -beta_root]), vec![sample, &model_output])
-            }
-            _ => {
-                let weights = LinearCombination::new(&[1.0, -beta_root]).divided_by(alpha_root);
-                (weights, vec![sample, &model_output])
-            }
-        };
-        let mut pred_original_sample = weights.clamped(limit).apply(&tensors, dtype)?;
+        let (prediction_type, alpha_prod_t) = (config.prediction_type, alphas.alpha_prod_t);
+        let mut pred_original_sample =
+            predict_original(prediction_type, sample, &model_output, alpha_prod_t, limit)?;
         if config.thresholding {
             pred_original_sample = thresholding(config).apply(&pred_original_sample)?;
         }

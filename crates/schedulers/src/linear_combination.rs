@@ -1,6 +1,8 @@
 //! The tensor work of a step: weighted sums in one pass over memory.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Shape, Tensor, WithDType};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Shape, Tensor, WithDType,
+};
 
 use crate::error::{Error, Result};
 
@@ -50,12 +52,25 @@ impl LinearCombination {
             [a] if on_cpu => a.apply_op1(self)?,
             [a, b] if on_cpu => a.apply_op2(b, self)?,
             [a, b, c] if on_cpu => a.apply_op3(b, c, self)?,
+            [_, _, _, ..] if on_cpu => self.apply_in_parts(&tensors)?,
             all => self.apply_by_operations(all)?,
         };
         Ok(sum.to_dtype(dtype)?)
     }
 
-    /// The same by candle's operations, for other devices and more tensors.
+    /// The same for more tensors than an operation takes: the sum of the first three, then that and the others.
+    fn apply_in_parts(self, tensors: &[Tensor]) -> Result<Tensor> {
+        let (first, rest) = tensors.split_at(3);
+        let (first_coefficients, rest_coefficients) = self.coefficients.split_at(3);
+        let first_sum = Self::with_batch(first_coefficients.to_vec());
+        let first_sum = first_sum.apply(&first.iter().collect::<Vec<_>>(), first[0].dtype())?;
+        let mut coefficients = vec![vec![1.0]];
+        coefficients.extend_from_slice(rest_coefficients);
+        let all: Vec<&Tensor> = std::iter::once(&first_sum).chain(rest).collect();
+        Self { coefficients, ..self }.apply(&all, first_sum.dtype())
+    }
+
+    /// The same by candle's operations, for other devices.
     fn apply_by_operations(&self, tensors: &[Tensor]) -> candle_core::Result<Tensor> {
         let mut sum: Option<Tensor> = None;
         for (tensor, coefficients) in tensors.iter().zip(&self.coefficients) {
@@ -268,4 +283,43 @@ pub(crate) fn check_like_sample(what: &'static str, tensor: &Tensor, sample: &Te
     }
     let expected = format!("expected the sample's, {:?}", sample.dims());
     Err(Error::Shape { what, found: tensor.dims().to_vec(), expected })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensors(count: usize) -> Vec<Tensor> {
+        let values = |tensor: usize| (0..24).map(move |index| ((index * 7 + tensor * 5) % 11) as f32 - 5.0);
+        let tensor =
+            |tensor| Tensor::from_iter(values(tensor), &Device::Cpu).unwrap().reshape((2, 3, 4)).unwrap();
+        (0..count).map(tensor).collect()
+    }
+
+    #[test]
+    fn one_pass_gives_what_operations_give() {
+        for count in 1..=6 {
+            for batch in [1, 2] {
+                for limit in [None, Some(1.5)] {
+                    let coefficient = |index: usize| 0.3 * index as f64 - 0.5;
+                    let of_tensor =
+                        |tensor: usize| (0..batch).map(|row| coefficient(tensor + 2 * row)).collect();
+                    let coefficients = (0..count).map(of_tensor).collect();
+                    let combination =
+                        LinearCombination::with_batch(coefficients).divided_by(1.7).clamped(limit);
+                    let tensors = tensors(count);
+                    let expected = combination.apply_by_operations(&tensors).unwrap();
+                    let actual = combination.apply(&tensors.iter().collect::<Vec<_>>(), DType::F32).unwrap();
+                    let difference = (actual - expected).unwrap().abs().unwrap().max_all().unwrap();
+                    assert!(difference.to_scalar::<f32>().unwrap() < 1e-5, "{count} {batch} {limit:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn tensors_of_other_shapes_are_an_error() {
+        let [a, b] = [tensors(1).remove(0), tensors(1).remove(0).narrow(0, 0, 1).unwrap()];
+        assert!(LinearCombination::new(&[1.0, 1.0]).apply(&[&a, &b], DType::F32).is_err());
+    }
 }

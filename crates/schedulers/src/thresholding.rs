@@ -33,10 +33,12 @@ impl Thresholding {
     pub(crate) fn apply(&self, sample: &Tensor) -> Result<Tensor> {
         let compute = if sample.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
         let pictures = sample.to_dtype(compute)?.flatten_from(1)?;
-        let magnitudes = pictures.abs()?.to_dtype(DType::F64)?.to_device(&Device::Cpu)?.to_vec2::<f64>()?;
+        let magnitudes = pictures.abs()?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
         let thresholds: Vec<f64> =
             magnitudes.into_iter().map(|values| self.threshold(values, compute)).collect();
-        let thresholds = Tensor::new(thresholds, sample.device())?.to_dtype(compute)?.unsqueeze(1)?;
+        let thresholds =
+            Tensor::new(thresholds, &Device::Cpu)?.to_dtype(compute)?.to_device(sample.device())?;
+        let thresholds = thresholds.unsqueeze(1)?;
         let clamped = pictures.broadcast_minimum(&thresholds)?.broadcast_maximum(&thresholds.neg()?)?;
         Ok(clamped.broadcast_div(&thresholds)?.reshape(sample.dims())?.to_dtype(sample.dtype())?)
     }

@@ -4,6 +4,7 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::error::{Error, Result};
 use crate::linear_combination::{LinearCombination, check_like_sample, promoted};
+use crate::scheduler::PredictionType;
 
 /// sqrt(ᾱ) original_samples + sqrt(1 - ᾱ) noise.
 pub(crate) fn add_noise(
@@ -91,6 +92,27 @@ pub(crate) fn training_index(
     }
     let expected = format!("expected an integer from 0 to {}", num_train_timesteps.saturating_sub(1));
     Err(Error::UnknownTimestep { scheduler: class, timestep, expected })
+}
+
+/// The predicted original sample, formula (15) of DDPM and (12) of DDIM, clamped to ±`limit` in the same pass.
+pub(crate) fn predict_original(
+    prediction_type: PredictionType,
+    sample: &Tensor,
+    model_output: &Tensor,
+    alpha_prod_t: f32,
+    limit: Option<f64>,
+) -> Result<Tensor> {
+    let dtype = promoted(model_output.dtype(), sample.dtype());
+    let alpha_root = f64::from(alpha_prod_t.sqrt());
+    let beta_root = f64::from((1.0 - alpha_prod_t).sqrt());
+    let (weights, tensors) = match prediction_type {
+        PredictionType::Sample => (LinearCombination::new(&[1.0]), vec![model_output]),
+        PredictionType::VPrediction => {
+            (LinearCombination::new(&[alpha_root, -beta_root]), vec![sample, model_output])
+        }
+        _ => (LinearCombination::new(&[1.0, -beta_root]).divided_by(alpha_root), vec![sample, model_output]),
+    };
+    weights.clamped(limit).apply(&tensors, dtype)
 }
 
 /// A few of the timesteps, for error messages.
