@@ -154,8 +154,9 @@ fn scaled(tensor: &Tensor, coefficients: &[f64]) -> candle_core::Result<Tensor> 
     if let Some(batch) = shape.first_mut() {
         *batch = coefficients.len();
     }
-    tensor
-        .broadcast_mul(&Tensor::new(coefficients, tensor.device())?.to_dtype(tensor.dtype())?.reshape(shape)?)
+    // Not every device has float64, which the coefficients are in.
+    let coefficients = Tensor::new(coefficients, &Device::Cpu)?.to_dtype(tensor.dtype())?.reshape(shape)?;
+    tensor.broadcast_mul(&coefficients.to_device(tensor.device())?)
 }
 
 fn slices<'a, T: WithDType, const N: usize>(
