@@ -56,12 +56,3 @@ where
     state_dict.check_all_used()?;
     Ok(model)
 }
-
-/// The settings of the scheduler in the folder `scheduler`, as its `scheduler_config.json` has them.
-///
-/// # Errors
-/// When the file is missing or not a JSON object.
-pub fn load_scheduler_config(repository: &Repository) -> Result<Value> {
-    let config: serde_json::Map<String, Value> = repository.read_json("scheduler/scheduler_config.json")?;
-    Ok(Value::Object(config))
-}

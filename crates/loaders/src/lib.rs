@@ -20,7 +20,7 @@ mod tokenizer;
 mod tokenizer_config;
 mod weights;
 
-pub use component::{LoadOptions, load_component, load_scheduler_config};
+pub use component::{LoadOptions, load_component};
 pub use components::{load_text_encoder, load_text_encoder_with_projection, load_unet, load_vae};
 pub use error::{Error, Result};
 #[cfg(feature = "hub")]

@@ -9,7 +9,6 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use candle_diffusers_loaders::{
     Error, LoadOptions, ModelIndex, Repository, check_variant, find_weights, load_component,
-    load_scheduler_config,
 };
 use serde_json::{Value, json};
 
@@ -203,17 +202,6 @@ fn sharded_weights_load_and_cannot_lead_outside() {
     assert_says(load(folder), &["index.json", "../secret.safetensors", "weight", "plain file name"]);
     write(folder, index, shard("missing.safetensors"));
     assert_says(load(folder), &["index.json names the shard missing.safetensors"]);
-}
-
-#[test]
-fn scheduler_configs_are_objects() {
-    let folder = tempfile::tempdir().unwrap();
-    let repository = Repository::folder(folder.path()).unwrap();
-    assert_says(load_scheduler_config(&repository), &["has no scheduler/scheduler_config.json"]);
-    write(folder.path(), "scheduler/scheduler_config.json", "[1]");
-    assert_says(load_scheduler_config(&repository), &["scheduler_config.json: "]);
-    write(folder.path(), "scheduler/scheduler_config.json", "{\"a\": 1}");
-    assert_eq!(load_scheduler_config(&repository).unwrap()["a"], json!(1));
 }
 
 #[test]

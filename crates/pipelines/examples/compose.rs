@@ -9,7 +9,7 @@ use candle_diffusers_pipelines::{
     StableDiffusionPipeline, classifier_free_guidance, decode_latents, denormalize, encode_prompt,
     prepare_latents, to_pictures,
 };
-use candle_diffusers_schedulers::{Scheduler, StepOptions, TorchGenerator, scheduler_from_other};
+use candle_diffusers_schedulers::{StepOptions, TorchGenerator, scheduler_from_other};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

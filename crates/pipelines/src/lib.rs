@@ -7,6 +7,7 @@ mod image_processor;
 mod latents;
 mod memory;
 mod prompt;
+mod scheduler_config;
 mod stable_diffusion;
 
 pub use denoise::{Guidance, StepCallback, StepEnd, denoise};
@@ -16,4 +17,5 @@ pub use image_processor::{denormalize, to_pictures};
 pub use latents::{decode_latents, prepare_latents, scale_initial_latents};
 pub use memory::working_memory;
 pub use prompt::{PromptEmbeds, encode_prompt};
+pub use scheduler_config::load_scheduler_config;
 pub use stable_diffusion::{Schedule, StableDiffusionPipeline, TextToImage, seeded_generators};

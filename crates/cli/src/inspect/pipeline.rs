@@ -1,7 +1,8 @@
 use std::path::Path;
 
 use anyhow::Result;
-use candle_diffusers_loaders::{ModelIndex, Repository, load_scheduler_config};
+use candle_diffusers_loaders::{ModelIndex, Repository};
+use candle_diffusers_pipelines::load_scheduler_config;
 use serde_json::{Map, Value, json};
 
 use super::component::weights;

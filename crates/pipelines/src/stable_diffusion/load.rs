@@ -1,6 +1,5 @@
 use candle_diffusers_loaders::{
-    ClipTokenizer, LoadOptions, ModelIndex, Repository, check_variant, load_scheduler_config,
-    load_text_encoder, load_unet, load_vae,
+    ClipTokenizer, LoadOptions, ModelIndex, Repository, check_variant, load_text_encoder, load_unet, load_vae,
 };
 use candle_diffusers_models::{AutoencoderKL, UNet2DConditionConfig, UNet2DConditionModel};
 use candle_diffusers_schedulers::{Scheduler, scheduler_from_other, scheduler_with_overrides};
@@ -8,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::StableDiffusionPipeline;
 use crate::error::{Error, Result};
+use crate::scheduler_config::load_scheduler_config;
 
 impl StableDiffusionPipeline {
     /// Loads a folder in diffusers' layout.
