@@ -24,7 +24,7 @@ pub enum Error {
     },
     /// A model that could not be loaded.
     #[error(transparent)]
-    Loader(#[from] loaders::Error),
+    Loader(Box<loaders::Error>),
     /// A model that could not be built or run.
     #[error(transparent)]
     Model(#[from] models::Error),
@@ -37,6 +37,13 @@ pub enum Error {
     /// What a callback returned to end the work.
     #[error(transparent)]
     Callback(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl From<loaders::Error> for Error {
+    fn from(error: loaders::Error) -> Self {
+        // Boxed, as it is much larger than the others.
+        Self::Loader(Box::new(error))
+    }
 }
 
 /// A `Result` whose error is [`Error`].
