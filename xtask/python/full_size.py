@@ -144,7 +144,18 @@ class Reference:
         return seconds
 
 
+def quiet():
+    """No notes and progress bars of loading among the figures."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
 def serve(folder, threads):
+    quiet()
     torch.set_grad_enabled(False)
     torch.set_num_threads(threads)
     reference = Reference(folder)

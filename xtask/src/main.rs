@@ -6,6 +6,8 @@ mod python;
 mod worker;
 mod workspace;
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -31,11 +33,16 @@ enum Chore {
     Bench(full_size::BenchArguments),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().chore {
+fn main() -> ExitCode {
+    let result = match Arguments::parse().chore {
         Chore::Fixtures { filter, list: true } => fixtures::list(filter.as_deref()),
         Chore::Fixtures { filter, list: false } => fixtures::make(filter.as_deref()),
         Chore::Parity(arguments) => full_size::parity(&arguments),
         Chore::Bench(arguments) => full_size::bench(&arguments),
+    };
+    if let Err(error) = result {
+        eprintln!("error: {error:#}");
+        return ExitCode::FAILURE;
     }
+    ExitCode::SUCCESS
 }

@@ -65,6 +65,7 @@ fn prompt_files_without_prompts() {
     }
 }
 
+#[cfg(unix)]
 #[test]
 fn output_paths_that_cannot_be_written_are_found_out_before_the_model_is_looked_at() {
     let workplace = Workplace::new();

@@ -7,6 +7,8 @@ mod bad_input;
 mod bad_models;
 mod generate;
 mod inspect;
+#[path = "../parity/pictures/mod.rs"]
+mod pictures;
 mod program;
 mod shapes;
 mod usage;
