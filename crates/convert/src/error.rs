@@ -2,6 +2,8 @@ use std::io;
 
 use safetensors::Dtype;
 
+use crate::PickleError;
+
 /// What can be wrong with a checkpoint file. Every message begins with the file's name.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -229,6 +231,14 @@ pub enum Error {
         first: String,
         /// The other.
         second: String,
+    },
+    /// A pickled checkpoint that cannot be read.
+    #[error("{file}: {problem}")]
+    Pickle {
+        /// The file.
+        file: String,
+        /// What is wrong.
+        problem: Box<PickleError>,
     },
 }
 

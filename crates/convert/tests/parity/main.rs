@@ -1,0 +1,3 @@
+//! Comparisons with what the reference libraries say; CONTRIBUTING.md tells how they are made.
+
+mod pickle;
