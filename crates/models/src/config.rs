@@ -46,6 +46,21 @@ impl<'a> ConfigReader<'a> {
         self.read.insert(field.into());
     }
 
+    /// Leaves out what diffusers' `EMAModel` writes into the config of the averaged model: it tells of the training alone.
+    pub(crate) fn ignore_training_state(&mut self) {
+        const EMA_FIELDS: [&str; 8] = [
+            "decay",
+            "inv_gamma",
+            "min_decay",
+            "min_value",
+            "optimization_step",
+            "power",
+            "update_after_step",
+            "use_ema_warmup",
+        ];
+        EMA_FIELDS.iter().for_each(|field| self.ignore(field));
+    }
+
     pub(crate) fn optional_size(&mut self, field: &str) -> Result<Option<usize>> {
         match self.value(field) {
             None => Ok(None),

@@ -103,6 +103,7 @@ impl AutoencoderKLConfig {
                 .bool("mid_block_add_attention", default.mid_block_add_attention)?,
         };
         config.check(&mut reader)?;
+        reader.ignore_training_state();
         reader.finish()?;
         Ok(config)
     }

@@ -120,7 +120,6 @@ const WITHOUT_INFLUENCE: &[&str] = &[
     "torchscript",
     "transformers_version",
     "typical_p",
-    "use_attention_mask",
     "use_bfloat16",
     "use_cache",
     "use_return_dict",
@@ -135,6 +134,8 @@ impl ClipTextConfig {
         let mut reader = ConfigReader::new("CLIPTextModel", config)?;
         let default = Self::default();
         reader.only("model_type", "clip_text_model".into())?;
+        // Set, it makes diffusers hide the padding from the prompt.
+        reader.unsupported(&["use_attention_mask"])?;
         reader.only("pruned_heads", Value::Object(Default::default()))?;
         let config = Self {
             vocab_size: reader.size("vocab_size", default.vocab_size)?,
@@ -221,6 +222,7 @@ mod tests {
                 json!({"quantization_config": {"bits": 4}}),
                 "`quantization_config` is {\"bits\":4}, expected no such",
             ),
+            (json!({"use_attention_mask": true}), "`use_attention_mask` is true, expected null"),
             (json!({"pruned_heads": {"0": [1]}}), "`pruned_heads` is {\"0\":[1]}, expected {}"),
             (json!([1, 2]), "(the whole file)` is [1,2], expected an object"),
         ];

@@ -7,6 +7,9 @@ use crate::error::Result;
 use crate::layers::Activation;
 use crate::resnet::TimeScaleShift;
 
+/// The kernel has three pixels: with more padding there would be results that no pixel has a part in, and memory without bound.
+const MAX_DOWNSAMPLE_PADDING: usize = 2;
+
 /// A block of the UNet: residual blocks, with or without a transformer after each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlockType {
@@ -113,6 +116,7 @@ impl UNet2DConditionConfig {
         ])?;
         // Used by `addition_embed_type` "text" alone, which is refused above.
         reader.ignore("addition_embed_type_num_heads");
+        reader.ignore_training_state();
         reader.finish()?;
         Ok(config)
     }
@@ -178,6 +182,10 @@ impl UNet2DConditionConfig {
                 let expected = format!("no more heads than the block has channels, {channels}");
                 return Err(reader.error("attention_head_dim", expected));
             }
+        }
+        if self.downsample_padding > MAX_DOWNSAMPLE_PADDING {
+            let expected = format!("a whole number from 0 to {MAX_DOWNSAMPLE_PADDING}");
+            return Err(reader.error("downsample_padding", expected));
         }
         if self.class_embeddings_concat && self.class_embed_type.is_none() {
             return Err(reader.error("class_embeddings_concat", "false, since there are no class embeddings"));

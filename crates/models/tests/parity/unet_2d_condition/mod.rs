@@ -103,6 +103,7 @@ fn a_field_that_is_not_supported_is_named() {
         ("attention_head_dim", "0"),
         ("attention_head_dim", "9"),
         ("norm_num_groups", "null"),
+        ("downsample_padding", "1000000"),
         ("norm_eps", "\"small\""),
         ("act_fn", "\"relu\""),
         ("conv_in_kernel", "4"),
