@@ -65,13 +65,17 @@ fn check_kind(index: &ModelIndex) -> Result<()> {
     Ok(())
 }
 
-/// The folder's scheduler and its config: of the class that model_index.json names, whatever class the config is of, and with two settings put right that diffusers puts right when it builds this
-/// pipeline: folders from 2022 lack them, and were meant so.
+/// The folder's scheduler and its config: of the class that model_index.json names, whatever class the config is of, and with two
+/// settings put right that diffusers puts right when it builds this pipeline: folders from 2022 lack them, and were meant so.
 ///
 /// The config still counts a setting that the folder lacks among those with default values: another scheduler made
 /// from it has its own default, as in diffusers.
 fn load_scheduler(repository: &Repository, class_name: &str) -> Result<(Box<dyn Scheduler>, Value)> {
-    let given = load_scheduler_config(repository)?;
+    let mut given = load_scheduler_config(repository)?;
+    // A field of the file, of whatever scheduler, needs no override, which must be a field of this one.
+    if given.get("clip_sample") == Some(&json!(true)) {
+        given["clip_sample"] = json!(false);
+    }
     let scheduler = scheduler_from_other(class_name, &given)?;
     let mut config = scheduler.config();
     let mut overrides = Map::new();
@@ -121,4 +125,24 @@ fn check_channels(repository: &Repository, unet: &UNet2DConditionModel, vae: &Au
         ),
     };
     Err(Error::Folder { file: repository.display("unet/config.json"), problem })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_that_the_scheduler_does_not_know_is_put_right_too() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("scheduler")).unwrap();
+        let path = folder.path().join("scheduler/scheduler_config.json");
+        let load = |class_name: &str, fields: Value| {
+            std::fs::write(&path, fields.to_string()).unwrap();
+            load_scheduler(&Repository::folder(folder.path()).unwrap(), class_name).unwrap().1
+        };
+        for class_name in ["PNDMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"] {
+            let config = load(class_name, json!({"clip_sample": true, "steps_offset": 0}));
+            assert_eq!((&config["clip_sample"], &config["steps_offset"]), (&json!(false), &json!(1)));
+        }
+    }
 }
