@@ -16,7 +16,7 @@ pub(super) fn build(pickled: &Pickled) -> Result<Value> {
     let mut builder = Builder {
         arena: &pickled.arena,
         storages: &pickled.storages,
-        done: HashMap::new(),
+        done: vec![None; pickled.arena.len()],
         open: vec![false; pickled.arena.len()],
     };
     builder.item(&pickled.root, 0).map(|built| built.value)
@@ -35,7 +35,7 @@ struct Builder<'a> {
     arena: &'a [Node],
     storages: &'a Storages,
     /// Containers that are used in several places are built once.
-    done: HashMap<usize, Built>,
+    done: Vec<Option<Built>>,
     /// Containers that are being built: one that is met again contains itself.
     open: Vec<bool>,
 }
@@ -73,7 +73,7 @@ impl Builder<'_> {
     }
 
     fn node(&mut self, index: usize, depth: usize) -> Result<Built> {
-        if let Some(built) = self.done.get(&index) {
+        if let Some(Some(built)) = self.done.get(index) {
             return Ok(built.clone());
         }
         let Some(node) = self.arena.get(index) else {
@@ -91,18 +91,18 @@ impl Builder<'_> {
             Node::Tuple(values) => Value::Tuple(self.sequence(values, depth, &mut totals)?),
             Node::Set(values) => Value::Set(self.sequence(values, depth, &mut totals)?),
             Node::Dict { entries, state } => {
-                Value::Dict(self.dict(entries, state.as_ref(), depth, &mut totals)?)
+                Value::Dict(self.dict(entries, state.as_deref(), depth, &mut totals)?)
             }
             Node::Object { class, arguments, state } => {
                 let arguments = self.values(arguments, depth, &mut totals)?;
-                let state = self.state(state.as_ref(), depth, &mut totals)?;
+                let state = self.state(state.as_deref(), depth, &mut totals)?;
                 Value::Object(Arc::new(Object { class, arguments, state, tensors: totals.tensors }))
             }
         };
         let built = Built { value, expanded: totals.expanded + 1, height: totals.height + 1 };
         check_depth(built.height)?;
         self.open[index] = false;
-        self.done.insert(index, built.clone());
+        self.done[index] = Some(built.clone());
         Ok(built)
     }
 
@@ -138,6 +138,8 @@ impl Builder<'_> {
             }
         }
         let state = self.state(state, depth, totals)?;
+        let mut by_text: Vec<usize> = by_text.into_values().collect();
+        by_text.sort_by(|&a, &b| entries[a].0.as_text().cmp(&entries[b].0.as_text()));
         Ok(Arc::new(Dict { entries, by_text, state, tensors: totals.tensors }))
     }
 

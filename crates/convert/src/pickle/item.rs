@@ -27,8 +27,8 @@ pub(super) enum Node {
     List(Vec<Item>),
     Tuple(Vec<Item>),
     Set(Vec<Item>),
-    Dict { entries: Vec<(Item, Item)>, state: Option<Item> },
-    Object { class: &'static str, arguments: Vec<Item>, state: Option<Item> },
+    Dict { entries: Vec<(Item, Item)>, state: Option<Box<Item>> },
+    Object { class: &'static str, arguments: Vec<Item>, state: Option<Box<Item>> },
 }
 
 impl Item {

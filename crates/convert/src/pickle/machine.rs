@@ -283,7 +283,7 @@ impl Machine<'_> {
         if let Item::Node(node) = top
             && let Some(Node::Dict { state, .. } | Node::Object { state, .. }) = self.arena.get_mut(node)
         {
-            *state = Some(given);
+            *state = Some(Box::new(given));
             return Ok(());
         }
         malformed(position, format!("a state is given to {}", top.kind(&self.arena)))

@@ -1,4 +1,3 @@
-use std::collections::HashMap;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
@@ -53,7 +52,8 @@ pub struct Sequence {
 #[derive(Debug)]
 pub struct Dict {
     pub(super) entries: Vec<(Value, Value)>,
-    pub(super) by_text: HashMap<Arc<str>, usize>,
+    /// The positions of the entries whose keys are texts, sorted by text.
+    pub(super) by_text: Vec<usize>,
     pub(super) state: Option<Value>,
     pub(super) tensors: u64,
 }
@@ -171,7 +171,9 @@ impl Dict {
 
     /// The value under the text `name`.
     pub fn get(&self, name: &str) -> Option<&Value> {
-        self.by_text.get(name).and_then(|&position| self.entries.get(position)).map(|(_, value)| value)
+        let key = |position: &usize| self.entries[*position].0.as_text();
+        let found = self.by_text.binary_search_by(|position| key(position).cmp(&Some(name))).ok()?;
+        Some(&self.entries[self.by_text[found]].1)
     }
 
     /// Keys and values, in the order of the pickle.
