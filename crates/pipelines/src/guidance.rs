@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Device, Tensor};
 
-use crate::error::Result;
+use crate::error::{Result, argument};
 
 /// Classifier-free guidance (Ho and Salimans, 2022): `uncond + guidance_scale * (text - uncond)`.
 ///
@@ -17,7 +17,12 @@ pub fn classifier_free_guidance(
     guidance_scale: f64,
     guidance_rescale: f64,
 ) -> Result<Tensor> {
-    let batch = model_output.dim(0)? / 2;
+    let both = model_output.dim(0)?;
+    if !both.is_multiple_of(2) {
+        let problem = format!("is {:?}, expected (2 * batch, ...)", model_output.dims());
+        return argument("model_output", problem);
+    }
+    let batch = both / 2;
     let uncond = model_output.narrow(0, 0, batch)?;
     let text = model_output.narrow(0, batch, batch)?;
     let guided = (&uncond + ((&text - &uncond)? * guidance_scale)?)?;
@@ -65,4 +70,16 @@ pub fn guidance_scale_embedding(
     row.extend(angles.iter().map(|angle| angle.cos()));
     row.resize(embedding_dim, 0.0);
     Ok(Tensor::from_vec(row, (1, embedding_dim), device)?.repeat((batch, 1))?.to_dtype(dtype)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_odd_batch_is_an_error() {
+        let model_output = Tensor::zeros((3, 4, 2, 2), DType::F32, &Device::Cpu).unwrap();
+        let error = classifier_free_guidance(&model_output, 7.5, 0.0).unwrap_err().to_string();
+        assert!(error.contains("model_output: is [3, 4, 2, 2], expected (2 * batch"), "{error}");
+    }
 }
