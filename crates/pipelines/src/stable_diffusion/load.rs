@@ -2,7 +2,9 @@ use candle_diffusers_loaders::{
     ClipTokenizer, LoadOptions, ModelIndex, Repository, check_variant, load_text_encoder, load_unet, load_vae,
 };
 use candle_diffusers_models::{AutoencoderKL, UNet2DConditionConfig, UNet2DConditionModel};
-use candle_diffusers_schedulers::{Scheduler, scheduler_from_other, scheduler_with_overrides};
+use candle_diffusers_schedulers::{
+    Error as SchedulerError, Scheduler, scheduler_from_other, scheduler_with_overrides,
+};
 use serde_json::{Map, Value, json};
 
 use super::StableDiffusionPipeline;
@@ -15,13 +17,37 @@ impl StableDiffusionPipeline {
     /// # Errors
     /// When a file is missing or damaged, a config has a field that is not supported, or the folder is of another kind of model.
     pub fn load(repository: &Repository, options: &LoadOptions) -> Result<Self> {
+        Self::load_parts(repository, options, |class_name| load_scheduler(repository, class_name))
+    }
+
+    /// Like [`load`](Self::load) and then [`set_scheduler`](Self::set_scheduler), also where the folder's own scheduler is one that
+    /// this library does not have.
+    ///
+    /// # Errors
+    /// Those of both.
+    pub fn load_with_scheduler(
+        repository: &Repository,
+        options: &LoadOptions,
+        class_name: &str,
+        overrides: &Map<String, Value>,
+    ) -> Result<Self> {
+        Self::load_parts(repository, options, |folders_class| {
+            load_other_scheduler(repository, folders_class, class_name, overrides)
+        })
+    }
+
+    /// `scheduler` is given the class that model_index.json names, and makes a scheduler and its config.
+    fn load_parts(
+        repository: &Repository,
+        options: &LoadOptions,
+        scheduler: impl FnOnce(&str) -> Result<(Box<dyn Scheduler>, Value)>,
+    ) -> Result<Self> {
         let index = ModelIndex::load(repository)?;
         check_kind(&index)?;
         if let Some(variant) = &options.variant {
             check_variant(repository, &index, variant)?;
         }
-        let (scheduler, scheduler_config) =
-            load_scheduler(repository, &index.component("scheduler")?.class_name)?;
+        let (scheduler, scheduler_config) = scheduler(&index.component("scheduler")?.class_name)?;
         let tokenizer = ClipTokenizer::load(repository, "tokenizer")?;
         let unet = load_unet(repository, "unet", options)?;
         let sample_size = trained_size(&repository.read_json("unet/config.json")?, unet.config());
@@ -95,6 +121,32 @@ fn load_scheduler(repository: &Repository, class_name: &str) -> Result<(Box<dyn 
     Ok((scheduler, config))
 }
 
+/// A scheduler of the class `class_name` with the settings of the folder's, which is a `folders_class`.
+fn load_other_scheduler(
+    repository: &Repository,
+    folders_class: &str,
+    class_name: &str,
+    overrides: &Map<String, Value>,
+) -> Result<(Box<dyn Scheduler>, Value)> {
+    let config = match load_scheduler(repository, folders_class) {
+        Ok((_, config)) => config,
+        // All that another class needs of it is in the file.
+        Err(Error::Scheduler(SchedulerError::UnknownClass { .. })) => {
+            let mut given = load_scheduler_config(repository)?;
+            for (field, meant) in [("steps_offset", json!(1)), ("clip_sample", json!(false))] {
+                if given.get(field).is_some() {
+                    given[field] = meant;
+                }
+            }
+            given
+        }
+        Err(error) => return Err(error),
+    };
+    let scheduler = scheduler_with_overrides(class_name, &config, overrides)?;
+    let config = scheduler.config();
+    Ok((scheduler, config))
+}
+
 /// The latent size that the model was trained for. UNets saved before diffusers 0.9 may say 32 and mean 64, as diffusers
 /// has it.
 fn trained_size(json: &Value, config: &UNet2DConditionConfig) -> Option<(usize, usize)> {
@@ -131,18 +183,38 @@ fn check_channels(repository: &Repository, unet: &UNet2DConditionModel, vae: &Au
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_setting_that_the_scheduler_does_not_know_is_put_right_too() {
+    /// A folder with nothing but a scheduler's config.
+    fn folder_with(config: Value) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("scheduler")).unwrap();
-        let path = folder.path().join("scheduler/scheduler_config.json");
-        let load = |class_name: &str, fields: Value| {
-            std::fs::write(&path, fields.to_string()).unwrap();
-            load_scheduler(&Repository::folder(folder.path()).unwrap(), class_name).unwrap().1
-        };
+        std::fs::write(folder.path().join("scheduler/scheduler_config.json"), config.to_string()).unwrap();
+        folder
+    }
+
+    #[test]
+    fn a_setting_that_the_scheduler_does_not_know_is_put_right_too() {
+        let folder = folder_with(json!({"clip_sample": true, "steps_offset": 0}));
+        let repository = Repository::folder(folder.path()).unwrap();
         for class_name in ["PNDMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"] {
-            let config = load(class_name, json!({"clip_sample": true, "steps_offset": 0}));
+            let (_, config) = load_scheduler(&repository, class_name).unwrap();
             assert_eq!((&config["clip_sample"], &config["steps_offset"]), (&json!(false), &json!(1)));
         }
+    }
+
+    #[test]
+    fn an_unknown_scheduler_can_be_replaced() {
+        let beta_end = json!(0.012);
+        let folder = folder_with(json!({"beta_end": beta_end, "steps_offset": 0, "solver_type": "logrho"}));
+        let repository = Repository::folder(folder.path()).unwrap();
+        let replace = |class_name| {
+            let overrides = Map::from_iter([("beta_start".to_string(), json!(0.001))]);
+            load_other_scheduler(&repository, "DEISMultistepScheduler", class_name, &overrides)
+        };
+        let (scheduler, config) = replace("EulerDiscreteScheduler").unwrap();
+        assert_eq!(scheduler.class_name(), "EulerDiscreteScheduler");
+        let found = ["beta_start", "beta_end", "steps_offset"].map(|field| &config[field]);
+        assert_eq!(found, [&json!(0.001), &beta_end, &json!(1)]);
+        assert!(load_scheduler(&repository, "DEISMultistepScheduler").is_err());
+        assert!(replace("DEISMultistepScheduler").is_err());
     }
 }
