@@ -1,13 +1,16 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use candle_diffusers_convert::{Checkpoint, ShardIndex, TensorFile};
 use serde::de::DeserializeOwned;
 
 use crate::{Error, Result};
+
+/// The longest file that is read as a whole. Configs, vocabularies and indices of shards are all smaller; weights are mapped.
+const MAX_READ_BYTES: u64 = 64 << 20;
 
 /// Where the files of a model come from: a folder on disk or files in memory.
 ///
@@ -111,10 +114,11 @@ impl Repository {
     /// The contents of the file `path`.
     ///
     /// # Errors
-    /// When there is no such file or it cannot be read.
+    /// When there is no such file, it cannot be read, is no regular file (one that never ends, or waits for a writer), or is
+    /// larger than any file beside the weights.
     pub fn read(&self, path: &str) -> Result<Cow<'static, [u8]>> {
         match &self.files {
-            Files::Folder(folder) => match fs::read(folder.join(path)) {
+            Files::Folder(folder) => match read_regular(&folder.join(path)) {
                 Ok(bytes) => Ok(Cow::Owned(bytes)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Err(self.missing(path)),
                 Err(source) => Err(Error::Io { file: self.display(path), source }),
@@ -174,4 +178,20 @@ impl Repository {
     fn missing(&self, path: &str) -> Error {
         Error::MissingFile { repository: self.name.clone(), path: path.to_string() }
     }
+}
+
+fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
+    let metadata = fs::metadata(path)?;
+    if metadata.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    if !metadata.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_READ_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_READ_BYTES {
+        return Err(io::Error::other(format!("larger than {MAX_READ_BYTES} bytes, which no such file is")));
+    }
+    Ok(bytes)
 }

@@ -259,3 +259,18 @@ fn damaged_weights_never_panic() {
         }
     }
 }
+
+#[cfg(unix)]
+#[test]
+fn files_without_an_end_are_not_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let repository = Repository::folder(folder.path()).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", folder.path().join("config.json")).unwrap();
+    assert_says(repository.read("config.json"), &["config.json", "not a regular file"]);
+    assert_says(repository.read_json::<Value>("config.json"), &["config.json", "not a regular file"]);
+    fs::create_dir(folder.path().join("unet")).unwrap();
+    assert_says(repository.read("unet"), &["unet", "is a directory"]);
+    let huge = fs::File::create(folder.path().join("huge.json")).unwrap();
+    huge.set_len(1 << 40).unwrap();
+    assert_says(repository.read("huge.json"), &["huge.json", "larger than"]);
+}
