@@ -124,12 +124,16 @@ impl StateDict {
     }
 
     fn missing(&self, name: &str, expected: Option<&[usize]>) -> Error {
-        let names = self.checkpoint().tensors().map(|(_, info)| info.name.as_str());
+        let names = || self.checkpoint().tensors().map(|(_, info)| info.name.as_str());
+        // What the file calls it may begin otherwise than the name that was asked for.
+        let mut similar = std::iter::once(name.to_string())
+            .chain(other_names(name))
+            .map(|spelling| nearest(&spelling, names()));
         Error::MissingTensor {
             file: self.checkpoint().source().to_string(),
             tensor: name.to_string(),
             expected: expected.map(<[usize]>::to_vec),
-            nearest: nearest(name, names),
+            nearest: similar.find(|names| !names.is_empty()).unwrap_or_default(),
         }
     }
 

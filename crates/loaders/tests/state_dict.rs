@@ -66,6 +66,17 @@ fn a_missing_tensor_is_named_with_file_shape_and_the_nearest_names() {
 }
 
 #[test]
+fn the_nearest_names_are_found_in_files_without_the_prefix() {
+    let weights = state_dict(&[
+        ("encoder.layers.0.mlp.fc1.weight", numbers(&[1], DType::F32)),
+        ("encoder.layers.0.mlp.fc1.bias", numbers(&[1], DType::F32)),
+    ]);
+    let builder = weights.var_builder(DType::F32, &Device::Cpu);
+    let error = builder.get(1, "text_model.encoder.layers.0.mlp.fc2.bias").unwrap_err().to_string();
+    assert!(error.contains("most like it are encoder.layers.0.mlp.fc1.bias"), "{error}");
+}
+
+#[test]
 fn a_wrong_shape_is_named_with_both_shapes() {
     let weights = state_dict(&[("conv_in.weight", numbers(&[4, 9], DType::F32))]);
     let error =
