@@ -1,6 +1,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use candle_diffusers_convert::ShardIndex;
 use hf_hub::api::RepoInfo;
@@ -11,6 +12,11 @@ use crate::hub_download::Downloader;
 use crate::pipeline_files::pipeline_files;
 use crate::weights::join;
 use crate::{Error, HubId, MODEL_INDEX, ModelIndex, Repository, Result};
+
+/// How long the hub may take to answer before it counts as not reachable, as in the Python library.
+const DEFAULT_TIMEOUT_SECONDS: u64 = 10;
+/// A longer wait means none at all, and would not fit the clock.
+const MAX_TIMEOUT_SECONDS: u64 = 24 * 60 * 60;
 
 /// Where a download stands; passed to the callback each time that more has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,12 +40,14 @@ pub struct Hub {
     endpoint: String,
     token: Option<String>,
     offline: bool,
+    /// How long to wait for the hub's first answer.
+    timeout: Duration,
 }
 
 impl Hub {
     /// The hub as the environment says, with the variables of the Python library: `HF_HOME`, `HF_HUB_CACHE` and `XDG_CACHE_HOME` for
     /// the cache (`~/.cache/huggingface/hub`), `HF_TOKEN`, `HF_TOKEN_PATH` and the token that `hf auth login` has saved, `HF_ENDPOINT`,
-    /// and `HF_HUB_OFFLINE` for the cache alone.
+    /// `HF_HUB_OFFLINE` for the cache alone, and `HF_HUB_ETAG_TIMEOUT` for the seconds that the hub may take to answer (10).
     pub fn from_env() -> Self {
         Self::from_variables(|name| std::env::var(name).ok())
     }
@@ -61,9 +69,12 @@ impl Hub {
         let is_true = |value: String| ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str());
         let offline =
             variable("HF_HUB_OFFLINE").or_else(|| variable("TRANSFORMERS_OFFLINE")).is_some_and(is_true);
+        let timeout = variable("HF_HUB_ETAG_TIMEOUT").and_then(|seconds| seconds.parse().ok());
+        let timeout = timeout.filter(|seconds| *seconds > 0).unwrap_or(DEFAULT_TIMEOUT_SECONDS);
+        let timeout = Duration::from_secs(timeout.min(MAX_TIMEOUT_SECONDS));
         // Links within the cache are relative, whatever the working directory is later.
         let cache = std::path::absolute(&cache).unwrap_or(cache);
-        Self { cache, endpoint: endpoint.trim_end_matches('/').to_string(), token, offline }
+        Self { cache, endpoint: endpoint.trim_end_matches('/').to_string(), token, offline, timeout }
     }
 
     /// The cache's folder.
@@ -102,7 +113,7 @@ impl Hub {
                 "HF_HUB_OFFLINE is set, so nothing is downloaded".to_string(),
             );
         }
-        let info = match self.api(id)?.repo(model(id, id.revision())).info() {
+        let info = match self.info(&self.api(id)?, id) {
             Ok(info) => info,
             Err(error) if is_unreachable(&error) => {
                 let reason = format!("{} cannot be reached ({error})", self.endpoint);
@@ -114,6 +125,21 @@ impl Hub {
         };
         check_commit(id, &info.sha)?;
         self.download(id, &info, variant, progress)
+    }
+
+    /// What the hub says of the model: the first question, so a hub that takes connections and never answers shows here.
+    fn info(&self, api: &Api, id: &HubId) -> Result<RepoInfo, ApiError> {
+        let timeout = Some(self.timeout);
+        let request = api.repo(model(id, id.revision())).info_request();
+        let request = request
+            .config()
+            .timeout_resolve(timeout)
+            .timeout_connect(timeout)
+            .timeout_recv_response(timeout)
+            .timeout_per_read(timeout)
+            .build();
+        let mut response = request.call().map_err(Box::new)?;
+        Ok(response.body_mut().read_json().map_err(Box::new)?)
     }
 
     fn download(

@@ -300,6 +300,21 @@ fn a_hub_that_cannot_be_reached_leaves_the_cache() {
 }
 
 #[test]
+fn a_hub_that_takes_connections_and_never_answers_counts_as_not_reached() {
+    let server = Server::new();
+    server.load("owner/model", None, &[]).unwrap();
+    // Connections wait in the listener's queue: nobody accepts them.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", silent.local_addr().unwrap());
+    let extra = [("HF_ENDPOINT", endpoint.as_str()), ("HF_HUB_ETAG_TIMEOUT", "1")];
+    server.load("owner/model", None, &extra).unwrap();
+    assert_says(
+        server.load("owner/other", None, &extra),
+        &["owner/other", &endpoint, "cannot be reached", "timeout"],
+    );
+}
+
+#[test]
 fn tokens_are_sent_and_missing_ones_explained() {
     let server = Server::new();
     server.state.lock().unwrap().token = Some("hf_secret".to_string());
