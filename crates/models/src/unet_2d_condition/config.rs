@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::config::ConfigReader;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layers::Activation;
 use crate::resnet::TimeScaleShift;
 
@@ -193,9 +193,48 @@ impl UNet2DConditionConfig {
         Ok(())
     }
 
+    /// Fails where lists are not one entry a block, or a count that is divided by is 0: the fields are public.
+    pub(super) fn check_lists(&self) -> Result<()> {
+        let fail = |input, problem| Err(Error::Input { model: super::MODEL, input, problem });
+        let blocks = self.block_out_channels.len();
+        if blocks == 0 {
+            return fail(
+                "block_out_channels",
+                "is empty, expected the channels of at least one block".into(),
+            );
+        }
+        for (field, count) in [
+            ("down_block_types", self.down_block_types.len()),
+            ("up_block_types", self.up_block_types.len()),
+            ("only_cross_attention", self.only_cross_attention.len()),
+            ("layers_per_block", self.layers_per_block.len()),
+            ("cross_attention_dim", self.cross_attention_dim.len()),
+            ("transformer_layers_per_block", self.transformer_layers_per_block.len()),
+            ("num_attention_heads", self.num_attention_heads.len()),
+        ] {
+            if count != blocks {
+                return fail(
+                    field,
+                    format!("has {count} entries, expected {blocks}, as block_out_channels has"),
+                );
+            }
+        }
+        if self.num_attention_heads.contains(&0) {
+            return fail("num_attention_heads", "has a 0, expected 1 or more".into());
+        }
+        for (field, kernel) in
+            [("conv_in_kernel", self.conv_in_kernel), ("conv_out_kernel", self.conv_out_kernel)]
+        {
+            if kernel % 2 == 0 {
+                return fail(field, format!("is {kernel}, expected an odd number"));
+            }
+        }
+        Ok(())
+    }
+
     /// Width of the time embedding.
     pub fn time_embed_dim(&self) -> usize {
-        self.time_embedding_dim.unwrap_or(self.block_out_channels[0] * 4)
+        self.time_embedding_dim.unwrap_or(self.block_out_channels.first().map_or(0, |channels| channels * 4))
     }
 }
 

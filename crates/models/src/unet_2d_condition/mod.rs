@@ -68,8 +68,9 @@ impl UNet2DConditionModel {
     /// Builds the model from tensors whose names are diffusers' state-dict keys.
     ///
     /// # Errors
-    /// When a tensor is missing or wrongly shaped.
+    /// When a tensor is missing or wrongly shaped, or a list of the config has not one entry a block.
     pub fn new(config: &UNet2DConditionConfig, vb: VarBuilder) -> Result<Self> {
+        config.check_lists()?;
         let channels = &config.block_out_channels;
         let last = channels.len() - 1;
         let down_block = |i: usize| {

@@ -146,3 +146,24 @@ fn inputs_that_do_not_fit_are_errors() {
         model.forward(sample, &[1.0], text, conditions).unwrap_err().to_string().contains("class_labels")
     );
 }
+
+#[test]
+fn a_config_whose_lists_do_not_fit_is_an_error() {
+    let good = UNet2DConditionConfig::from_json(&configs()["sd1"]).unwrap();
+    type Change = fn(&mut UNet2DConditionConfig);
+    let changes: [(&str, Change); 6] = [
+        ("block_out_channels is empty", |config| config.block_out_channels.clear()),
+        ("down_block_types has 1 entries, expected 2", |config| config.down_block_types.truncate(1)),
+        ("layers_per_block has 3 entries, expected 2", |config| config.layers_per_block.push(1)),
+        ("num_attention_heads has 0 entries", |config| config.num_attention_heads.clear()),
+        ("num_attention_heads has a 0", |config| config.num_attention_heads[1] = 0),
+        ("conv_out_kernel is 0", |config| config.conv_out_kernel = 0),
+    ];
+    for (message, change) in changes {
+        let mut config = good.clone();
+        change(&mut config);
+        let weights = VarBuilder::zeros(DType::F32, &Device::Cpu);
+        let error = UNet2DConditionModel::new(&config, weights).unwrap_err().to_string();
+        assert!(error.contains(message), "{message}: {error}");
+    }
+}
