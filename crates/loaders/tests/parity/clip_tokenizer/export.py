@@ -22,7 +22,7 @@ def bytes_to_unicode():
 
 def write_clip_vocabulary(folder):
     """vocab.json and merges.txt of the real CLIP, from its list of merges (openai/CLIP, simple_tokenizer.py)."""
-    lines = gzip.open(HERE / "bpe_simple_vocab_16e6.txt.gz").read().decode().split("\n")
+    lines = gzip.open(HERE.parents[3] / "convert" / "assets" / "bpe_simple_vocab_16e6.txt.gz").read().decode().split("\n")
     merges = lines[1 : 49152 - 256 - 2 + 1]
     characters = bytes_to_unicode()
     tokens = characters + [c + "</w>" for c in characters] + ["".join(merge.split()) for merge in merges]

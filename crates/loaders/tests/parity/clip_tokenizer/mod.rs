@@ -22,7 +22,8 @@ fn read_json<T: serde::de::DeserializeOwned>(name: &str) -> T {
 /// vocab.json and merges.txt of the real CLIP, from its list of merges (openai/CLIP, simple_tokenizer.py).
 fn write_clip_vocabulary(folder: &Path) {
     let mut lines = String::new();
-    let file = fs::File::open(here("bpe_simple_vocab_16e6.txt.gz")).unwrap();
+    let merges = concat!(env!("CARGO_MANIFEST_DIR"), "/../convert/assets/bpe_simple_vocab_16e6.txt.gz");
+    let file = fs::File::open(merges).unwrap();
     GzDecoder::new(file).read_to_string(&mut lines).unwrap();
     let merges: Vec<&str> = lines.split('\n').skip(1).take(49152 - 256 - 2).collect();
     let printable = ('!'..='~').chain('¡'..='¬').chain('®'..='ÿ');
