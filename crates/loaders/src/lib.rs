@@ -11,6 +11,7 @@ mod hub_download;
 mod hub_id;
 mod key_names;
 mod model_index;
+#[cfg(feature = "hub")]
 mod open;
 #[cfg(feature = "hub")]
 mod pipeline_files;

@@ -1,8 +1,6 @@
 use std::path::Path;
 
-#[cfg(feature = "hub")]
-use crate::{Download, Error, Hub, HubId};
-use crate::{Repository, Result};
+use crate::{Download, Error, Hub, HubId, Repository, Result};
 
 impl Repository {
     /// The model called `name`: a folder, or else the id of a pipeline on the hub (`owner/name`, `owner/name@revision`), which is downloaded
@@ -10,7 +8,6 @@ impl Repository {
     ///
     /// # Errors
     /// When there is no such folder and the name can be no id, and as [`Hub::pipeline`].
-    #[cfg(feature = "hub")]
     pub fn open(
         name: impl AsRef<Path>,
         variant: Option<&str>,
@@ -25,19 +22,9 @@ impl Repository {
             result => result,
         }
     }
-
-    /// The folder called `name`. With the feature `hub`, which is off, this also takes the id of a pipeline on the hub.
-    ///
-    /// # Errors
-    /// When there is no such folder.
-    #[cfg(not(feature = "hub"))]
-    pub fn open(name: impl AsRef<Path>) -> Result<Self> {
-        Self::folder(name.as_ref())
-    }
 }
 
 /// The hub id that `name` is, unless it is plainly meant as a path.
-#[cfg(feature = "hub")]
 fn hub_id(name: &Path) -> Option<HubId> {
     let text = name.to_str()?;
     let is_file = [".safetensors", ".ckpt", ".json"].iter().any(|ending| text.ends_with(ending));
@@ -45,7 +32,6 @@ fn hub_id(name: &Path) -> Option<HubId> {
 }
 
 /// Says that the name was looked for on disk first: a folder's name that is misspelled looks like an id.
-#[cfg(feature = "hub")]
 fn no_folder_either(error: Error) -> Error {
     const NO_FOLDER: &str = "there is no such folder";
     match error {
