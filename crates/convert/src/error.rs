@@ -240,6 +240,171 @@ pub enum Error {
         /// What is wrong.
         problem: Box<PickleError>,
     },
+    /// The bytes of a tensor that a source lists cannot be had.
+    #[error("{file}: the bytes of tensor {tensor} cannot be read; the file has changed or is damaged")]
+    Unreadable {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+    },
+    /// A `config.json` whose content is not that of a model that is known.
+    #[error("{file}: {message}")]
+    Config {
+        /// The file.
+        file: String,
+        /// The field, what it has and what was expected.
+        message: String,
+    },
+    /// A model that diffusers' config has no fields for.
+    #[error(
+        "{file}: the {component} is built in a way that diffusers' config.json cannot say; it cannot be converted"
+    )]
+    NoConfig {
+        /// The file.
+        file: String,
+        /// The model.
+        component: &'static str,
+    },
+    /// Tensors of a model are not there.
+    #[error("{file}: the {component} is not whole: {count} of its {total} tensors are missing, the first: {}", names.join(", "))]
+    MissingTensors {
+        /// The file.
+        file: String,
+        /// The model.
+        component: &'static str,
+        /// How many are missing.
+        count: usize,
+        /// How many there should be.
+        total: usize,
+        /// The first of the missing.
+        names: Vec<String>,
+    },
+    /// A whole model of a pipeline is not there.
+    #[error(
+        "{file}: a checkpoint of {family} without {component}: no tensor is named {prefix}*; only a VAE, a text encoder or a \
+         ControlNet can be converted alone"
+    )]
+    MissingComponent {
+        /// The file.
+        file: String,
+        /// The family.
+        family: &'static str,
+        /// The component's folder in diffusers' layout.
+        component: &'static str,
+        /// How its tensors would be called.
+        prefix: &'static str,
+    },
+    /// A tensor has another shape than the rest of its model asks for.
+    #[error(
+        "{file}: tensor {tensor} has the shape {found:?}, expected {expected:?} beside the others of its model"
+    )]
+    WrongShape {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The shape that fits.
+        expected: Vec<usize>,
+    },
+    /// Tensors that become one have different element types.
+    #[error("{file}: tensor {tensor} is {found}, but those that it is joined with are {expected}")]
+    MixedDtypes {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// Its element type.
+        found: Dtype,
+        /// That of the others.
+        expected: Dtype,
+    },
+    /// Parts of one checkpoint are of different families.
+    #[error("{file} mixes models that do not fit together: {first}, but {second}")]
+    MixedFamilies {
+        /// The file.
+        file: String,
+        /// What one part is.
+        first: String,
+        /// What another is.
+        second: String,
+    },
+    /// A kind of file that is known and not converted.
+    #[error("{file} is {what}, which is not converted")]
+    NotConverted {
+        /// The file.
+        file: String,
+        /// What it is.
+        what: &'static str,
+    },
+    /// Nothing in the file is known.
+    #[error("{file} is not a checkpoint that is known: none of its {count} tensors has a name that a model has, the first: {}", names.join(", "))]
+    NotACheckpoint {
+        /// The file.
+        file: String,
+        /// How many tensors there are.
+        count: usize,
+        /// The first of them.
+        names: Vec<String>,
+    },
+    /// Tensors that stand among those of a model and are none of its.
+    #[error("{file}: {count} tensors have no place in {title}, the first: {}; allow unknown tensors to leave them out", names.join(", "))]
+    UnknownTensors {
+        /// The file.
+        file: String,
+        /// What it is.
+        title: String,
+        /// How many there are.
+        count: usize,
+        /// The first of them.
+        names: Vec<String>,
+    },
+    /// A folder that is not in diffusers' layout, or of a pipeline that is not known.
+    #[error("{folder}: {message}")]
+    Folder {
+        /// The folder.
+        folder: String,
+        /// What is wrong and what to do.
+        message: String,
+    },
+    /// The destination is there already, or cannot be used.
+    #[error("{destination}: {message}")]
+    Destination {
+        /// The destination.
+        destination: String,
+        /// What is wrong and what to do.
+        message: String,
+    },
+    /// The destination could not be written; nothing of it is left.
+    #[error("{destination} could not be written, and nothing of it is left: {source}")]
+    Write {
+        /// The destination.
+        destination: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A tensor whose element type cannot be converted.
+    #[error(
+        "{file}: tensor {tensor} is {dtype}, which cannot be converted to {wanted}; keep the element types instead"
+    )]
+    NotConvertible {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// Its element type.
+        dtype: Dtype,
+        /// What was asked for.
+        wanted: Dtype,
+    },
+}
+
+impl Error {
+    pub(crate) fn not_readable(file: &str, tensor: &str) -> Self {
+        Self::Unreadable { file: file.to_string(), tensor: tensor.to_string() }
+    }
 }
 
 /// A `Result` whose error is [`Error`].

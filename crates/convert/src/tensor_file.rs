@@ -1,7 +1,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
@@ -14,6 +14,7 @@ use crate::{Error, Result, TensorInfo};
 /// into memory when they are looked at.
 pub struct TensorFile {
     source: String,
+    path: Option<PathBuf>,
     contents: Contents,
     tensors: Vec<TensorInfo>,
     by_name: HashMap<String, usize>,
@@ -49,7 +50,7 @@ impl TensorFile {
         // this process writes to it; what another process might do to the file is excluded by the contract in the docs above, as for
         // every program that maps its weights.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        Self::parse(source, Contents::Mapped(map))
+        Self::parse(source, Some(path.to_path_buf()), Contents::Mapped(map))
     }
 
     /// Reads a safetensors file that is in memory already; `source` is its name in errors.
@@ -57,12 +58,17 @@ impl TensorFile {
     /// # Errors
     /// When the header is damaged in any of the ways that [`Error`] lists.
     pub fn from_bytes(source: impl Into<String>, bytes: impl Into<Cow<'static, [u8]>>) -> Result<Self> {
-        Self::parse(source.into(), Contents::Memory(bytes.into()))
+        Self::parse(source.into(), None, Contents::Memory(bytes.into()))
     }
 
     /// The file's name, for messages.
     pub fn source(&self) -> &str {
         &self.source
+    }
+
+    /// Where the file is; `None` for one that is in memory.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
     }
 
     /// All tensors, in the order in which their bytes lie in the file.
@@ -97,11 +103,11 @@ impl TensorFile {
         }
     }
 
-    fn parse(source: String, contents: Contents) -> Result<Self> {
+    fn parse(source: String, path: Option<PathBuf>, contents: Contents) -> Result<Self> {
         let Header { tensors, metadata } = Header::parse(&source, contents.as_slice())?;
         let by_name =
             tensors.iter().enumerate().map(|(position, info)| (info.name.clone(), position)).collect();
-        Ok(Self { source, contents, tensors, by_name, metadata })
+        Ok(Self { source, path, contents, tensors, by_name, metadata })
     }
 }
 

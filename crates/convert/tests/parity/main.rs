@@ -1,3 +1,4 @@
 //! Comparisons with what the reference libraries say; CONTRIBUTING.md tells how they are made.
 
 mod pickle;
+mod single_file;
