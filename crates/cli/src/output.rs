@@ -57,10 +57,17 @@ impl Outputs {
             "--output {name:?} names no file; expected one such as out.png"
         );
         let outputs = Self { file: file.to_path_buf(), count, format: Format::of(file)? };
+        let mut last_folder = None;
         for index in 0..count {
-            check_replaceable(&outputs.path(index))?;
+            let path = outputs.path(index);
+            check_replaceable(&path)?;
+            let folder = folder_of(&place_of(&path));
+            if last_folder.as_ref() != Some(&folder) {
+                temporary_file(&folder)
+                    .with_context(|| format!("--output {} cannot be written", path.display()))?;
+                last_folder = Some(folder);
+            }
         }
-        temporary_file(file).with_context(|| format!("--output {name} cannot be written"))?;
         Ok(outputs)
     }
 
@@ -125,9 +132,18 @@ fn check_replaceable(path: &Path) -> Result<()> {
     bail!("--output {} cannot be written: {what}", path.display())
 }
 
-/// A file beside `path` that is removed unless it is given a name.
-fn temporary_file(path: &Path) -> std::io::Result<NamedTempFile> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+/// Where a picture at `path` really goes: a link stays, and what it leads to is replaced.
+fn place_of(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_path_buf())
+}
+
+fn folder_of(path: &Path) -> PathBuf {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    folder.unwrap_or(Path::new(".")).to_path_buf()
+}
+
+/// A file in `folder` that is removed unless it is given a name.
+fn temporary_file(folder: &Path) -> std::io::Result<NamedTempFile> {
     let mut builder = Builder::new();
     builder.prefix(".diffuse-").suffix(".partial");
     #[cfg(unix)]
@@ -141,9 +157,8 @@ fn temporary_file(path: &Path) -> std::io::Result<NamedTempFile> {
 
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let _writing = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
-    // A link stays, and what it leads to is replaced.
-    let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-    let mut file = temporary_file(&path)?;
+    let path = place_of(path);
+    let mut file = temporary_file(&folder_of(&path))?;
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
     file.persist(&path)?;
@@ -226,6 +241,18 @@ mod tests {
         Outputs::new(&link, 1).unwrap().write(0, &picture, "").unwrap();
         assert!(link.is_symlink());
         assert!(image::open(&file).is_ok());
+    }
+
+    /// Nobody, not even the administrator, may make files beside the system's settings.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_link_to_where_nothing_can_be_written_is_found_out_before_the_work() {
+        let folder = tempfile::tempdir().unwrap();
+        let link = folder.path().join("link.png");
+        std::os::unix::fs::symlink("/proc/self/comm", &link).unwrap();
+        let error = format!("{:#}", Outputs::new(&link, 1).unwrap_err());
+        assert!(error.contains("link.png cannot be written"), "{error}");
+        assert_eq!(files(folder.path()), ["link.png"]);
     }
 
     #[test]
