@@ -21,7 +21,10 @@ pub(crate) fn print(text: &str) -> Result<()> {
     }
 }
 
-/// An error and what caused it as one line.
+/// More characters than an error needs. What a file or flag holds may be quoted in it, however long that is.
+const MAX_LINE: usize = 2000;
+
+/// An error and what caused it as one line, not longer than anyone would read.
 pub(crate) fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {
@@ -35,7 +38,19 @@ pub(crate) fn one_line(error: &anyhow::Error) -> String {
         }
         line.push_str(&text);
     }
-    line
+    shorten(line)
+}
+
+/// A long line's beginning and end.
+fn shorten(line: String) -> String {
+    let characters: Vec<char> = line.chars().collect();
+    if characters.len() <= MAX_LINE {
+        return line;
+    }
+    let (start, rest) = characters.split_at(MAX_LINE / 2);
+    let (middle, end) = rest.split_at(rest.len() - MAX_LINE / 4);
+    let (start, end): (String, String) = (start.iter().collect(), end.iter().collect());
+    format!("{start} [... {} characters ...] {end}", middle.len())
 }
 
 /// The lines of `text` up to a backtrace, which candle's errors carry where RUST_BACKTRACE is set, joined to one. What else would
@@ -109,6 +124,17 @@ mod tests {
         let inner = io::Error::other("disk\n  is on fire");
         let error = anyhow::Error::new(inner).context("unet: disk is on fire").context("loading");
         assert_eq!(one_line(&error), "loading: unet: disk is on fire");
+    }
+
+    #[test]
+    fn a_long_line_keeps_its_beginning_and_end() {
+        let error = anyhow::anyhow!("config.json: `x` is {}, expected a number", "é".repeat(100_000));
+        let line = one_line(&error);
+        assert!(
+            line.starts_with("config.json: `x` is é") && line.ends_with("é, expected a number"),
+            "{line}"
+        );
+        assert!(line.chars().count() < MAX_LINE, "{line}");
     }
 
     #[test]
