@@ -99,11 +99,12 @@ fn load_pipeline(
     let dtype = device::dtype(arguments.dtype, &device);
     let options = LoadOptions { dtype, device, variant: arguments.variant.clone() };
     let _shown = progress.activity(format!("loading {}", repository.name()));
-    let mut pipeline = StableDiffusionPipeline::load(repository, &options)?;
-    if let Some((class_name, overrides)) = arguments.scheduler.as_deref().and_then(scheduler_names::resolve) {
-        pipeline.set_scheduler(class_name, &overrides).context("--scheduler")?;
+    match arguments.scheduler.as_deref().and_then(scheduler_names::resolve) {
+        None => Ok(StableDiffusionPipeline::load(repository, &options)?),
+        Some((class_name, overrides)) => {
+            Ok(StableDiffusionPipeline::load_with_scheduler(repository, &options, class_name, &overrides)?)
+        }
     }
-    Ok(pipeline)
 }
 
 /// Paints one picture after the other: on a CPU that is as fast as several together, and takes one picture's memory.

@@ -27,7 +27,8 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, params: Conv2d
     if channels != in_channels {
         candle_core::bail!("conv2d: the weight is {:?}, but the input is {:?}", weight.dims(), x.dims());
     }
-    if height + 2 * params.padding < kernel_height || width + 2 * params.padding < kernel_width {
+    let padded = |side: usize| params.padding.saturating_mul(2).saturating_add(side);
+    if padded(height) < kernel_height || padded(width) < kernel_width {
         candle_core::bail!(
             "conv2d: an input of {height}x{width} with padding {} is smaller than the kernel, {kernel_height}x{kernel_width}",
             params.padding

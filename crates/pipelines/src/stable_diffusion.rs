@@ -58,7 +58,7 @@ impl StableDiffusionPipeline {
     /// `on_step_end` is called after each step ([`StepCallback`]; `&mut |_| Ok(ControlFlow::Continue(()))` does nothing).
     ///
     /// # Errors
-    /// When the request cannot be met; nothing has been computed then.
+    /// When the request cannot be met. What can be told from the request and the models' configs is told before the first model runs.
     pub fn generate(
         &mut self,
         request: &TextToImage,
@@ -106,7 +106,9 @@ impl StableDiffusionPipeline {
         };
         let prompt_embeds = prompt_embeds.repeat_each(request.num_images_per_prompt)?;
         let latents = match &request.latents {
-            Some(latents) => scale_initial_latents(latents, self.scheduler.as_ref())?,
+            Some(latents) => {
+                scale_initial_latents(&latents.to_device(&self.device)?, self.scheduler.as_ref())?
+            }
             None => self.prepare_latents(prompt_embeds.prompt.dim(0)?, width, height, noise)?,
         };
         let step_options = StepOptions { eta: request.eta, ..Default::default() };
