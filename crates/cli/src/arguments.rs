@@ -20,6 +20,7 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Generate(Box<GenerateArguments>),
+    Convert(ConvertArguments),
     Inspect(InspectArguments),
 }
 
@@ -90,6 +91,39 @@ pub(crate) struct GenerateArguments {
     pub(crate) output: PathBuf,
 }
 
+/// Convert checkpoints between one file and a folder in diffusers' layout
+///
+/// What SOURCE is, is found out from its tensors; what tensors cannot tell is taken from the known families and printed. Nothing
+/// is fetched. DESTINATION appears whole or not at all.
+#[derive(Debug, Args)]
+pub(crate) struct ConvertArguments {
+    /// A .safetensors, .ckpt, .pt or .bin checkpoint, or a folder in diffusers' layout
+    pub(crate) source: PathBuf,
+    /// A folder, or a .safetensors file in the original single-file layout
+    pub(crate) destination: PathBuf,
+    /// The element type of the weights
+    #[arg(long, value_name = "TYPE", default_value = "keep")]
+    pub(crate) dtype: ConvertDtype,
+    /// What the model predicts [default: found out, else as the family usually does]
+    #[arg(long, value_name = "KIND")]
+    pub(crate) prediction_type: Option<PredictionChoice>,
+    /// Take the averaged (EMA) weights where a checkpoint has both
+    #[arg(long)]
+    pub(crate) use_ema: bool,
+    /// File names carry this variant, such as fp16; a source folder is read by it
+    #[arg(long, value_name = "NAME")]
+    pub(crate) variant: Option<String>,
+    /// Split larger weights, with an index: 5GB, 500MB, 2GiB, or a number of bytes
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_size)]
+    pub(crate) max_shard_size: u64,
+    /// Leave out tensors that stand among a model's own and have no place in it
+    #[arg(long)]
+    pub(crate) allow_unknown: bool,
+    /// Replace DESTINATION where it exists
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+}
+
 /// Say what a file or folder is
 ///
 /// A model folder in diffusers' layout, a .safetensors file, or a PNG with its parameters.
@@ -108,4 +142,55 @@ pub(crate) enum DtypeChoice {
     Bf16,
     F16,
     Auto,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ConvertDtype {
+    F32,
+    Bf16,
+    F16,
+    Keep,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PredictionChoice {
+    #[value(name = "epsilon")]
+    Epsilon,
+    #[value(name = "v_prediction")]
+    VPrediction,
+}
+
+/// A number of bytes, with or without a unit.
+fn parse_size(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 7] = [
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("KB", 1000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("B", 1),
+    ];
+    let unit = UNITS.iter().find(|(name, _)| text.to_lowercase().ends_with(&name.to_lowercase()));
+    let (number, factor) =
+        unit.map_or((text, 1), |(name, factor)| (&text[..text.len() - name.len()], *factor));
+    let bytes = number.trim().parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
+    bytes.filter(|bytes| *bytes > 0).ok_or_else(|| "expected a size such as 5GB, 500MB or 2GiB".to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in
+            [("5GB", 5_000_000_000), ("2GiB", 2 << 30), ("500 mb", 500_000_000), ("12", 12), ("7B", 7)]
+        {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "GB", "-1GB", "0", "1.5GB", "99999999999999GB", "5 bananas", "\u{e9}"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! The `diffuse` program: what the crates of candle-diffusers do, from the command line.
 
 mod arguments;
+mod convert;
 mod device;
 mod embedded;
 mod generate;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     terminal::show_warnings(&progress);
     let result = match &arguments.command {
         Command::Generate(arguments) => generate::run(arguments, &progress),
+        Command::Convert(arguments) => convert::run(arguments, &progress),
         Command::Inspect(arguments) => inspect::run(arguments),
     };
     progress.clear();

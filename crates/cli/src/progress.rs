@@ -36,6 +36,14 @@ impl Progress {
         Shown(bar)
     }
 
+    /// Shows a bar of bytes, for as long as the result lives.
+    pub(crate) fn bytes(&self, what: impl Into<String>) -> Shown {
+        let bar = self.lines.add(ProgressBar::new(0));
+        bar.set_style(style("{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left"));
+        bar.set_message(what.into());
+        Shown(bar)
+    }
+
     /// A bar for files that are downloaded one after the other; nothing is shown before the first.
     pub(crate) fn downloads(&self) -> Downloads<'_> {
         Downloads { progress: self, shown: None }
@@ -82,6 +90,14 @@ impl Shown {
     pub(crate) fn set_done(&self, steps: usize, total: usize) {
         self.0.set_length(total as u64);
         self.0.set_position(steps as u64);
+    }
+}
+
+impl Shown {
+    /// Of a bar of bytes.
+    pub(crate) fn set_bytes(&self, done: u64, total: u64) {
+        self.0.set_length(total);
+        self.0.set_position(done);
     }
 }
 

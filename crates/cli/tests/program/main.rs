@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod bad_models;
+mod convert;
 mod generate;
 mod inspect;
 #[path = "../parity/pictures/mod.rs"]

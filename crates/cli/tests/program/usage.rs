@@ -8,6 +8,7 @@ fn help_pages() {
     for (name, arguments) in [
         ("help", &["--help"][..]),
         ("help_generate", &["generate", "--help"]),
+        ("help_convert", &["convert", "--help"]),
         ("help_inspect", &["inspect", "--help"]),
     ] {
         insta::assert_snapshot!(name, workplace.succeed(arguments).stdout);

@@ -1,0 +1,45 @@
+use anyhow::Result;
+use candle_diffusers_convert::{ConvertOptions, Dtype, PredictionType, ReadOptions, WriteOptions, convert};
+
+use crate::arguments::{ConvertArguments, ConvertDtype, PredictionChoice};
+use crate::progress::Progress;
+use crate::terminal;
+
+/// `diffuse convert`.
+pub(crate) fn run(arguments: &ConvertArguments, progress: &Progress) -> Result<()> {
+    let options = ConvertOptions { read: read_options(arguments), write: write_options(arguments) };
+    let shown = progress.bytes("converting");
+    let report = convert(&arguments.source, &arguments.destination, &options, &|written| {
+        shown.set_bytes(written.done, written.total);
+    })?;
+    drop(shown);
+    for line in report.lines() {
+        terminal::note(&line);
+    }
+    terminal::note(&format!("wrote {}", arguments.destination.display()));
+    Ok(())
+}
+
+fn read_options(arguments: &ConvertArguments) -> ReadOptions {
+    let prediction_type = arguments.prediction_type.map(|choice| match choice {
+        PredictionChoice::Epsilon => PredictionType::Epsilon,
+        PredictionChoice::VPrediction => PredictionType::VPrediction,
+    });
+    let (use_ema, allow_unknown) = (arguments.use_ema, arguments.allow_unknown);
+    ReadOptions { use_ema, prediction_type, allow_unknown, ..Default::default() }
+}
+
+fn write_options(arguments: &ConvertArguments) -> WriteOptions {
+    let dtype = match arguments.dtype {
+        ConvertDtype::F32 => Some(Dtype::F32),
+        ConvertDtype::Bf16 => Some(Dtype::BF16),
+        ConvertDtype::F16 => Some(Dtype::F16),
+        ConvertDtype::Keep => None,
+    };
+    WriteOptions {
+        dtype,
+        variant: arguments.variant.clone(),
+        max_shard_size: Some(arguments.max_shard_size),
+        overwrite: arguments.overwrite,
+    }
+}
