@@ -8,6 +8,7 @@ use crate::family::{Family, ModelKind, Place, Task};
 use crate::inventory::{Inventory, View};
 use crate::layout::{Named, Relation, Row, Structure};
 use crate::left_out::Unplaced;
+use crate::tokenizer::CLIP_TOKENS;
 use crate::{Error, Result};
 
 /// How many names an error lists.
@@ -203,6 +204,20 @@ impl Model {
     pub(crate) fn placed_names(&self) -> HashSet<&str> {
         let placed = self.components.iter().flat_map(|component| &component.tensors);
         placed.flat_map(|placed| placed.sources.iter().map(String::as_str)).collect()
+    }
+
+    /// Says which text encoders do not fit the vocabulary that all tokenizers are given.
+    pub(crate) fn note_vocabulary(&mut self) {
+        for component in &self.components {
+            if let Structure::ClipText(clip) = &component.structure
+                && clip.vocab_size != CLIP_TOKENS
+            {
+                self.notes.push(format!(
+                    "the {} has {} token ids, and the tokenizer that goes with a single file is CLIP's, with {CLIP_TOKENS}",
+                    component.place.folder, clip.vocab_size
+                ));
+            }
+        }
     }
 
     /// What it is, in a few words.

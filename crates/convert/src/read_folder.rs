@@ -11,7 +11,6 @@ use crate::inventory::{Inventory, View};
 use crate::layout::{Structure, TextLayout};
 use crate::left_out::{Unplaced, bookkeeping};
 use crate::model::{Component, Kind, Layout, Model};
-use crate::tokenizer::CLIP_TOKENS;
 use crate::{Error, Result, Source};
 
 /// The longest JSON file that is read, in bytes.
@@ -97,7 +96,7 @@ impl Reader<'_> {
         });
         model.left_out = left_out(&model, &source.inventory())?;
         model.left_out.extend(absent);
-        self.note_vocabulary(&mut model);
+        model.note_vocabulary();
         Ok((model, source))
     }
 
@@ -163,20 +162,6 @@ impl Reader<'_> {
         let is_open_clip = config.get("hidden_act").and_then(Value::as_str) == Some("gelu")
             || config.get("hidden_size").and_then(Value::as_u64) == Some(1024);
         Ok(if is_open_clip { Family::StableDiffusion2 } else { Family::StableDiffusion1 })
-    }
-
-    fn note_vocabulary(&self, model: &mut Model) {
-        for component in &model.components {
-            if let Structure::ClipText(clip) = &component.structure
-                && clip.vocab_size != CLIP_TOKENS
-            {
-                model.notes.push(format!(
-                    "the {} has {} token ids, not CLIP's {CLIP_TOKENS}: its tokenizer is not in a single file, and programs that \
-                     load one use CLIP's",
-                    component.place.folder, clip.vocab_size
-                ));
-            }
-        }
     }
 
     fn model(&self, kind: Kind, components: Vec<Component>, scheduler: Option<Value>) -> Model {

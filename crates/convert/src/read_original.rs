@@ -73,6 +73,7 @@ impl Model {
             Holds::Pipeline(family) => reader.pipeline(family)?,
             Holds::Alone(place, prefix) => reader.alone(place, prefix)?,
         };
+        model.note_vocabulary();
         if options.use_ema && replaced.is_empty() {
             model.notes.push("there are no EMA weights: the only ones there are were taken".to_string());
         }

@@ -2,6 +2,8 @@
 
 // Clippy knows test functions only, not what they call.
 #![allow(clippy::unwrap_used)]
+// Each test uses some of it.
+#![allow(dead_code)]
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -25,7 +27,7 @@ impl Case {
         let path = Path::new(folder).join(format!("{name}.txt.gz"));
         let mut text = String::new();
         GzDecoder::new(std::fs::File::open(path).unwrap()).read_to_string(&mut text).unwrap();
-        let mut case = Self { original: BTreeMap::new(), diffusers: BTreeMap::new() };
+        let mut case = Self::empty();
         for line in text.lines() {
             let words: Vec<&str> = line.split(' ').collect();
             let shape: Vec<usize> =
@@ -36,6 +38,11 @@ impl Case {
             }
         }
         case
+    }
+
+    /// A case to be filled.
+    pub(crate) fn empty() -> Self {
+        Self { original: BTreeMap::new(), diffusers: BTreeMap::new() }
     }
 
     pub(crate) fn inventory(&self) -> Inventory {
