@@ -266,6 +266,16 @@ pub enum Error {
         /// The model.
         component: &'static str,
     },
+    /// A model that claims more layers than any has.
+    #[error(
+        "{file}: the {component} would have several thousand layers, which no model has; the file is damaged"
+    )]
+    TooManyLayers {
+        /// The file.
+        file: String,
+        /// The model.
+        component: &'static str,
+    },
     /// Tensors of a model are not there.
     #[error("{file}: the {component} is not whole: {count} of its {total} tensors are missing, the first: {}", names.join(", "))]
     MissingTensors {

@@ -106,17 +106,26 @@ impl Component {
         (place, structure, config): (Place, Structure, Value),
     ) -> Result<Self> {
         let view = View { inventory, prefix };
+        if structure.is_absurd() {
+            return Err(Error::TooManyLayers { file: source.to_string(), component: structure.label() });
+        }
         let table = structure.table();
         let total = table.len();
         let mut missing = Vec::new();
+        let mut misfit = None;
         let mut tensors = Vec::with_capacity(total);
         for row in table {
-            match place_row(source, view, layout, &row, &mut missing)? {
-                Some((sources, dtype)) => tensors.push(Placed { row, sources, dtype }),
-                None => continue,
+            match place_row(source, view, layout, &row, &mut missing) {
+                Ok(Some((sources, dtype))) => tensors.push(Placed { row, sources, dtype }),
+                Ok(None) => continue,
+                Err(error) => _ = misfit.get_or_insert(error),
             }
         }
+        // First what is missing: shapes that do not fit may follow from it.
         if missing.is_empty() {
+            if let Some(error) = misfit {
+                return Err(error);
+            }
             return Ok(Self { place, source_prefix: prefix.to_string(), structure, config, tensors });
         }
         Err(Error::MissingTensors {

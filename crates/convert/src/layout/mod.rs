@@ -70,6 +70,19 @@ impl Structure {
         table.rows
     }
 
+    /// Whether there are more layers than any model has, so that a table of them would only fill memory: names and configs can
+    /// claim any number.
+    pub(crate) fn is_absurd(&self) -> bool {
+        const MOST_LAYERS: usize = 4096;
+        let layers = match self {
+            Self::UNet(unet) => unet.layers(),
+            Self::ControlNet(net) => net.encoder.layers() + net.conditioning_embedding_out_channels.len(),
+            Self::Vae(vae) => vae.block_out_channels.len().saturating_mul(vae.layers_per_block),
+            Self::ClipText(clip) => clip.num_hidden_layers,
+        };
+        layers > MOST_LAYERS
+    }
+
     /// What it is called in messages.
     pub fn label(&self) -> &'static str {
         match self {

@@ -42,6 +42,17 @@ impl UNet {
         self.block_out_channels.last().copied().unwrap_or_default()
     }
 
+    /// How many residual blocks and transformer layers there are.
+    pub(super) fn layers(&self) -> usize {
+        let blocks = self.down.iter().chain(&self.up).flatten();
+        let layers: usize = blocks.map(|depth| 1 + depth.unwrap_or_default()).sum();
+        match self.mid {
+            Some(MidBlock::CrossAttention(depth)) => layers + 2 + depth,
+            Some(MidBlock::Plain) => layers + 1,
+            None => layers,
+        }
+    }
+
     /// For each up block in the order in which they run, and each of its residual blocks: the channels that come in, with those of
     /// the skip connection, and the channels that go out.
     fn up_channels(&self) -> Vec<Vec<(usize, usize)>> {
