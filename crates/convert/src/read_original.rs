@@ -48,7 +48,9 @@ impl Model {
     /// # Errors
     /// When it is no checkpoint of a known kind, or one whose tensors are not all there or do not fit together.
     pub fn from_single_file(source: &dyn Source, options: &ReadOptions) -> Result<Self> {
-        Self::from_inventory(source.name(), source.inventory(), &source.metadata(), options)
+        let mut model = Self::from_inventory(source.name(), source.inventory(), &source.metadata(), options)?;
+        model.notes.extend(source.beside());
+        Ok(model)
     }
 
     /// As [`from_single_file`](Self::from_single_file), from names and shapes alone.
@@ -419,7 +421,7 @@ impl Reader<'_> {
 
 fn unusual_heads(label: &str, width: usize, heads: &Value) -> String {
     format!(
-        "{heads} attention heads in the {label} are a guess: heads of the usual width 64 do not fit into {width} channels, and \
+        "the number of attention heads in the {label}, {heads}, is a guess: heads of the usual width 64 do not fit into {width} channels, and \
          shapes do not tell; set them by a flag or in config.json"
     )
 }

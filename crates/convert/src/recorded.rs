@@ -30,6 +30,10 @@ impl Recorded {
             (Some("epsilon"), _) => Some(PredictionType::Epsilon),
             (_, text) if text.contains("-768-v") => Some(PredictionType::VPrediction),
             (_, text) if text.contains("-v2-512") => Some(PredictionType::Epsilon),
+            // The published stable-diffusion-2-base, which the reference knows by it as well.
+            _ if metadata.get("global_step").is_some_and(|step| step == "875000") => {
+                Some(PredictionType::Epsilon)
+            }
             _ => None,
         };
         let mut recorded = Self { configs: configs.unwrap_or_default(), prediction_type };

@@ -29,6 +29,11 @@ pub trait Source: Sync {
     /// Says that the bytes of the tensor called `tensor` will hardly be asked for again.
     fn release(&self, _tensor: &str) {}
 
+    /// What the source holds that is no tensor of a model, and why it is left out: one line each.
+    fn beside(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// The text that the source carries beside its tensors.
     fn metadata(&self) -> BTreeMap<String, String> {
         BTreeMap::new()
@@ -82,8 +87,17 @@ impl Source for PickledFile {
         self.bytes(tensor).ok_or_else(|| Error::not_readable(self.source(), tensor))
     }
 
+    fn position(&self, tensor: &str) -> Option<(&Path, Range<u64>)> {
+        let range = self.get(tensor)?.range()?;
+        Some((self.path()?, range.start as u64..range.end as u64))
+    }
+
     fn release(&self, tensor: &str) {
         self.release(tensor);
+    }
+
+    fn beside(&self) -> Vec<String> {
+        self.bookkeeping().iter().map(|one| format!("left out: {}: {}", one.name, one.reason)).collect()
     }
 
     fn metadata(&self) -> BTreeMap<String, String> {

@@ -327,3 +327,24 @@ fn notes_say_what_was_assumed() {
         assert!(said.contains(expected), "{said}");
     }
 }
+
+#[test]
+fn metadata_tells_what_the_model_predicts() {
+    let case = Case::read("small_sd2");
+    let predicts = |key: &str, value: &str| {
+        let metadata = BTreeMap::from([(key.to_string(), value.to_string())]);
+        let options = ReadOptions::default();
+        let model = Model::from_inventory("model.ckpt", case.inventory(), &metadata, &options).unwrap();
+        model.scheduler.unwrap()["prediction_type"].as_str().unwrap().to_string()
+    };
+    assert_eq!(predicts("global_step", "875000"), "epsilon");
+    assert_eq!(predicts("global_step", "110000"), "v_prediction");
+    assert_eq!(predicts("modelspec.prediction_type", "epsilon"), "epsilon");
+    assert_eq!(predicts("modelspec.architecture", "stable-diffusion-v2-512"), "epsilon");
+    // Configs that are of another model, or no configs at all, change nothing.
+    assert_eq!(
+        predicts("diffusers.configs", r#"{"unet": {"in_channels": 9}, "scheduler": 3}"#),
+        "v_prediction"
+    );
+    assert_eq!(predicts("diffusers.configs", "{"), "v_prediction");
+}
