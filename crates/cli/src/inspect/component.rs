@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use anyhow::Result;
+use candle_diffusers_convert::Source;
 use candle_diffusers_loaders::{Repository, find_weights};
 use serde_json::{Map, Value};
 
@@ -35,6 +36,6 @@ pub(super) fn weights(repository: &Repository, folder: &str) -> Result<Map<Strin
     if let Some(variant) = variant {
         fields.insert("variant".into(), variant.into());
     }
-    fields.extend(tensor_file::contents(&repository.open_checkpoint(&path)?));
+    fields.extend(tensor_file::contents(&repository.open_checkpoint(&path)?.inventory()));
     Ok(fields)
 }
