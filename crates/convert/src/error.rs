@@ -409,6 +409,15 @@ pub enum Error {
         /// What was asked for.
         wanted: Dtype,
     },
+    /// A LoRA file that cannot be read or written.
+    #[error(transparent)]
+    Lora(Box<crate::LoraError>),
+}
+
+impl From<crate::LoraError> for Error {
+    fn from(error: crate::LoraError) -> Self {
+        Self::Lora(Box::new(error))
+    }
 }
 
 impl Error {

@@ -36,7 +36,9 @@ pub use header::{MAX_HEADER_BYTES, TensorInfo};
 pub use inventory::{Entry, Inventory};
 pub use layout::{ClipText, ControlNet, MidBlock, Named, Relation, Row, Structure, TextLayout, UNet, Vae};
 pub use left_out::Unplaced;
-pub use lora::{AdaptedLayer, LokrFactor, LoraComponent, LoraWeights, TensorRef};
+pub use lora::{
+    AdaptedLayer, LokrFactor, LoraComponent, LoraError, LoraFile, LoraLayout, LoraWeights, TensorRef,
+};
 pub use model::{Component, Kind, Layout, Model, Placed};
 pub use pickle::{PickleError, PickledFile};
 pub use plan::{Plan, PlannedComponent, PlannedTensor, Values};

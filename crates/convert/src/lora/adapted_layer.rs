@@ -42,7 +42,9 @@ pub struct AdaptedLayer {
     pub alpha: Option<f64>,
     /// Whether alpha is divided by the square root of the rank (rsLoRA) and not by the rank.
     pub rank_stabilized: bool,
-    /// DoRA's magnitude: the length of each output channel of the changed weight (`(out,)`, with or without axes of length one).
+    /// DoRA's magnitude: the length of each output channel of the changed weight (`(out,)`, with or without axes of length one behind),
+    /// or of each input channel (`(1, in)`, with or without axes of length one behind), as
+    /// [`dora_is_per_input`](Self::dora_is_per_input) tells.
     pub dora_scale: Option<TensorRef>,
 }
 
@@ -129,6 +131,13 @@ impl AdaptedLayer {
             }),
             LoraWeights::Full { .. } => None,
         }
+    }
+
+    /// Whether [`dora_scale`](Self::dora_scale) has the lengths of input channels, as early LyCORIS and OneTrainer write them: of the
+    /// parts of the changed weight along its second axis.
+    pub fn dora_is_per_input(&self) -> bool {
+        let shape = self.dora_scale.as_ref().map_or(&[][..], |scale| &scale.shape);
+        matches!(shape, [1, length, ..] if *length > 1)
     }
 
     /// What the change is multiplied by before the user's own strength: alpha / rank, one where either is missing.

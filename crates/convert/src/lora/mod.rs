@@ -1,5 +1,19 @@
 //! LoRA files: adapters of a model's layers, in whichever of the layouts they are shared.
 
 mod adapted_layer;
+mod adapter_config;
+mod assemble;
+mod cloneofsimo;
+mod error;
+mod family;
+mod file;
+mod known_models;
+mod layout;
+mod names;
+mod part;
+mod scalar;
 
 pub use adapted_layer::{AdaptedLayer, LokrFactor, LoraComponent, LoraWeights, TensorRef};
+pub use error::LoraError;
+pub use file::LoraFile;
+pub use layout::LoraLayout;

@@ -1,0 +1,132 @@
+/// What can be wrong with a LoRA file, or with one to be. Every message begins with the file's name.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoraError {
+    /// Nothing in the file is known as part of a LoRA.
+    #[error("{file} is not a LoRA file that is known: none of its {count} tensors has a name that a LoRA has, the first: {}", names.join(", "))]
+    NotALora {
+        /// The file.
+        file: String,
+        /// How many tensors there are.
+        count: usize,
+        /// The first of them.
+        names: Vec<String>,
+    },
+    /// A LoRA for a model of another kind.
+    #[error("{file} is a LoRA for {what}, which is not among the known models (tensor {tensor})")]
+    OtherModel {
+        /// The file.
+        file: String,
+        /// Which model it is for.
+        what: &'static str,
+        /// A tensor that only those have.
+        tensor: String,
+    },
+    /// One tensor of a layer is there without one that belongs to it.
+    #[error(
+        "{file}: tensor {tensor} is there, but {missing}, which belongs to it, is not; the file is not whole"
+    )]
+    HalfPair {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// The name that the other one would have.
+        missing: String,
+    },
+    /// Two tensors are the same part of the same layer.
+    #[error("{file}: tensors {first} and {second} are both the same part of the layer {layer}")]
+    Twice {
+        /// The file.
+        file: String,
+        /// One tensor.
+        first: String,
+        /// The other.
+        second: String,
+        /// The layer, by its name in diffusers.
+        layer: String,
+    },
+    /// The ranks of two tensors of a layer differ.
+    #[error(
+        "{file}: tensor {first} has the shape {first_shape:?} and {second} has {second_shape:?}: their ranks must agree"
+    )]
+    Ranks {
+        /// The file.
+        file: String,
+        /// One tensor.
+        first: String,
+        /// Its shape.
+        first_shape: Vec<usize>,
+        /// The other tensor.
+        second: String,
+        /// Its shape.
+        second_shape: Vec<usize>,
+    },
+    /// A tensor has a shape that its part of a layer cannot have.
+    #[error("{file}: tensor {tensor} has the shape {shape:?}, expected {expected}")]
+    Shape {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// What was expected.
+        expected: String,
+    },
+    /// A tensor has an element type that its part of a layer cannot have.
+    #[error("{file}: tensor {tensor} is {dtype}, expected floating-point numbers")]
+    Dtype {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// Its element type.
+        dtype: safetensors::Dtype,
+    },
+    /// An alpha that is no number to multiply by.
+    #[error("{file}: {place} is {value}, expected a finite number")]
+    Alpha {
+        /// The file.
+        file: String,
+        /// The tensor or the field.
+        place: String,
+        /// What it is.
+        value: f64,
+    },
+    /// A config that comes with the weights and cannot be understood.
+    #[error("{file}: {place}: {message}")]
+    Config {
+        /// The file.
+        file: String,
+        /// Where the config is.
+        place: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// A list of weights without names that fits no known model.
+    #[error(
+        "{file}: the {count} pairs of weights for the {component} have no names, and their shapes are those of no known model: {message}"
+    )]
+    NoSuchOrder {
+        /// The file.
+        file: String,
+        /// How many pairs there are.
+        count: usize,
+        /// The component that they are for.
+        component: &'static str,
+        /// Where the nearest known model differs.
+        message: String,
+    },
+}
+
+impl LoraError {
+    pub(super) fn shape(file: &str, tensor: &super::TensorRef, expected: impl Into<String>) -> Self {
+        Self::Shape {
+            file: file.to_string(),
+            tensor: tensor.name.clone(),
+            shape: tensor.shape.clone(),
+            expected: expected.into(),
+        }
+    }
+}
