@@ -1,6 +1,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use candle_diffusers_convert::PredictionType;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -40,9 +41,16 @@ pub(crate) struct GenerateArguments {
     /// Take the prompts from a file, one a line; empty lines are left out
     #[arg(long, value_name = "FILE")]
     pub(crate) prompts_file: Option<PathBuf>,
-    /// A folder in diffusers' layout, or the id of a model on the hub [default: a small model that travels with the program]
+    /// A folder in diffusers' layout, a single-file checkpoint (.safetensors, .ckpt), or the id of a model on the hub [default: a
+    /// small model that travels with the program]
     #[arg(long, value_name = "PATH_OR_ID")]
     pub(crate) model: Option<OsString>,
+    /// What a single-file model predicts [default: found out, else as the family usually does]
+    #[arg(long, value_name = "KIND")]
+    pub(crate) prediction_type: Option<PredictionChoice>,
+    /// Take the averaged (EMA) weights where a single-file model has both
+    #[arg(long)]
+    pub(crate) use_ema: bool,
     /// Take the weight files of this variant, such as fp16
     #[arg(long, value_name = "NAME")]
     pub(crate) variant: Option<String>,
@@ -126,7 +134,8 @@ pub(crate) struct ConvertArguments {
 
 /// Say what a file or folder is
 ///
-/// A model folder in diffusers' layout, a .safetensors file, or a PNG with its parameters.
+/// A model folder in diffusers' layout, a checkpoint or other file of tensors (.safetensors, .ckpt, .pt, .bin), or a PNG with its
+/// parameters. Of tensors only names, shapes and metadata are read, so that a file of any size answers at once.
 #[derive(Debug, Args)]
 pub(crate) struct InspectArguments {
     /// The file or folder
@@ -158,6 +167,15 @@ pub(crate) enum PredictionChoice {
     Epsilon,
     #[value(name = "v_prediction")]
     VPrediction,
+}
+
+impl From<PredictionChoice> for PredictionType {
+    fn from(choice: PredictionChoice) -> Self {
+        match choice {
+            PredictionChoice::Epsilon => Self::Epsilon,
+            PredictionChoice::VPrediction => Self::VPrediction,
+        }
+    }
 }
 
 /// A number of bytes, with or without a unit.

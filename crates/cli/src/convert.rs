@@ -1,7 +1,7 @@
 use anyhow::Result;
-use candle_diffusers_convert::{ConvertOptions, Dtype, PredictionType, ReadOptions, WriteOptions, convert};
+use candle_diffusers_convert::{ConvertOptions, Dtype, ReadOptions, WriteOptions, convert};
 
-use crate::arguments::{ConvertArguments, ConvertDtype, PredictionChoice};
+use crate::arguments::{ConvertArguments, ConvertDtype};
 use crate::progress::Progress;
 use crate::terminal;
 
@@ -21,10 +21,7 @@ pub(crate) fn run(arguments: &ConvertArguments, progress: &Progress) -> Result<(
 }
 
 fn read_options(arguments: &ConvertArguments) -> ReadOptions {
-    let prediction_type = arguments.prediction_type.map(|choice| match choice {
-        PredictionChoice::Epsilon => PredictionType::Epsilon,
-        PredictionChoice::VPrediction => PredictionType::VPrediction,
-    });
+    let prediction_type = arguments.prediction_type.map(Into::into);
     let (use_ema, allow_unknown) = (arguments.use_ema, arguments.allow_unknown);
     ReadOptions { use_ema, prediction_type, allow_unknown, ..Default::default() }
 }

@@ -3,7 +3,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use candle_diffusers_loaders::{LoadOptions, Repository};
+use candle_diffusers_loaders::{LoadOptions, ReadOptions, Repository};
 use candle_diffusers_pipelines::{
     Guidance, PromptEmbeds, Schedule, StableDiffusionPipeline, TextToImage, seeded_generators,
 };
@@ -33,9 +33,11 @@ pub(crate) fn run(arguments: &GenerateArguments, progress: &Progress) -> Result<
     let (model, repository) = open_model(arguments, progress)?;
     let pipeline = load_pipeline(arguments, &repository, progress)?;
     let seed = arguments.seed.unwrap_or_else(random_seed);
-    // A random seed is said when the work has begun, so that an error stands alone.
-    let unsaid_seed = if arguments.seed.is_none() { Some(seed) } else { None };
-    let mut painter = Painter { arguments, pipeline, model, progress, unsaid_seed, encoded: None };
+    let mut unsaid = repository.single_file_model().map(|model| model.notes.clone()).unwrap_or_default();
+    if arguments.seed.is_none() {
+        unsaid.push(format!("seed: {seed}"));
+    }
+    let mut painter = Painter { arguments, pipeline, model, progress, unsaid, encoded: None };
     for index in 0..count {
         let seed = seed.wrapping_add(index as u64);
         let prompt = &prompts[index / arguments.num_images];
@@ -80,13 +82,39 @@ fn open_model(arguments: &GenerateArguments, progress: &Progress) -> Result<(Str
     };
     let path = Path::new(model);
     let text = utf8_name("--model", path)?;
-    ensure!(!text.is_empty(), "--model is empty; expected a folder or the id of a model on the hub");
+    ensure!(
+        !text.is_empty(),
+        "--model is empty; expected a folder, a checkpoint file or the id of a model on the hub"
+    );
+    if path.is_file() {
+        return open_single_file(arguments, path);
+    }
+    let for_files =
+        [("--prediction-type", arguments.prediction_type.is_some()), ("--use-ema", arguments.use_ema)];
+    for (flag, is_given) in for_files {
+        ensure!(
+            !is_given,
+            "{flag} is for a checkpoint in one file, but {text} is a folder or an id, whose configs say it"
+        );
+    }
     let name = path.file_name().map_or(text.to_string(), |name| name.to_string_lossy().into_owned());
     let mut downloads = progress.downloads();
     let repository = Repository::open(path, arguments.variant.as_deref(), &mut |download| {
         let what = format!("{} ({} of {})", download.file, download.number, download.files);
         downloads.show(what, download.received, download.size);
     })?;
+    Ok((name, repository))
+}
+
+/// A checkpoint in one file; what was assumed of it is said. Its name is without the ending, as web UIs write it.
+fn open_single_file(arguments: &GenerateArguments, path: &Path) -> Result<(String, Repository)> {
+    let options = ReadOptions {
+        prediction_type: arguments.prediction_type.map(Into::into),
+        use_ema: arguments.use_ema,
+        ..Default::default()
+    };
+    let repository = Repository::single_file(path, &options)?;
+    let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     Ok((name, repository))
 }
 
@@ -114,8 +142,8 @@ struct Painter<'a> {
     /// For the pictures' parameters.
     model: String,
     progress: &'a Progress,
-    /// A random seed that the user has not been told yet.
-    unsaid_seed: Option<u64>,
+    /// What was assumed of the model, and a random seed: told when the work has begun, so that an error stands alone.
+    unsaid: Vec<String>,
     /// The last prompt and what it encodes to: the next picture often has the same.
     encoded: Option<(String, PromptEmbeds)>,
 }
@@ -123,14 +151,14 @@ struct Painter<'a> {
 impl Painter<'_> {
     fn paint(&mut self, prompt: &str, seed: u64, what: &str) -> Result<RgbImage> {
         let prompt_embeds = self.encode(prompt)?;
-        let Self { arguments, pipeline, progress, unsaid_seed, .. } = self;
+        let Self { arguments, pipeline, progress, unsaid, .. } = self;
         let request = TextToImage { prompt_embeds: Some(prompt_embeds), ..request(arguments) };
         let mut noise = seeded_generators(seed, 1);
         let mut bar = Some(progress.steps(format!("{what}painting"), arguments.steps));
         let mut decoding = None;
         let pictures = pipeline.generate(&request, &mut noise, &mut |step| {
-            if let Some(seed) = unsaid_seed.take() {
-                progress.suspend(|| terminal::note(&format!("seed: {seed}")));
+            for line in unsaid.drain(..) {
+                progress.suspend(|| terminal::note(&line));
             }
             let done = step.index + 1;
             if done == step.total {

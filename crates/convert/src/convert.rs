@@ -2,7 +2,7 @@ use std::fs;
 use std::path::{Component as PathComponent, Path, PathBuf};
 
 use crate::model::{Kind, Layout, Model};
-use crate::pipeline_files::{text_files, weights_stem};
+use crate::pipeline_files::weights_stem;
 use crate::plan::{Plan, PlannedTensor};
 use crate::recorded::metadata_of;
 use crate::write::{Contents, CopiedFile, WeightFile, lay_out, write};
@@ -153,7 +153,7 @@ fn contents(
         contents.texts.extend(laid.index);
     }
     match model.layout {
-        Layout::Original => contents.texts.extend(text_files(model)),
+        Layout::Original => contents.texts.extend(model.text_files()),
         Layout::Diffusers => contents.copies = other_files(folder, model)?,
     }
     Ok(contents)

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod checkpoint;
+mod component_source;
 mod config;
 mod convert;
 mod detect;
@@ -28,6 +29,7 @@ mod tokenizer;
 mod write;
 
 pub use checkpoint::Checkpoint;
+pub use component_source::ComponentSource;
 pub use convert::{ConvertOptions, Report, convert, open_file};
 pub use error::{Error, Result};
 pub use family::{Family, Heads, ModelKind, Place, PredictionType, Task};
@@ -48,4 +50,4 @@ pub use safetensors::Dtype;
 pub use shard_index::ShardIndex;
 pub use source::Source;
 pub use tensor_file::TensorFile;
-pub use write::{Progress, WriteOptions};
+pub use write::{Progress, WriteOptions, has_non_finite};

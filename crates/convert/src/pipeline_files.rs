@@ -7,27 +7,36 @@ use crate::family::{Family, ModelKind, Task};
 use crate::model::{Component, Kind, Model};
 use crate::tokenizer::{pretty, tokenizer_files};
 
-/// Paths in the folder with their contents.
-pub(crate) fn text_files(model: &Model) -> Vec<(String, Vec<u8>)> {
-    let Kind::Pipeline(family, task) = model.kind else {
-        return model.components.iter().map(|one| ("config.json".to_string(), pretty(&one.config))).collect();
-    };
-    let mut files = vec![("model_index.json".to_string(), pretty(&model_index(model, family, task)))];
-    for component in &model.components {
-        files.push((format!("{}/config.json", component.place.folder), pretty(&component.config)));
-        if let Some(folder) = tokenizer_folder(component) {
-            // OpenCLIP fills up with the token 0, OpenAI's CLIP with the end of the text.
-            let pad_token = if is_open_clip(component) { "!" } else { "<|endoftext|>" };
-            let files_of_tokenizer = tokenizer_files(pad_token);
-            files.extend(
-                files_of_tokenizer.into_iter().map(|(name, text)| (format!("{folder}/{name}"), text)),
-            );
+impl Model {
+    /// The files of the model's folder in diffusers' layout that hold no weights: paths in it with their contents.
+    ///
+    /// A model alone has its `config.json` only; a pipeline has its index, the configs of its models and of its scheduler, and
+    /// tokenizers.
+    pub fn text_files(&self) -> Vec<(String, Vec<u8>)> {
+        let Kind::Pipeline(family, task) = self.kind else {
+            return self
+                .components
+                .iter()
+                .map(|one| ("config.json".to_string(), pretty(&one.config)))
+                .collect();
+        };
+        let mut files = vec![("model_index.json".to_string(), pretty(&model_index(self, family, task)))];
+        for component in &self.components {
+            files.push((format!("{}/config.json", component.place.folder), pretty(&component.config)));
+            if let Some(folder) = tokenizer_folder(component) {
+                // OpenCLIP fills up with the token 0, OpenAI's CLIP with the end of the text.
+                let pad_token = if is_open_clip(component) { "!" } else { "<|endoftext|>" };
+                let files_of_tokenizer = tokenizer_files(pad_token);
+                files.extend(
+                    files_of_tokenizer.into_iter().map(|(name, text)| (format!("{folder}/{name}"), text)),
+                );
+            }
         }
+        if let Some(scheduler) = &self.scheduler {
+            files.push(("scheduler/scheduler_config.json".to_string(), pretty(scheduler)));
+        }
+        files
     }
-    if let Some(scheduler) = &model.scheduler {
-        files.push(("scheduler/scheduler_config.json".to_string(), pretty(scheduler)));
-    }
-    files
 }
 
 fn tokenizer_folder(component: &Component) -> Option<&'static str> {

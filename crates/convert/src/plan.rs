@@ -119,6 +119,18 @@ fn plan_tensors(from: Layout, to: Layout, prefix: &str, placed: &Placed) -> Vec<
     }
 }
 
+impl Values {
+    /// The source's tensors that they come from.
+    pub fn tensors(&self) -> &[String] {
+        match self {
+            Self::Whole(tensor) | Self::Part { tensor, .. } | Self::Transposed(tensor, _) => {
+                std::slice::from_ref(tensor)
+            }
+            Self::Joined(tensors) => tensors,
+        }
+    }
+}
+
 impl PlannedTensor {
     /// How many numbers it has.
     pub fn elements(&self) -> usize {

@@ -7,7 +7,7 @@ use crate::inventory::{Entry, Inventory};
 use crate::{Checkpoint, Error, PickledFile, Result};
 
 /// Where tensors come from: their names, shapes and element types at once, their bytes one by one.
-pub trait Source: Sync {
+pub trait Source: Send + Sync {
     /// The file or folder, for messages.
     fn name(&self) -> &str;
 

@@ -5,7 +5,7 @@ use candle_nn::VarBuilder;
 use serde_json::Value;
 
 use crate::weights::join;
-use crate::{Error, Repository, Result, StateDict, find_weights};
+use crate::{Error, Repository, Result};
 
 /// How the weights of a model are loaded.
 #[derive(Debug, Clone)]
@@ -44,8 +44,7 @@ where
 {
     let config_path = join(folder, "config.json");
     let config: Value = repository.read_json(&config_path)?;
-    let weights = find_weights(repository, folder, options.variant.as_deref())?;
-    let state_dict = StateDict::new(repository.open_checkpoint(&weights)?);
+    let state_dict = repository.state_dict(folder, options.variant.as_deref())?;
     let model = build(&config, state_dict.var_builder(options.dtype, &options.device)).map_err(|error| {
         // What went wrong with a tensor says more in its own type than in the model's.
         state_dict.take_failure().unwrap_or_else(|| Error::Component {
@@ -54,5 +53,6 @@ where
         })
     })?;
     state_dict.check_all_used()?;
+    state_dict.warn_of_not_finite();
     Ok(model)
 }

@@ -19,18 +19,29 @@ pub enum Error {
         source: io::Error,
     },
     /// The folder that should hold the model is not there.
-    #[error("{folder}: there is no such folder")]
+    #[error("{folder}: there is no such file or folder")]
     MissingFolder {
         /// The path as it was given.
         folder: String,
     },
     /// The path is a single file.
     #[error(
-        "{path} is a single file, not a folder in diffusers' layout; `diffuse convert {path} FOLDER` makes one of a checkpoint"
+        "{path} is a single file, not a folder in diffusers' layout; open it as a single file, or `diffuse convert {path} FOLDER` makes a \
+         folder of a checkpoint"
     )]
     SingleFile {
         /// The path.
         path: String,
+    },
+    /// The single file is not a checkpoint of a whole pipeline.
+    #[error("{file} is {what}, not a whole model; {advice}")]
+    NotAModel {
+        /// The file.
+        file: String,
+        /// What it is instead.
+        what: String,
+        /// What to do.
+        advice: String,
     },
     /// A file that every model of this kind has is not there.
     #[error("{repository} has no {path}")]

@@ -16,11 +16,14 @@ mod open;
 #[cfg(feature = "hub")]
 mod pipeline_files;
 mod repository;
+mod single_file;
 mod state_dict;
 mod tokenizer;
 mod tokenizer_config;
 mod weights;
 
+/// How a single-file checkpoint is understood: what its tensors cannot tell.
+pub use candle_diffusers_convert::{Heads, PredictionType, ReadOptions};
 pub use component::{LoadOptions, load_component};
 pub use components::{load_text_encoder, load_text_encoder_with_projection, load_unet, load_vae};
 pub use error::{Error, Result};

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
+use crate::single_file::check_is_pipeline;
 use crate::{Error, Repository, Result};
 
 /// The file that says what a model folder is made of.
@@ -59,6 +60,9 @@ impl ModelIndex {
     /// When there is none (the message says what is there instead), it is not JSON, or names a pipeline or a class of a component that
     /// this library does not have.
     pub fn load(repository: &Repository) -> Result<Self> {
+        if let Some(model) = repository.single_file_model() {
+            check_is_pipeline(model)?;
+        }
         if !repository.exists(MODEL_INDEX) {
             return Err(Error::MissingModelIndex {
                 repository: repository.name().to_string(),
@@ -160,7 +164,7 @@ fn what_is_there(repository: &Repository) -> String {
     }
     if let Some(file) = ends_with(&[".safetensors", ".ckpt"]) {
         return format!(
-            "it has {file}, a single-file checkpoint: `diffuse convert {} FOLDER` makes a model folder of it",
+            "it has {file}, a single-file checkpoint: give {} as the model",
             repository.display(&file)
         );
     }

@@ -1,13 +1,13 @@
 use std::path::Path;
 
-use crate::{Download, Error, Hub, HubId, Repository, Result};
+use crate::{Download, Error, Hub, HubId, ReadOptions, Repository, Result};
 
 impl Repository {
-    /// The model called `name`: a folder, or else the id of a pipeline on the hub (`owner/name`, `owner/name@revision`), which is downloaded
+    /// The model called `name`: a folder, a single-file checkpoint, or else the id of a pipeline on the hub (`owner/name`, `owner/name@revision`), which is downloaded
     /// into the cache as the environment says ([`Hub::from_env`]). `progress` is told how far a download is.
     ///
     /// # Errors
-    /// When there is no such folder and the name can be no id, and as [`Hub::pipeline`].
+    /// When there is no such folder and the name can be no id, and as [`single_file`](Self::single_file) and [`Hub::pipeline`].
     pub fn open(
         name: impl AsRef<Path>,
         variant: Option<&str>,
@@ -15,6 +15,7 @@ impl Repository {
     ) -> Result<Self> {
         let name = name.as_ref();
         match Self::folder(name) {
+            Err(Error::SingleFile { .. }) => Self::single_file(name, &ReadOptions::default()),
             Err(Error::MissingFolder { folder }) => match hub_id(name) {
                 Some(id) => Hub::from_env().pipeline(&id, variant, progress).map_err(no_folder_either),
                 None => Err(Error::MissingFolder { folder }),
@@ -27,13 +28,14 @@ impl Repository {
 /// The hub id that `name` is, unless it is plainly meant as a path.
 fn hub_id(name: &Path) -> Option<HubId> {
     let text = name.to_str()?;
-    let is_file = [".safetensors", ".ckpt", ".json"].iter().any(|ending| text.ends_with(ending));
+    let is_file =
+        [".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".json"].iter().any(|ending| text.ends_with(ending));
     if is_file || text.ends_with('/') { None } else { text.parse().ok() }
 }
 
 /// Says that the name was looked for on disk first: a folder's name that is misspelled looks like an id.
 fn no_folder_either(error: Error) -> Error {
-    const NO_FOLDER: &str = "there is no such folder";
+    const NO_FOLDER: &str = "there is no such file or folder";
     match error {
         Error::Hub { id, message } => Error::Hub { id, message: format!("{NO_FOLDER}, and {message}") },
         Error::NotInCache { id, cache, missing, reason } => {

@@ -3,16 +3,19 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use candle_diffusers_convert::{Checkpoint, ShardIndex, TensorFile};
+use candle_diffusers_convert::{Checkpoint, Model, ReadOptions, ShardIndex, Source, TensorFile};
 use serde::de::DeserializeOwned;
 
-use crate::{Error, Result};
+use crate::single_file::SingleFile;
+use crate::{Error, Result, StateDict, find_weights};
 
 /// The longest file that is read as a whole. Configs, vocabularies and indices of shards are all smaller; weights are mapped.
 const MAX_READ_BYTES: u64 = 64 << 20;
 
-/// Where the files of a model come from: a folder on disk or files in memory.
+/// Where the files of a model come from: a folder on disk, files in memory, or one file in the original layout, which looks as
+/// the folder would that it can be converted to.
 ///
 /// Paths within it are relative and use `/`, as in `unet/config.json`.
 #[derive(Debug, Clone)]
@@ -25,6 +28,7 @@ pub struct Repository {
 enum Files {
     Folder(PathBuf),
     Memory(&'static [(&'static str, &'static [u8])]),
+    Single(Arc<SingleFile>),
 }
 
 impl Repository {
@@ -50,6 +54,29 @@ impl Repository {
         Self { name: name.into(), files: Files::Memory(files) }
     }
 
+    /// The single-file checkpoint at `path`: `.safetensors`, or what `torch.save` wrote (`.ckpt`, `.pt`, `.bin`).
+    ///
+    /// Nothing is written anywhere: configs, scheduler and tokenizers are made in memory, as `diffuse convert` would write them, and tensors
+    /// are read from where they are in the file. A file of one model (a VAE, a text encoder) is a repository whose top is
+    /// the model, as its folder would be.
+    ///
+    /// # Errors
+    /// When the file is missing or damaged, or what it holds is not a checkpoint that is known and whole; a file that goes beside a
+    /// model (a LoRA, an embedding) is named as that.
+    pub fn single_file(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Self> {
+        let path = path.as_ref();
+        let file = SingleFile::open(path, options)?;
+        Ok(Self { name: path.display().to_string(), files: Files::Single(Arc::new(file)) })
+    }
+
+    /// What the single file holds, and what was assumed of it; `None` for other repositories.
+    pub fn single_file_model(&self) -> Option<&Model> {
+        match &self.files {
+            Files::Single(file) => Some(file.model()),
+            _ => None,
+        }
+    }
+
     /// This repository under another name in messages; a downloaded one is called by its hub id, not by its place in the cache.
     pub fn with_name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
@@ -65,16 +92,16 @@ impl Repository {
     pub fn path(&self) -> Option<&Path> {
         match &self.files {
             Files::Folder(folder) => Some(folder),
-            Files::Memory(_) => None,
+            Files::Memory(_) | Files::Single(_) => None,
         }
     }
 
     /// How `path` is called in messages: the repository's name and the path.
     pub fn display(&self, path: &str) -> String {
-        if path.is_empty() {
-            self.name.clone()
-        } else {
-            format!("{}/{path}", self.name.trim_end_matches('/'))
+        match &self.files {
+            _ if path.is_empty() => self.name.clone(),
+            Files::Single(_) => format!("{} ({path})", self.name),
+            _ => format!("{}/{path}", self.name.trim_end_matches('/')),
         }
     }
 
@@ -83,6 +110,7 @@ impl Repository {
         match &self.files {
             Files::Folder(folder) => folder.join(path).is_file(),
             Files::Memory(files) => files.iter().any(|(name, _)| *name == path),
+            Files::Single(file) => file.text(path).is_some(),
         }
     }
 
@@ -96,17 +124,8 @@ impl Repository {
                 .flatten()
                 .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
                 .collect(),
-            Files::Memory(files) => files
-                .iter()
-                .filter_map(|(path, _)| {
-                    let inside = if folder.is_empty() {
-                        path
-                    } else {
-                        path.strip_prefix(folder)?.strip_prefix('/')?
-                    };
-                    inside.split('/').next().map(str::to_string)
-                })
-                .collect(),
+            Files::Memory(files) => names_in(folder, files.iter().map(|(path, _)| *path)),
+            Files::Single(file) => names_in(folder, file.paths()),
         };
         names.into_iter().collect()
     }
@@ -124,6 +143,10 @@ impl Repository {
                 Err(source) => Err(Error::Io { file: self.display(path), source }),
             },
             Files::Memory(_) => self.memory(path).map(Cow::Borrowed),
+            Files::Single(file) => {
+                let text = file.text(path).ok_or_else(|| self.missing(path))?;
+                Ok(Cow::Owned(text.to_vec()))
+            }
         }
     }
 
@@ -135,6 +158,28 @@ impl Repository {
         let bytes = self.read(path)?;
         serde_json::from_slice(&bytes)
             .map_err(|error| Error::Json { file: self.display(path), message: error.to_string() })
+    }
+
+    /// The weights of the component in `folder` (`unet`; `""` where the repository is the component), none of them read yet: of its
+    /// own files as [`find_weights`] finds them, or in a single file wherever they are.
+    ///
+    /// # Errors
+    /// As [`find_weights`] and [`open_checkpoint`](Self::open_checkpoint).
+    pub fn state_dict(&self, folder: &str, variant: Option<&str>) -> Result<StateDict> {
+        if let Files::Single(file) = &self.files {
+            if let Some(variant) = variant {
+                tracing::warn!("{} is a single file, which has no variant {variant}", self.name);
+            }
+            let component = file.component(folder).ok_or_else(|| Error::MissingWeights {
+                folder: self.name.clone(),
+                expected: format!("component {folder:?}"),
+                advice: format!("it is {}", file.model().title()),
+            })?;
+            return Ok(StateDict::from_source(component));
+        }
+        let checkpoint: Arc<dyn Source> =
+            Arc::new(self.open_checkpoint(&find_weights(self, folder, variant)?)?);
+        Ok(StateDict::from_source(checkpoint))
     }
 
     /// The checkpoint `path`: a `.safetensors` file, or an index (`.json`) with its shards beside it. On disk it is mapped.
@@ -156,7 +201,7 @@ impl Repository {
     fn open_tensor_file(&self, path: &str) -> candle_diffusers_convert::Result<TensorFile> {
         match &self.files {
             Files::Folder(folder) => TensorFile::open(folder.join(path)),
-            Files::Memory(_) => {
+            Files::Memory(_) | Files::Single(_) => {
                 let not_found = |_| candle_diffusers_convert::Error::Io {
                     file: self.display(path),
                     source: io::ErrorKind::NotFound.into(),
@@ -178,6 +223,15 @@ impl Repository {
     fn missing(&self, path: &str) -> Error {
         Error::MissingFile { repository: self.name.clone(), path: path.to_string() }
     }
+}
+
+/// The names of what is directly in `folder` where the files are called `paths`.
+fn names_in<'a>(folder: &str, paths: impl Iterator<Item = &'a str>) -> BTreeSet<String> {
+    let inside = |path: &'a str| match folder {
+        "" => Some(path),
+        folder => path.strip_prefix(folder)?.strip_prefix('/'),
+    };
+    paths.filter_map(|path| inside(path)?.split('/').next().map(str::to_string)).collect()
 }
 
 fn read_regular(path: &Path) -> io::Result<Vec<u8>> {

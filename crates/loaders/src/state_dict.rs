@@ -2,7 +2,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device, Shape, Tensor};
-use candle_diffusers_convert::{Checkpoint, Dtype, TensorFile, TensorInfo};
+use candle_diffusers_convert::{Checkpoint, Dtype, Entry, Inventory, Source, has_non_finite};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
 
@@ -12,9 +12,12 @@ use crate::{Error, Result};
 /// How many names of unused tensors an error lists.
 const LISTED_EXTRA_TENSORS: usize = 5;
 
+/// How many names of tensors with infinities a warning lists.
+const LISTED_NOT_FINITE: usize = 3;
+
 /// The weights of one model, as a [`VarBuilder`] that notices every mistake.
 ///
-/// Each tensor is copied out of the mapped file when the model asks for it, converted to the dtype and device on the way, and the
+/// Each tensor is copied out of the mapped file, wherever and however it lies there, when the model asks for it, converted to the dtype and device on the way, and the
 /// file's pages are given back at once: memory holds the weights once, plus one tensor. Names are looked up as
 /// they are, then by their older or newer spelling: with or without `text_model.`, and `query`, `key`, `value`, `proj_attn` for
 /// `to_q`, `to_k`, `to_v`, `to_out.0`.
@@ -27,7 +30,8 @@ pub struct StateDict {
 }
 
 struct Shared {
-    checkpoint: Checkpoint,
+    source: Arc<dyn Source>,
+    inventory: Inventory,
     progress: Mutex<Progress>,
 }
 
@@ -37,17 +41,30 @@ struct Progress {
     used: HashSet<String>,
     /// The first failure, kept because models hand on errors only as text.
     failure: Option<Error>,
+    /// The names, as the file has them, of tensors with values that are infinite or not numbers.
+    not_finite: Vec<String>,
 }
 
 impl StateDict {
     /// The tensors of `checkpoint`, none of them used yet.
     pub fn new(checkpoint: Checkpoint) -> Self {
-        Self { shared: Arc::new(Shared { checkpoint, progress: Mutex::default() }) }
+        Self::from_source(Arc::new(checkpoint))
     }
 
-    /// The checkpoint that the tensors come from.
-    pub fn checkpoint(&self) -> &Checkpoint {
-        &self.shared.checkpoint
+    /// The tensors of `source`, by the names that it gives them, none of them used yet.
+    pub fn from_source(source: Arc<dyn Source>) -> Self {
+        let inventory = source.inventory();
+        Self { shared: Arc::new(Shared { source, inventory, progress: Mutex::default() }) }
+    }
+
+    /// What the tensors come from.
+    pub fn source(&self) -> &dyn Source {
+        self.shared.source.as_ref()
+    }
+
+    /// The tensors that there are, by the names that the source gives them.
+    pub fn inventory(&self) -> &Inventory {
+        &self.shared.inventory
     }
 
     /// A [`VarBuilder`] whose tensors are of `dtype` on `device`.
@@ -64,19 +81,32 @@ impl StateDict {
     /// [`Error::ExtraTensors`], with how many there are and the first names.
     pub fn check_all_used(&self) -> Result<()> {
         let progress = self.progress();
-        let mut extra: Vec<&str> = self
-            .checkpoint()
-            .tensors()
-            .map(|(_, info)| info.name.as_str())
+        let extra: Vec<&str> = self
+            .inventory()
+            .names()
             .filter(|name| !progress.used.contains(*name) && !is_bookkeeping(name))
             .collect();
         if extra.is_empty() {
             return Ok(());
         }
-        extra.sort_unstable();
         let count = extra.len();
         let names = extra.into_iter().take(LISTED_EXTRA_TENSORS).map(str::to_string).collect();
-        Err(Error::ExtraTensors { file: self.checkpoint().source().to_string(), count, names })
+        Err(Error::ExtraTensors { file: self.source().name().to_string(), count, names })
+    }
+
+    /// Warns, once, of tensors that were loaded and have values that are infinite or not numbers: the file is damaged, or training
+    /// went wrong, and pictures will be black.
+    pub(crate) fn warn_of_not_finite(&self) {
+        let names = std::mem::take(&mut self.progress().not_finite);
+        if names.is_empty() {
+            return;
+        }
+        let listed = names[..names.len().min(LISTED_NOT_FINITE)].join(", ");
+        let rest = match names.len().saturating_sub(LISTED_NOT_FINITE) {
+            0 => String::new(),
+            rest => format!(" and {rest} more"),
+        };
+        tracing::warn!("{}: values that are infinite or not numbers in {listed}{rest}", self.source().name());
     }
 
     /// Takes the first error that a tensor gave, in its own type; models hand on errors only as text.
@@ -95,19 +125,19 @@ impl StateDict {
         dtype: DType,
         device: &Device,
     ) -> Result<Tensor> {
-        let Some((file, info)) = self.find(name) else {
+        let Some((name, entry)) = self.find(name) else {
             return Err(self.missing(name, expected));
         };
-        if expected.is_some_and(|expected| expected != info.shape) {
+        if expected.is_some_and(|expected| expected != entry.shape) {
             return Err(Error::WrongShape {
-                file: file.source().to_string(),
-                tensor: info.name.clone(),
-                found: info.shape.clone(),
+                file: self.file_of(&name),
+                tensor: stored_name(&name, entry),
+                found: entry.shape.clone(),
                 expected: expected.unwrap_or_default().to_vec(),
             });
         }
-        let tensor = load(file, info, dtype, device)?;
-        self.progress().used.insert(info.name.clone());
+        let tensor = self.read(&name, entry, dtype, device)?;
+        self.progress().used.insert(name);
         Ok(tensor)
     }
 
@@ -116,21 +146,52 @@ impl StateDict {
         self.find(name).is_some()
     }
 
-    fn find(&self, name: &str) -> Option<(&TensorFile, &TensorInfo)> {
-        let checkpoint = self.checkpoint();
-        checkpoint
-            .get(name)
-            .or_else(|| other_names(name).into_iter().find_map(|other| checkpoint.get(&other)))
+    /// The tensor called `name` and what the source calls it.
+    fn find(&self, name: &str) -> Option<(String, &Entry)> {
+        let named = |name: String| self.inventory().get(&name).map(|entry| (name, entry));
+        named(name.to_string()).or_else(|| other_names(name).into_iter().find_map(named))
+    }
+
+    /// Copies a tensor out of its file.
+    fn read(&self, name: &str, entry: &Entry, dtype: DType, device: &Device) -> Result<Tensor> {
+        let Some(stored) = candle_dtype(entry.dtype) else {
+            return Err(Error::UnsupportedDtype {
+                file: self.file_of(name),
+                tensor: stored_name(name, entry),
+                dtype: entry.dtype,
+            });
+        };
+        let bytes = self.source().bytes(name)?;
+        if has_non_finite(&bytes, entry.dtype) {
+            self.progress().not_finite.push(stored_name(name, entry));
+        }
+        // Copied in the file's dtype and converted on the device: an accelerator converts faster than this side.
+        let tensor = Tensor::from_raw_buffer(&bytes, stored, &entry.shape, device);
+        drop(bytes);
+        self.source().release(name);
+        tensor.and_then(|tensor| tensor.to_dtype(dtype)).map_err(|source| Error::Tensor {
+            file: self.file_of(name),
+            tensor: stored_name(name, entry),
+            dtype,
+            source: Box::new(source),
+        })
+    }
+
+    /// The file that has the tensor: one of several shards.
+    fn file_of(&self, name: &str) -> String {
+        match self.source().position(name) {
+            Some((path, _)) => path.display().to_string(),
+            None => self.source().name().to_string(),
+        }
     }
 
     fn missing(&self, name: &str, expected: Option<&[usize]>) -> Error {
-        let names = || self.checkpoint().tensors().map(|(_, info)| info.name.as_str());
         // What the file calls it may begin otherwise than the name that was asked for.
         let mut similar = std::iter::once(name.to_string())
             .chain(other_names(name))
-            .map(|spelling| nearest(&spelling, names()));
+            .map(|spelling| nearest(&spelling, self.inventory().names()));
         Error::MissingTensor {
-            file: self.checkpoint().source().to_string(),
+            file: self.source().name().to_string(),
             tensor: name.to_string(),
             expected: expected.map(<[usize]>::to_vec),
             nearest: similar.find(|names| !names.is_empty()).unwrap_or_default(),
@@ -172,25 +233,9 @@ impl SimpleBackend for StateDict {
     }
 }
 
-/// Copies a tensor out of its file.
-fn load(file: &TensorFile, info: &TensorInfo, dtype: DType, device: &Device) -> Result<Tensor> {
-    let Some(stored) = candle_dtype(info.dtype) else {
-        return Err(Error::UnsupportedDtype {
-            file: file.source().to_string(),
-            tensor: info.name.clone(),
-            dtype: info.dtype,
-        });
-    };
-    let bytes = file.bytes(&info.name).unwrap_or_default();
-    // Copied in the file's dtype and converted on the device: an accelerator converts faster than this side.
-    let tensor = Tensor::from_raw_buffer(bytes, stored, &info.shape, device);
-    file.release(&info.name);
-    tensor.and_then(|tensor| tensor.to_dtype(dtype)).map_err(|source| Error::Tensor {
-        file: file.source().to_string(),
-        tensor: info.name.clone(),
-        dtype,
-        source: Box::new(source),
-    })
+/// What the file itself calls the tensor.
+fn stored_name(name: &str, entry: &Entry) -> String {
+    entry.stored_as.as_deref().unwrap_or(name).to_string()
 }
 
 /// The element types that both sides have.

@@ -16,6 +16,13 @@ const TRANSFORMERS_STEM: &str = "model";
 /// [`Error::MissingWeights`], which says what is there instead: another variant, or pickles.
 pub fn find_weights(repository: &Repository, folder: &str, variant: Option<&str>) -> Result<String> {
     check_variant_name(variant)?;
+    if repository.single_file_model().is_some() {
+        return Err(Error::MissingWeights {
+            folder: repository.name().to_string(),
+            expected: expected_name(folder).to_string(),
+            advice: "its tensors are in the one file itself: `Repository::state_dict` gives them".to_string(),
+        });
+    }
     let selected = choose_weights(&repository.display(folder), &repository.list(folder), variant)?;
     if let Some(variant) = variant.filter(|_| !selected.of_variant) {
         let component = repository.display(folder);

@@ -68,7 +68,7 @@ fn a_model_index_gives_components_and_settings() {
 #[test]
 fn missing_folders_and_single_files() {
     let folder = tempfile::tempdir().unwrap();
-    assert_says(Repository::folder(folder.path().join("nowhere")), &["nowhere: there is no such folder"]);
+    assert_says(Repository::folder(folder.path().join("nowhere")), &["nowhere: there is no such file or folder"]);
     write(folder.path(), "model.safetensors", "");
     let file = Repository::folder(folder.path().join("model.safetensors"));
     assert_says(file, &["model.safetensors is a single file", "diffuse convert"]);
@@ -233,7 +233,7 @@ fn names_that_are_not_utf8_are_no_obstacle() {
     assert_says(find_weights(&repository, "unet", None), &["mod\u{fffd}el/unet has no"]);
     assert_says(
         Repository::folder(parent.path().join(std::ffi::OsStr::from_bytes(b"\xff"))),
-        &["no such folder"],
+        &["no such file or folder"],
     );
 }
 

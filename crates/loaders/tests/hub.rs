@@ -405,6 +405,6 @@ fn opening_takes_folders_and_never_asks_the_hub_for_what_is_plainly_a_path() {
     let folder = tempfile::tempdir().unwrap();
     assert_eq!(Repository::open(folder.path(), None, &mut |_| {}).unwrap().path(), Some(folder.path()));
     for name in ["missing/", "/missing", "./missing", "a/b/missing", "missing.safetensors"] {
-        assert_says(Repository::open(name, None, &mut |_| {}), &[name, "there is no such folder"]);
+        assert_says(Repository::open(name, None, &mut |_| {}), &[name, "there is no such file or folder"]);
     }
 }

@@ -47,14 +47,6 @@ fn no_folder() {
 }
 
 #[test]
-fn a_file_instead_of_a_folder() {
-    let workplace = Workplace::new();
-    fs::write(workplace.path("model.safetensors"), "").unwrap();
-    workplace
-        .refuse(["generate", "a", "--model", "model.safetensors"], &["model.safetensors", "single file"]);
-}
-
-#[test]
 fn no_model_index() {
     refuse(
         |model| fs::remove_file(model.join("model_index.json")).unwrap(),

@@ -85,7 +85,7 @@ impl Buffers {
 }
 
 /// Whether any of the little-endian numbers is infinite or not a number; never for other element types than the common four.
-pub(super) fn has_non_finite(bytes: &[u8], dtype: Dtype) -> bool {
+pub fn has_non_finite(bytes: &[u8], dtype: Dtype) -> bool {
     // In blocks, so that each is a loop without branches and the first that has one ends it.
     const BLOCK: usize = 1 << 16;
     let any = |block: &[u8]| match dtype {

@@ -1,5 +1,8 @@
+use std::path::Path;
+
 use candle_diffusers_loaders::{
-    ClipTokenizer, LoadOptions, ModelIndex, Repository, check_variant, load_text_encoder, load_unet, load_vae,
+    ClipTokenizer, LoadOptions, ModelIndex, ReadOptions, Repository, check_variant, load_text_encoder,
+    load_unet, load_vae,
 };
 use candle_diffusers_models::{AutoencoderKL, UNet2DConditionConfig, UNet2DConditionModel};
 use candle_diffusers_schedulers::{
@@ -12,7 +15,21 @@ use crate::error::{Error, Result};
 use crate::scheduler_config::load_scheduler_config;
 
 impl StableDiffusionPipeline {
-    /// Loads a folder in diffusers' layout.
+    /// Loads a checkpoint that is one file (`.safetensors`, `.ckpt`): the same pipeline, to the last bit, as of the folder that
+    /// it converts to. Short for [`load`](Self::load) of a [`Repository::single_file`], which other ways of loading take as well and which
+    /// says what was assumed ([`Repository::single_file_model`]).
+    ///
+    /// # Errors
+    /// When the file is damaged or not the whole of such a model, and those of [`load`](Self::load).
+    pub fn from_single_file(
+        path: impl AsRef<Path>,
+        read_options: &ReadOptions,
+        options: &LoadOptions,
+    ) -> Result<Self> {
+        Self::load(&Repository::single_file(path, read_options)?, options)
+    }
+
+    /// Loads a folder in diffusers' layout, or what looks like one.
     ///
     /// # Errors
     /// When a file is missing or damaged, a config has a field that is not supported, or the folder is of another kind of model.
@@ -43,7 +60,7 @@ impl StableDiffusionPipeline {
         scheduler: impl FnOnce(&str) -> Result<(Box<dyn Scheduler>, Value)>,
     ) -> Result<Self> {
         let index = ModelIndex::load(repository)?;
-        check_kind(&index)?;
+        check_kind(repository, &index)?;
         if let Some(variant) = &options.variant {
             check_variant(repository, &index, variant)?;
         }
@@ -75,15 +92,19 @@ impl StableDiffusionPipeline {
     }
 }
 
-/// Only folders that this pipeline reads as they are meant.
-fn check_kind(index: &ModelIndex) -> Result<()> {
+/// Only models that this pipeline reads as they are meant.
+fn check_kind(repository: &Repository, index: &ModelIndex) -> Result<()> {
     let known = ["StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"];
     if !known.contains(&index.class_name.as_str()) {
+        let (file, what) = match repository.single_file_model() {
+            Some(model) => (repository.name(), format!("is a checkpoint of {}, for a", model.title())),
+            None => (index.file(), "is the index of a".to_string()),
+        };
         let problem = format!(
-            "is the index of a {}, which does not paint from a text alone yet; expected a StableDiffusionPipeline",
+            "{what} {}, which does not paint from a text alone yet; expected a StableDiffusionPipeline",
             index.class_name
         );
-        return Err(Error::Folder { file: index.file().into(), problem });
+        return Err(Error::Folder { file: file.into(), problem });
     }
     for component in ["unet", "vae", "text_encoder", "tokenizer"] {
         index.component(component)?;
