@@ -68,7 +68,10 @@ fn a_model_index_gives_components_and_settings() {
 #[test]
 fn missing_folders_and_single_files() {
     let folder = tempfile::tempdir().unwrap();
-    assert_says(Repository::folder(folder.path().join("nowhere")), &["nowhere: there is no such file or folder"]);
+    assert_says(
+        Repository::folder(folder.path().join("nowhere")),
+        &["nowhere: there is no such file or folder"],
+    );
     write(folder.path(), "model.safetensors", "");
     let file = Repository::folder(folder.path().join("model.safetensors"));
     assert_says(file, &["model.safetensors is a single file", "diffuse convert"]);
@@ -82,7 +85,7 @@ fn a_folder_without_model_index_says_what_it_has() {
     write(folder.path(), "photo.jpg", "");
     assert_says(load(), &["it has photo.jpg"]);
     write(folder.path(), "sd.safetensors", "");
-    assert_says(load(), &["sd.safetensors, a single-file checkpoint", "diffuse convert"]);
+    assert_says(load(), &["sd.safetensors, a single-file checkpoint", "as the model"]);
     write(folder.path(), "config.json", "{}");
     assert_says(load(), &["one component of a pipeline", "give the folder above it"]);
 }
