@@ -18,15 +18,22 @@ pub(super) const CONFIG_FILE: &str = "adapter_config.json";
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 /// More patterns than any model has layers would only take time.
 const MAX_PATTERNS: usize = 4096;
-/// PEFT's own defaults.
-const DEFAULT_ALPHA: f64 = 8.0;
+/// PEFT's own default, of alpha as of the rank.
+const DEFAULT: f64 = 8.0;
 
 /// What a config says of alphas.
 #[derive(Debug)]
 pub(super) struct AdapterConfig {
-    alpha: f64,
-    patterns: Vec<(Pattern, f64)>,
+    alphas: Numbers,
+    ranks: Numbers,
     pub(super) rank_stabilized: bool,
+}
+
+/// A number for each layer: that of the first pattern that fits, else one for all.
+#[derive(Debug)]
+struct Numbers {
+    patterns: Vec<(Pattern, f64)>,
+    otherwise: f64,
 }
 
 /// A key of `alpha_pattern`: a regular expression for the end of a layer's name.
@@ -108,34 +115,59 @@ impl AdapterConfig {
     }
 
     fn new(file: &str, place: &str, fields: &Map<String, Value>) -> Result<Self> {
+        // LoHa and LoKr of PEFT call it alpha.
+        let alpha = if fields.contains_key("lora_alpha") { "lora_alpha" } else { "alpha" };
+        Ok(Self {
+            alphas: Numbers::new((file, place), fields, alpha, "alpha_pattern")?,
+            ranks: Numbers::new((file, place), fields, "r", "rank_pattern")?,
+            rank_stabilized: fields.get("use_rslora").and_then(Value::as_bool).unwrap_or(false),
+        })
+    }
+
+    /// The alpha of the layer called `name`.
+    pub(super) fn alpha_of(&self, name: &str) -> f64 {
+        self.alphas.of(name)
+    }
+
+    /// The rank that the layer called `name` was given, also where it turned out to have none.
+    pub(super) fn rank_of(&self, name: &str) -> f64 {
+        self.ranks.of(name)
+    }
+}
+
+impl Numbers {
+    fn new(
+        (file, place): (&str, &str),
+        fields: &Map<String, Value>,
+        all: &str,
+        pattern: &str,
+    ) -> Result<Self> {
         let number = |field: &str, value: &Value| match value.as_f64() {
             Some(number) if number.is_finite() => Ok(number),
             _ => Err(problem(file, place, &format!("{field} is {}, expected a number", short(value)))),
         };
-        // LoHa and LoKr of PEFT call it alpha.
-        let alpha = ["lora_alpha", "alpha"].iter().find_map(|field| Some((field, fields.get(*field)?)));
-        let alpha = alpha.map_or(Ok(DEFAULT_ALPHA), |(field, value)| number(field, value))?;
+        let otherwise = fields.get(all).map_or(Ok(DEFAULT), |value| number(all, value))?;
         let mut patterns = Vec::new();
-        if let Some(Value::Object(map)) = fields.get("alpha_pattern") {
+        if let Some(Value::Object(map)) = fields.get(pattern) {
             if map.len() > MAX_PATTERNS {
-                return Err(problem(file, place, &format!("alpha_pattern has {} keys", map.len())).into());
+                return Err(problem(file, place, &format!("{pattern} has {} keys", map.len())).into());
             }
             for (key, value) in map {
-                let pattern = Pattern::new(key)
-                    .ok_or_else(|| problem(file, place, &format!("alpha_pattern {key:?} is no pattern")))?;
-                patterns.push((pattern, number("alpha_pattern", value)?));
+                let parsed = Pattern::new(key).ok_or_else(|| {
+                    problem(file, place, &format!("{pattern} has {key:?}, which is no pattern"))
+                })?;
+                patterns.push((parsed, number(pattern, value)?));
             }
         }
-        let rank_stabilized = fields.get("use_rslora").and_then(Value::as_bool).unwrap_or(false);
-        Ok(Self { alpha, patterns, rank_stabilized })
+        Ok(Self { patterns, otherwise })
     }
 
-    /// The alpha of the layer called `name`: of the first pattern that fits its end, as PEFT looks it up.
-    pub(super) fn alpha_of(&self, name: &str) -> f64 {
+    /// As PEFT looks it up: by the first pattern that fits the end of the name.
+    fn of(&self, name: &str) -> f64 {
         // The name in transformers 5, whose patterns have lost this prefix.
         let short = name.strip_prefix("text_model.");
         let fits = |pattern: &Pattern| pattern.fits(name) || short.is_some_and(|name| pattern.fits(name));
-        self.patterns.iter().find(|(pattern, _)| fits(pattern)).map_or(self.alpha, |(_, alpha)| *alpha)
+        self.patterns.iter().find(|(pattern, _)| fits(pattern)).map_or(self.otherwise, |(_, number)| *number)
     }
 }
 

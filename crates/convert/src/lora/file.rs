@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::adapter_config::{AdapterConfigs, CONFIG_FILE};
+use super::adapter_config::{AdapterConfig, AdapterConfigs, CONFIG_FILE};
 use super::assemble::Parts;
 use super::family::{family_of, other_model};
 use super::names::{Names, Origin, PEFT_PREFIX, Spelling};
@@ -167,7 +167,11 @@ impl<'s> Reader<'s> {
                 rank_stabilized: config.is_some_and(|config| config.rank_stabilized),
                 dora_scale: None,
             };
-            layers.extend(parts.assemble(&file, &layer)?);
+            let changes = parts.assemble(&file, &layer)?;
+            if let Some(config) = config {
+                check_has_rank(&file, config, &changes)?;
+            }
+            layers.extend(changes);
             self.unmatched.extend(parts.left());
         }
         self.unmatched.sort_unstable();
@@ -203,6 +207,23 @@ impl<'s> Reader<'s> {
         let names = inventory.names().take(3).map(str::to_string).collect();
         Err(LoraError::NotALora { file, count: inventory.len(), names }.into())
     }
+}
+
+/// Fails for two whole factors of a LoKr that PEFT scales by an alpha and a rank which is nowhere in their shapes.
+fn check_has_rank(file: &str, config: &AdapterConfig, layers: &[AdaptedLayer]) -> Result<()> {
+    let is_scaled = |layer: &&AdaptedLayer| {
+        matches!(layer.weights, LoraWeights::Lokr { .. })
+            && layer.rank().is_none()
+            && config.alpha_of(&layer.name) != config.rank_of(&layer.name)
+    };
+    let Some(layer) = layers.iter().find(is_scaled) else { return Ok(()) };
+    let message = format!(
+        "the factors of {} have no rank, but are scaled by {} / {}; only equal numbers are read",
+        layer.name,
+        config.alpha_of(&layer.name),
+        config.rank_of(&layer.name)
+    );
+    Err(LoraError::Config { file: file.to_string(), place: CONFIG_FILE.to_string(), message }.into())
 }
 
 fn layout_of(origin: Origin, spelling: Spelling, name: &str) -> LoraLayout {

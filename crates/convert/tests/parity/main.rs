@@ -1,4 +1,5 @@
 //! Comparisons with what the reference libraries say; CONTRIBUTING.md tells how they are made.
 
+mod lora_layouts;
 mod pickle;
 mod single_file;
