@@ -6,10 +6,14 @@
 // Clippy knows test functions only, not what they call.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod original_checkpoint;
+
 use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
+
+pub use original_checkpoint::OriginalCheckpoint;
 
 /// The tensors of one fixture file, by name.
 pub struct Fixture {

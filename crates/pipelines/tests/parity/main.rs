@@ -3,4 +3,5 @@
 // Clippy knows test functions only, not what they call.
 #![allow(clippy::unwrap_used)]
 
+mod single_file;
 mod text_to_image;
