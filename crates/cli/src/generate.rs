@@ -33,7 +33,10 @@ pub(crate) fn run(arguments: &GenerateArguments, progress: &Progress) -> Result<
     let (model, repository) = open_model(arguments, progress)?;
     let pipeline = load_pipeline(arguments, &repository, progress)?;
     let seed = arguments.seed.unwrap_or_else(random_seed);
-    let mut unsaid = repository.single_file_model().map(|model| model.notes.clone()).unwrap_or_default();
+    let notes = repository.single_file_model().map(|model| model.notes.as_slice()).unwrap_or_default();
+    // Only what was assumed matters here, not what training left in the file.
+    let mut unsaid: Vec<String> =
+        notes.iter().filter(|note| !note.starts_with("left out: ")).cloned().collect();
     if arguments.seed.is_none() {
         unsaid.push(format!("seed: {seed}"));
     }
