@@ -292,8 +292,9 @@ pub enum Error {
     },
     /// A whole model of a pipeline is not there.
     #[error(
-        "{file}: a checkpoint of {family} without {component}: no tensor is named {prefix}*; only a VAE, a text encoder or a \
-         ControlNet can be converted alone"
+        "{file}: a checkpoint of {family} without {component}: all of its tensors are missing, {count} in the published models, \
+         the first: {}; only one model alone, or all of a pipeline's, can be converted",
+        names.join(", ")
     )]
     MissingComponent {
         /// The file.
@@ -302,8 +303,10 @@ pub enum Error {
         family: &'static str,
         /// The component's folder in diffusers' layout.
         component: &'static str,
-        /// How its tensors would be called.
-        prefix: &'static str,
+        /// How many tensors it has in the published models of the family.
+        count: usize,
+        /// How the first of them would be called.
+        names: Vec<String>,
     },
     /// A tensor has another shape than the rest of its model asks for.
     #[error(

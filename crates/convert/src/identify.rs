@@ -3,7 +3,8 @@
 use crate::detect;
 use crate::family::{Family, ModelKind, Place};
 use crate::inventory::{Inventory, View};
-use crate::layout::{Structure, TextLayout};
+use crate::layout::{Structure, TextLayout, UNet};
+use crate::published::published;
 use crate::{Error, Result};
 
 /// What a single file holds, and what stands before the names of each model there.
@@ -24,6 +25,20 @@ const OTHERS: &[(&str, &str)] = &[
     ("edm_mean", "a Playground v2.5 checkpoint"),
     ("edm_vpred.sigma_max", "a CosXL checkpoint"),
     ("model.diffusion_model.label_emb.weight", "a Stable Diffusion x4 upscaler"),
+    ("noise_augmentor.", "a Stable unCLIP checkpoint"),
+    ("cc_projection.", "a Zero123 checkpoint"),
+    ("t5_yproj.", "a Mochi checkpoint"),
+    ("mlp_t5.", "a Hunyuan-DiT checkpoint"),
+    ("adaln_single.", "a PixArt or LTX-Video checkpoint"),
+    ("cap_embedder.", "a Lumina checkpoint"),
+    ("txt_in.individual_token_refiner.", "a HunyuanVideo checkpoint"),
+    ("blocks.0.cross_attn.norm_k.", "a Wan checkpoint"),
+    ("lora_controlnet", "a Control-LoRA"),
+    (".scale_weight", "a checkpoint with scaled 8-bit weights"),
+];
+
+/// Kinds of small files, which whole checkpoints may carry pieces of.
+const SMALL: &[(&str, &str)] = &[
     ("lora_unet_", "a LoRA file"),
     ("lora_te_", "a LoRA file"),
     (".lora_down.", "a LoRA file"),
@@ -31,6 +46,7 @@ const OTHERS: &[(&str, &str)] = &[
     (".lora.down.", "a LoRA file"),
     ("emb_params", "a textual inversion embedding"),
     ("string_to_param", "a textual inversion embedding"),
+    ("single_transformer_blocks.", "a Flux transformer in diffusers' layout"),
     ("down_blocks.", "one model in diffusers' layout: its folder is already what diffusers reads"),
 ];
 
@@ -70,7 +86,9 @@ pub(crate) fn canonical_name(name: &str) -> Option<String> {
 /// # Errors
 /// When it is no checkpoint of a known kind, has models of several families, or lacks some of a pipeline's.
 pub(crate) fn identify(source: &str, inventory: &Inventory) -> Result<Holds> {
-    let refused = OTHERS.iter().find(|(part, _)| match *part {
+    let is_whole = inventory.has_under(UNET_PREFIX) || inventory.has_under(VAE_PREFIX);
+    let small = SMALL.iter().filter(|_| !is_whole);
+    let refused = OTHERS.iter().chain(small).find(|(part, _)| match *part {
         // So short that it must be the whole name, or its beginning.
         "edm_mean" | "emb_params" | "down_blocks." => inventory.has_under(part),
         part => inventory.names().any(|name| name.contains(part)),
@@ -103,7 +121,12 @@ pub(crate) fn identify(source: &str, inventory: &Inventory) -> Result<Holds> {
         (false, true, None) => Ok(Holds::Alone(vae_place(), VAE_PREFIX)),
         (false, false, Some((family, _))) => text_encoder_alone(source, inventory, *family),
         (_, _, Some((family, _))) => all_there(source, inventory, *family),
-        (true, _, None) => all_there(source, inventory, family_of_unet(inventory)),
+        // Distributed so for tools that take UNets by themselves.
+        (true, false, None) => Ok(Holds::Alone(unet_place(), UNET_PREFIX)),
+        (true, true, None) => {
+            let unet = detect::unet(View { inventory, prefix: UNET_PREFIX });
+            all_there(source, inventory, family_of_unet(&unet))
+        }
     }
 }
 
@@ -118,6 +141,9 @@ fn model_without_prefix(inventory: &Inventory) -> Option<Holds> {
     let has = |parts: &[&str]| parts.iter().any(|part| inventory.has_under(part));
     if has(&["encoder.down.", "encoder.mid.", "decoder.up.", "decoder.mid."]) {
         return Some(Holds::Alone(vae_place(), ""));
+    }
+    if has(&["input_blocks.", "output_blocks."]) {
+        return Some(Holds::Alone(unet_place(), ""));
     }
     let text = |layout, has_projection, prefix| {
         let model = ModelKind::ClipText { layout, projection: has_projection };
@@ -138,6 +164,11 @@ fn vae_place() -> Place {
     Place { folder: "vae", prefix: "", model: ModelKind::Vae }
 }
 
+/// A UNet alone keeps the prefix that it has in a checkpoint: all tools that take one know it.
+fn unet_place() -> Place {
+    Place { folder: "unet", prefix: UNET_PREFIX, model: ModelKind::UNet }
+}
+
 /// The families whose text encoders are there, with the name of one of their tensors.
 fn families(inventory: &Inventory) -> Vec<(Family, &str)> {
     let mut families = Vec::new();
@@ -153,12 +184,13 @@ fn families(inventory: &Inventory) -> Vec<(Family, &str)> {
 }
 
 /// The family whose text encoders have the width that the UNet wants.
-fn family_of_unet(inventory: &Inventory) -> Family {
-    let unet = detect::unet(View { inventory, prefix: UNET_PREFIX });
+pub(crate) fn family_of_unet(unet: &UNet) -> Family {
     match (unet.addition_embed_dim, unet.cross_attention_dim) {
         (Some(_), width) if width <= 1280 => Family::StableDiffusionXlRefiner,
         (Some(_), _) => Family::StableDiffusionXl,
         (None, 1024) => Family::StableDiffusion2,
+        // Of a width that no published model has: linear projections came with SD 2.
+        (None, width) if width != 768 && unet.use_linear_projection => Family::StableDiffusion2,
         (None, _) => Family::StableDiffusion1,
     }
 }
@@ -167,12 +199,17 @@ fn family_of_unet(inventory: &Inventory) -> Family {
 fn all_there(source: &str, inventory: &Inventory, family: Family) -> Result<Holds> {
     match family.places().iter().find(|place| !inventory.has_under(place.prefix)) {
         None => Ok(Holds::Pipeline(family)),
-        Some(place) => Err(Error::MissingComponent {
-            file: source.to_string(),
-            family: family.name(),
-            component: place.folder,
-            prefix: place.prefix,
-        }),
+        Some(place) => {
+            let table = published(family, *place).table();
+            let names = table.iter().take(3).map(|row| format!("{}{}", place.prefix, row.original.name));
+            Err(Error::MissingComponent {
+                file: source.to_string(),
+                family: family.name(),
+                component: place.folder,
+                count: table.len(),
+                names: names.collect(),
+            })
+        }
     }
 }
 

@@ -110,6 +110,9 @@ impl Reader<'_> {
             Place { folder: "text_encoder", prefix: "", model: ModelKind::ClipText { layout, projection } }
         };
         let place = match class {
+            "UNet2DConditionModel" => {
+                Place { folder: "unet", prefix: "model.diffusion_model.", model: ModelKind::UNet }
+            }
             "AutoencoderKL" => Place { folder: "vae", prefix: "", model: ModelKind::Vae },
             "ControlNetModel" => {
                 Place { folder: "controlnet", prefix: "control_model.", model: ModelKind::ControlNet }
@@ -117,7 +120,8 @@ impl Reader<'_> {
             "CLIPTextModel" => text(false),
             "CLIPTextModelWithProjection" => text(true),
             _ => {
-                let known = "AutoencoderKL, ControlNetModel, CLIPTextModel and CLIPTextModelWithProjection";
+                let known = "UNet2DConditionModel, AutoencoderKL, ControlNetModel, CLIPTextModel and \
+                             CLIPTextModelWithProjection";
                 let message = format!("config.json: a {class:?} is not converted alone, only {known}");
                 return Err(self.error(message));
             }
@@ -248,11 +252,17 @@ mod tests {
     #[test]
     fn every_class_that_is_written_alone_is_read() {
         let text = |projection| ModelKind::ClipText { layout: TextLayout::OpenClip, projection };
-        let classes =
-            [ModelKind::Vae, ModelKind::ControlNet, text(false), text(true)].map(|kind| class_of(kind).1);
+        let classes = [ModelKind::UNet, ModelKind::Vae, ModelKind::ControlNet, text(false), text(true)]
+            .map(|kind| class_of(kind).1);
         assert_eq!(
             classes,
-            ["AutoencoderKL", "ControlNetModel", "CLIPTextModel", "CLIPTextModelWithProjection"]
+            [
+                "UNet2DConditionModel",
+                "AutoencoderKL",
+                "ControlNetModel",
+                "CLIPTextModel",
+                "CLIPTextModelWithProjection"
+            ]
         );
     }
 }

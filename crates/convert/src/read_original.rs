@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 use crate::config::{
     Settings, clip_to_config, controlnet_to_config, heads_of_width, unet_to_config, vae_to_config,
 };
+use crate::ema::{take_ema, take_ema_alone};
 use crate::family::{Defaults, Family, Heads, ModelKind, Place, PredictionType, Task};
-use crate::identify::{Holds, canonical_name, identify, structure};
+use crate::identify::{Holds, canonical_name, family_of_unet, identify, structure};
 use crate::inventory::Inventory;
 use crate::layout::{Structure, TextLayout, UNet};
 use crate::left_out::{
@@ -67,7 +68,8 @@ impl Model {
         names.sort_unstable();
         let mut inventory = inventory.renamed(canonical_name);
         let mut replaced = HashSet::new();
-        if options.use_ema {
+        let has_ema_alone = take_ema_alone(&mut inventory);
+        if options.use_ema && !has_ema_alone {
             replaced = take_ema(source, &mut inventory)?;
         }
         let reader = Reader { source, inventory: &inventory, recorded: Recorded::read(metadata), options };
@@ -76,43 +78,14 @@ impl Model {
             Holds::Alone(place, prefix) => reader.alone(place, prefix)?,
         };
         model.note_vocabulary();
-        if options.use_ema && replaced.is_empty() {
+        if has_ema_alone {
+            model.notes.push("of the UNet there are EMA weights only, which were taken".to_string());
+        } else if options.use_ema && replaced.is_empty() {
             model.notes.push("there are no EMA weights: the only ones there are were taken".to_string());
         }
         model.left_out = left_out(&model, &names, &replaced, options)?;
         Ok(model)
     }
-}
-
-/// Puts the EMA weights in place of the live ones; gives the names of those.
-///
-/// `LitEma` of latent-diffusion names them without dots, so that they are found from the live ones' names.
-fn take_ema(source: &str, inventory: &mut Inventory) -> Result<HashSet<String>> {
-    if !inventory.has_under("model_ema.diffusion_model") {
-        return Ok(HashSet::new());
-    }
-    let live: Vec<String> = inventory.names_under("model.diffusion_model.").map(str::to_string).collect();
-    let mut replaced = HashSet::with_capacity(live.len());
-    let mut missing = Vec::new();
-    for name in live.iter().filter(|name| bookkeeping(name).is_none()) {
-        let ema = format!("model_ema.{}", name["model.".len()..].replace('.', ""));
-        if inventory.get(&ema).is_none() {
-            missing.push(ema);
-            continue;
-        }
-        inventory.replace(name, &ema);
-        replaced.insert(name.clone());
-    }
-    if missing.is_empty() {
-        return Ok(replaced);
-    }
-    Err(Error::MissingTensors {
-        file: source.to_string(),
-        component: "EMA copy of the UNet",
-        count: missing.len(),
-        total: live.len(),
-        names: missing.into_iter().take(3).collect(),
-    })
 }
 
 struct Reader<'a> {
@@ -174,16 +147,12 @@ impl Reader<'_> {
         let found = structure(self.inventory, prefix, place.model);
         let mut notes = Vec::new();
         let family = match &found {
-            Structure::ControlNet(net) => {
-                match (net.encoder.addition_embed_dim, net.encoder.cross_attention_dim) {
-                    (Some(_), _) => Some(Family::StableDiffusionXl),
-                    (None, 1024) => Some(Family::StableDiffusion2),
-                    // Sizes of no published model: linear projections came with SD 2.
-                    (None, width) if width != 768 && net.encoder.use_linear_projection => {
-                        Some(Family::StableDiffusion2)
-                    }
-                    (None, _) => Some(Family::StableDiffusion1),
-                }
+            Structure::ControlNet(net) => Some(family_of_unet(&net.encoder)),
+            Structure::UNet(unet) => {
+                let family = family_of_unet(unet);
+                self.task(family, unet)?;
+                notes.push(format!("a UNet of {}, without the other models of a pipeline", family.name()));
+                Some(family)
             }
             Structure::Vae(_) if self.recorded.component(place.folder).is_none() => {
                 notes.push(

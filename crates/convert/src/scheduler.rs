@@ -5,6 +5,9 @@ use crate::family::{Family, PredictionType, Task};
 
 /// The `scheduler_config.json` of the published models of the family, for a model that predicts `prediction_type`.
 ///
+/// As theirs it has settings also of schedulers that may take the place of its own by `from_config`: a DDIM that is not told
+/// otherwise clips its samples.
+///
 /// `zero_terminal_snr`: the noise schedule was stretched to pure noise (Lin et al., "Common Diffusion Noise Schedules and Sample Steps
 /// are Flawed").
 pub(crate) fn scheduler_config(
@@ -18,8 +21,11 @@ pub(crate) fn scheduler_config(
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",
         "beta_start": 0.00085,
+        "clip_sample": false,
         "num_train_timesteps": 1000,
         "prediction_type": prediction_type.name(),
+        "set_alpha_to_one": false,
+        "skip_prk_steps": true,
         "steps_offset": 1,
         "timestep_spacing": "leading",
         "trained_betas": null,
@@ -31,10 +37,10 @@ pub(crate) fn scheduler_config(
         ),
         (_, Task::InstructPix2Pix) => ("EulerAncestralDiscreteScheduler", json!({})),
         (Family::StableDiffusion2, _) if prediction_type == PredictionType::VPrediction => {
-            ("DDIMScheduler", json!({"clip_sample": false, "set_alpha_to_one": false}))
+            ("DDIMScheduler", json!({}))
         }
-        (_, Task::Inpainting) => ("DDIMScheduler", json!({"clip_sample": false, "set_alpha_to_one": false})),
-        _ => ("PNDMScheduler", json!({"set_alpha_to_one": false, "skip_prk_steps": true})),
+        (_, Task::Inpainting) => ("DDIMScheduler", json!({})),
+        _ => ("PNDMScheduler", json!({})),
     };
     config["_class_name"] = json!(class);
     if let (Some(config), Value::Object(own)) = (config.as_object_mut(), own) {

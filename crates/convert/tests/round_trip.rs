@@ -74,6 +74,9 @@ fn folder_to_file_to_folder_is_byte_identical() {
         "small_refiner",
         "small_controlnet",
         "small_vae",
+        "small_clip",
+        "small_open_clip",
+        "small_unet",
     ] {
         let place = tempfile::tempdir().unwrap();
         let at = |name: &str| place.path().join(name);

@@ -55,11 +55,11 @@ class Case:
             crc = "-" if self.meta else zlib.crc32(tensor.contiguous().view(torch.int16).numpy().tobytes())
             self.lines.append(f"diffusers {folder}/{name} {','.join(map(str, tensor.shape))} {crc}")
 
-    def unet(self, **config):
+    def unet(self, folder="unet", **config):
         with torch.device("meta"):
             model = UNet2DConditionModel(**config)
         original = self.add("model.diffusion_model.", renamed(model, unet_modules(model)))
-        self.expect("unet", model, reference.convert_ldm_unet_checkpoint(original, dict(model.config)))
+        self.expect(folder, model, reference.convert_ldm_unet_checkpoint(original, dict(model.config)))
 
     def controlnet(self, **config):
         with torch.device("meta"):
@@ -85,7 +85,9 @@ class Case:
             model = CLIPTextModel(config)
             names = clip_names(config)
         original = self.add(prefix, names)
-        self.expect("text_encoder", model, reference.convert_ldm_clip_checkpoint(original))
+        # The converter knows text encoders within checkpoints only.
+        within = {f"cond_stage_model.transformer.{name.removeprefix(prefix)}": value for name, value in original.items()}
+        self.expect("text_encoder" if prefix else "", model, reference.convert_ldm_clip_checkpoint(within))
 
     def open_clip(self, prefix, folder, layers, projection, **config):
         config = CLIPTextConfig(**config)
@@ -170,6 +172,12 @@ def controlnet(name, real, **config):
     case.write()
 
 
+def alone(name, real, add):
+    case = Case(name, real)
+    add(case)
+    case.write()
+
+
 SD1 = dict(**CROSS, cross_attention_dim=768)
 SD2 = dict(**CROSS, cross_attention_dim=1024, attention_head_dim=[5, 10, 20, 20], use_linear_projection=True)
 SDXL = dict(**XL_BLOCKS, block_out_channels=(320, 640, 1280), cross_attention_dim=2048, attention_head_dim=[5, 10, 20],
@@ -180,6 +188,7 @@ sd1("sd15", True, SD1, VAE, CLIP_L)
 sd1("sd15_inpainting", True, SD1 | dict(in_channels=9), VAE, CLIP_L)
 sd1("instruct_pix2pix", True, SD1 | dict(in_channels=8), VAE, CLIP_L)
 sd2("sd21", True, SD2, VAE, CLIP_H, 24)
+sd2("sd2_inpainting", True, SD2 | dict(in_channels=9), VAE, CLIP_H, 24)
 sdxl("sdxl_base", True, SDXL, VAE, CLIP_L, CLIP_G)
 sdxl("sdxl_inpainting", True, SDXL | dict(in_channels=9), VAE, CLIP_L, CLIP_G)
 refiner("sdxl_refiner", True, REFINER, VAE, CLIP_G)
@@ -201,6 +210,11 @@ sdxl("small_sdxl", False, SMALLXL, SMALL_VAE, SMALL_CLIP, SMALL_CLIP_2)
 refiner("small_refiner", False, SMALLREFINER, SMALL_VAE, SMALL_CLIP_2)
 controlnet("small_controlnet", False, down_block_types=TWO["down_block_types"], block_out_channels=(32, 64), layers_per_block=1,
            cross_attention_dim=64, conditioning_embedding_out_channels=(16, 16, 32, 32))
-vae = Case("small_vae", False)
-vae.vae("", "", **SMALL_VAE)
-vae.write()
+for name, real, config in (("vae", True, VAE), ("small_vae", False, SMALL_VAE)):
+    alone(name, real, lambda case: case.vae("", "", **config))
+for name, real, config in (("clip_l", True, CLIP_L), ("small_clip", False, SMALL_CLIP)):
+    alone(name, real, lambda case: case.clip("", **config))
+for name, real, config in (("clip_g", True, CLIP_G), ("small_open_clip", False, SMALL_CLIP_2)):
+    alone(name, real, lambda case: case.open_clip("", "", config["num_hidden_layers"], True, **config))
+for name, real, config in (("unet_sd15", True, SD1), ("small_unet", False, SMALL2)):
+    alone(name, real, lambda case: case.unet("", **config))

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_diffusers_convert::{Family, Kind, Layout, Model, ModelKind, Plan, ReadOptions, Task};
+use candle_diffusers_convert::{Family, Kind, Layout, Model, ModelKind, Plan, ReadOptions, Task, TextLayout};
 use flate2::Crc;
 
 use case::Case;
@@ -81,11 +81,16 @@ cases! {
     sd15_inpainting: Kind::Pipeline(StableDiffusion1, Inpainting);
     instruct_pix2pix: Kind::Pipeline(StableDiffusion1, InstructPix2Pix);
     sd21: Kind::Pipeline(StableDiffusion2, TextToImage);
+    sd2_inpainting: Kind::Pipeline(StableDiffusion2, Inpainting);
     sdxl_base: Kind::Pipeline(StableDiffusionXl, TextToImage);
     sdxl_inpainting: Kind::Pipeline(StableDiffusionXl, Inpainting);
     sdxl_refiner: Kind::Pipeline(StableDiffusionXlRefiner, TextToImage);
     controlnet_sd15: Kind::Alone(ModelKind::ControlNet);
     controlnet_sdxl: Kind::Alone(ModelKind::ControlNet);
+    vae: Kind::Alone(ModelKind::Vae);
+    clip_l: Kind::Alone(ModelKind::ClipText { layout: TextLayout::Transformers, projection: false });
+    clip_g: Kind::Alone(ModelKind::ClipText { layout: TextLayout::OpenClip, projection: true });
+    unet_sd15: Kind::Alone(ModelKind::UNet);
     small_sd1: Kind::Pipeline(StableDiffusion1, TextToImage);
     small_inpainting: Kind::Pipeline(StableDiffusion1, Inpainting);
     small_sd2: Kind::Pipeline(StableDiffusion2, TextToImage);
@@ -93,4 +98,7 @@ cases! {
     small_refiner: Kind::Pipeline(StableDiffusionXlRefiner, TextToImage);
     small_controlnet: Kind::Alone(ModelKind::ControlNet);
     small_vae: Kind::Alone(ModelKind::Vae);
+    small_clip: Kind::Alone(ModelKind::ClipText { layout: TextLayout::Transformers, projection: false });
+    small_open_clip: Kind::Alone(ModelKind::ClipText { layout: TextLayout::OpenClip, projection: true });
+    small_unet: Kind::Alone(ModelKind::UNet);
 }
