@@ -51,6 +51,9 @@ pub(crate) struct GenerateArguments {
     /// Take the averaged (EMA) weights where a single-file model has both
     #[arg(long)]
     pub(crate) use_ema: bool,
+    /// Leave out tensors of a single-file model that stand among its own and have no place in it
+    #[arg(long)]
+    pub(crate) allow_unknown: bool,
     /// Take the weight files of this variant, such as fp16
     #[arg(long, value_name = "NAME")]
     pub(crate) variant: Option<String>,

@@ -92,8 +92,11 @@ fn open_model(arguments: &GenerateArguments, progress: &Progress) -> Result<(Str
     if path.is_file() {
         return open_single_file(arguments, path);
     }
-    let for_files =
-        [("--prediction-type", arguments.prediction_type.is_some()), ("--use-ema", arguments.use_ema)];
+    let for_files = [
+        ("--prediction-type", arguments.prediction_type.is_some()),
+        ("--use-ema", arguments.use_ema),
+        ("--allow-unknown", arguments.allow_unknown),
+    ];
     for (flag, is_given) in for_files {
         ensure!(
             !is_given,
@@ -114,6 +117,7 @@ fn open_single_file(arguments: &GenerateArguments, path: &Path) -> Result<(Strin
     let options = ReadOptions {
         prediction_type: arguments.prediction_type.map(Into::into),
         use_ema: arguments.use_ema,
+        allow_unknown: arguments.allow_unknown,
         ..Default::default()
     };
     let repository = Repository::single_file(path, &options)?;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
@@ -50,24 +50,58 @@ impl OriginalCheckpoint {
 
     /// Writes it as torch saves checkpoints of a training run: a zip archive with the tensors under `state_dict`.
     pub fn write_ckpt(&self, path: impl AsRef<Path>, dtype: DType) {
-        let mut entries = Vec::new();
+        self.write_archive(path, dtype, |name| Data::Bytes(bytes(&self.tensor(name, dtype))));
+    }
+
+    /// Writes a safetensors file of full size whose values are holes that take no place on disk.
+    pub fn write_hollow_safetensors(&self, path: impl AsRef<Path>, dtype: DType) {
+        let (mut entries, mut end) = (Vec::new(), 0);
+        for (name, shape) in &self.shapes {
+            let (start, type_name) = (end, format!("{:?}", self.dtype(name, dtype)));
+            end += shape.iter().product::<usize>() * self.dtype(name, dtype).size_in_bytes();
+            entries.push(format!(
+                r#""{name}":{{"dtype":"{type_name}","shape":{shape:?},"data_offsets":[{start},{end}]}}"#
+            ));
+        }
+        let header = format!("{{{}}}", entries.join(","));
+        let mut file = fs::File::create(path).unwrap();
+        file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+        file.write_all(header.as_bytes()).unwrap();
+        file.set_len((8 + header.len() + end) as u64).unwrap();
+    }
+
+    /// As [`write_ckpt`](Self::write_ckpt), with holes as values; smaller than 4 GB.
+    pub fn write_hollow_ckpt(&self, path: impl AsRef<Path>, dtype: DType) {
+        let size = |name: &str| {
+            self.shapes[name].iter().product::<usize>() * self.dtype(name, dtype).size_in_bytes()
+        };
+        self.write_archive(path, dtype, |name| Data::Hole(size(name)));
+    }
+
+    fn write_archive(&self, path: impl AsRef<Path>, dtype: DType, data: impl Fn(&str) -> Data) {
         let mut pickle = b"\x80\x02}(X\x0b\0\0\0global_stepK\x03X\x0a\0\0\0state_dict}(".to_vec();
         for (index, (name, shape)) in self.shapes.iter().enumerate() {
-            let tensor = self.tensor(name, dtype);
             pickle.extend(text(name));
-            pickle.extend(rebuild_tensor(index, &tensor, shape));
-            entries.push((format!("archive/data/{index}"), bytes(&tensor)));
+            pickle.extend(rebuild_tensor(index, self.dtype(name, dtype), shape));
         }
         pickle.extend(b"uu.");
-        entries.insert(0, ("archive/data.pkl".to_string(), pickle));
-        fs::write(path, archive(&entries)).unwrap();
+        let mut archive = Archive { file: fs::File::create(path).unwrap(), directory: Vec::new(), count: 0 };
+        archive.add("archive/data.pkl", Data::Bytes(pickle));
+        for (index, name) in self.shapes.keys().enumerate() {
+            archive.add(&format!("archive/data/{index}"), data(name));
+        }
+        archive.finish();
+    }
+
+    fn dtype(&self, name: &str, of_floats: DType) -> DType {
+        if name.ends_with("position_ids") { DType::I64 } else { of_floats }
     }
 
     /// The tensor called `name`.
     pub fn tensor(&self, name: &str, dtype: DType) -> Tensor {
         let shape = self.shapes[name].as_slice();
         let count: usize = shape.iter().product();
-        if name.ends_with("position_ids") {
+        if self.dtype(name, dtype) == DType::I64 {
             return Tensor::arange(0, count as i64, &Device::Cpu).unwrap().reshape(shape).unwrap();
         }
         let values = self.replaced.get(name).cloned().unwrap_or_else(|| values(name, shape));
@@ -115,8 +149,8 @@ fn text(text: &str) -> Vec<u8> {
 }
 
 /// A tensor whose storage is the entry `index`, as bytes of a pickle.
-fn rebuild_tensor(index: usize, tensor: &Tensor, shape: &[usize]) -> Vec<u8> {
-    let class = match tensor.dtype() {
+fn rebuild_tensor(index: usize, dtype: DType, shape: &[usize]) -> Vec<u8> {
+    let class = match dtype {
         DType::F16 => "HalfStorage",
         DType::BF16 => "BFloat16Storage",
         DType::I64 => "LongStorage",
@@ -134,7 +168,7 @@ fn rebuild_tensor(index: usize, tensor: &Tensor, shape: &[usize]) -> Vec<u8> {
         format!("ctorch\n{class}\n").as_bytes(),
         &text(&index.to_string()),
         &text("cpu"),
-        &int(tensor.elem_count()),
+        &int(shape.iter().product()),
         b"tQ",
         &int(0),
         &ints(shape),
@@ -144,24 +178,50 @@ fn rebuild_tensor(index: usize, tensor: &Tensor, shape: &[usize]) -> Vec<u8> {
     .concat()
 }
 
+/// What an entry of an archive holds.
+enum Data {
+    Bytes(Vec<u8>),
+    /// So many zeros.
+    Hole(usize),
+}
+
 /// A zip archive of entries that are stored as they are.
-fn archive(entries: &[(String, Vec<u8>)]) -> Vec<u8> {
-    let mut file = Vec::new();
-    let mut directory = Vec::new();
-    for (name, data) in entries {
-        let offset = file.len() as u32;
+struct Archive {
+    file: fs::File,
+    directory: Vec<u8>,
+    count: u16,
+}
+
+impl Archive {
+    fn add(&mut self, name: &str, data: Data) {
+        let offset = self.file.stream_position().unwrap() as u32;
         let mut crc = Crc::new();
-        crc.update(data);
+        let size = match &data {
+            Data::Bytes(bytes) => {
+                crc.update(bytes);
+                bytes.len()
+            }
+            Data::Hole(size) => *size,
+        };
         let mut fields = [20_u16, 0, 0, 0, 0].map(u16::to_le_bytes).concat();
-        fields.extend([crc.sum(), data.len() as u32, data.len() as u32].map(u32::to_le_bytes).concat());
+        fields.extend([crc.sum(), size as u32, size as u32].map(u32::to_le_bytes).concat());
         fields.extend((name.len() as u16).to_le_bytes());
-        file.extend([b"PK\x03\x04", fields.as_slice(), &[0; 2], name.as_bytes(), data].concat());
-        directory.extend(
-            [b"PK\x01\x02\x14\0", fields.as_slice(), &[0; 12], &offset.to_le_bytes(), name.as_bytes()]
-                .concat(),
-        );
+        let local = [b"PK\x03\x04", fields.as_slice(), &[0; 2], name.as_bytes()].concat();
+        self.file.write_all(&local).unwrap();
+        match &data {
+            Data::Bytes(bytes) => self.file.write_all(bytes).unwrap(),
+            Data::Hole(size) => _ = self.file.seek(SeekFrom::Current(*size as i64)).unwrap(),
+        }
+        let listed =
+            [b"PK\x01\x02\x14\0", fields.as_slice(), &[0; 12], &offset.to_le_bytes(), name.as_bytes()];
+        self.directory.extend(listed.concat());
+        self.count += 1;
     }
-    let count = (entries.len() as u16).to_le_bytes();
-    let (size, start) = ((directory.len() as u32).to_le_bytes(), (file.len() as u32).to_le_bytes());
-    [file, directory, [b"PK\x05\x06\0\0\0\0", &count[..], &count, &size, &start, &[0; 2]].concat()].concat()
+
+    fn finish(mut self) {
+        let start = (self.file.stream_position().unwrap() as u32).to_le_bytes();
+        let (count, size) = (self.count.to_le_bytes(), (self.directory.len() as u32).to_le_bytes());
+        let end = [b"PK\x05\x06\0\0\0\0".as_slice(), &count, &count, &size, &start, &[0; 2]].concat();
+        self.file.write_all(&[self.directory, end].concat()).unwrap();
+    }
 }

@@ -15,7 +15,7 @@ pub(super) fn inspect(source: &Path) -> Result<Value> {
     report.insert("kind".into(), "component".into());
     let class_name = config.get("_class_name").or_else(|| config.get("architectures")?.get(0));
     report.insert("class_name".into(), class_name.cloned().unwrap_or_default());
-    if class_name.and_then(Value::as_str) == Some("UNet2DConditionModel") {
+    if matches!(class_name.and_then(Value::as_str), Some("UNet2DConditionModel" | "ControlNetModel")) {
         report.insert("family".into(), family::family(&config).into());
     }
     report.extend(weights(&repository, "")?);

@@ -39,7 +39,12 @@ pub(super) fn inspect(source: &Path) -> Result<Value> {
         "kind": "pipeline",
         "class_name": index.class_name,
         "diffusers_version": index.diffusers_version,
-        "family": unet.as_ref().map(family::family),
+        "family": unet.as_ref().map(|unet| match family::family(unet) {
+            // Its text encoders tell the refiner, whatever the size.
+            "sdxl" | "sdxl-refiner" if has("text_encoder") => "sdxl",
+            "sdxl" | "sdxl-refiner" if has("text_encoder_2") => "sdxl-refiner",
+            family => family,
+        }),
         "task": unet.as_ref().and_then(|unet| family::task(unet, latent_channels)),
         "prediction_type": prediction_type,
         "parameters": parameters,

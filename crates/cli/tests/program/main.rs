@@ -12,4 +12,5 @@ mod inspect;
 mod pictures;
 mod program;
 mod shapes;
+mod single_file;
 mod usage;
