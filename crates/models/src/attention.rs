@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use crate::error::Result;
-use crate::layers::Linear;
+use crate::layers::{LayerList, Layers, Linear};
 
 /// The sizes of an [`Attention`].
 #[derive(Clone, Copy, Debug)]
@@ -76,5 +76,14 @@ impl Attention {
         let value = self.to_v.forward(context)?;
         let mixed = candle_diffusers_kernels::attention(&query, &key, &value, self.heads, self.scale, mask)?;
         self.to_out.forward(&mixed)
+    }
+}
+
+impl Layers for Attention {
+    fn list_layers(&self, list: &mut LayerList) {
+        list.add("to_q", &self.to_q);
+        list.add("to_k", &self.to_k);
+        list.add("to_v", &self.to_v);
+        list.add("to_out.0", &self.to_out);
     }
 }

@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 
 use crate::error::{Error, Result};
-use crate::layers::{Activation, Linear};
+use crate::layers::{Activation, LayerList, Layers, Linear};
 
 /// Sinusoidal embedding of numbers (Vaswani et al., 2017): half sines, half cosines, of falling frequency.
 #[derive(Clone, Copy, Debug)]
@@ -111,6 +111,14 @@ impl TimestepEmbedding {
             Some(activation) => activation.forward(&hidden),
             None => Ok(hidden),
         }
+    }
+}
+
+impl Layers for TimestepEmbedding {
+    fn list_layers(&self, list: &mut LayerList) {
+        list.add("linear_1", &self.linear_1);
+        list.add("linear_2", &self.linear_2);
+        list.add("cond_proj", &self.cond_proj);
     }
 }
 

@@ -5,7 +5,7 @@ use candle_diffusers_kernels::{Conv2dParams, upsample_nearest2d, upsample_neares
 use candle_nn::VarBuilder;
 
 use crate::error::Result;
-use crate::layers::Conv2d;
+use crate::layers::{Conv2d, LayerList, Layers};
 
 /// A convolution with stride 2.
 #[derive(Clone, Debug)]
@@ -37,6 +37,12 @@ impl Downsample2D {
     }
 }
 
+impl Layers for Downsample2D {
+    fn list_layers(&self, list: &mut LayerList) {
+        list.add("conv", &self.conv);
+    }
+}
+
 /// Nearest-neighbour upsampling, then a convolution.
 #[derive(Clone, Debug)]
 pub struct Upsample2D {
@@ -61,5 +67,11 @@ impl Upsample2D {
             None => upsample_nearest2d(x)?,
         };
         self.conv.forward(&larger)
+    }
+}
+
+impl Layers for Upsample2D {
+    fn list_layers(&self, list: &mut LayerList) {
+        list.add("conv", &self.conv);
     }
 }

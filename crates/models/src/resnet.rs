@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use crate::error::{Error, Result};
-use crate::layers::{Activation, Conv2d, GroupNorm, Linear};
+use crate::layers::{Activation, Conv2d, GroupNorm, LayerList, Layers, Linear};
 
 /// How the time embedding enters a [`ResnetBlock2D`]; the config field `resnet_time_scale_shift`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,5 +130,14 @@ impl ResnetBlock2D {
                 Err(Error::Input { model: "ResnetBlock2D", input: "temb", problem: problem.into() })
             }
         }
+    }
+}
+
+impl Layers for ResnetBlock2D {
+    fn list_layers(&self, list: &mut LayerList) {
+        list.add("conv1", &self.conv1);
+        list.add("time_emb_proj", &self.time_emb_proj);
+        list.add("conv2", &self.conv2);
+        list.add("conv_shortcut", &self.conv_shortcut);
     }
 }

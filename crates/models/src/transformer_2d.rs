@@ -6,7 +6,7 @@ use candle_nn::VarBuilder;
 
 use crate::attention::{Attention, AttentionConfig};
 use crate::error::Result;
-use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear};
+use crate::layers::{Conv2d, GroupNorm, LayerList, LayerNorm, Layers, Linear};
 
 /// The epsilon of a [`Transformer2DModel`]'s group norm; not a config field in the reference either.
 const GROUP_NORM_EPS: f64 = 1e-6;
@@ -115,6 +115,22 @@ impl Transformer2DModel {
     }
 }
 
+impl Layers for Transformer2DModel {
+    fn list_layers(&self, list: &mut LayerList) {
+        match &self.projection {
+            Projection::Conv { proj_in, proj_out } => {
+                list.add("proj_in", proj_in);
+                list.add("proj_out", proj_out);
+            }
+            Projection::Linear { proj_in, proj_out } => {
+                list.add("proj_in", proj_in);
+                list.add("proj_out", proj_out);
+            }
+        }
+        list.add_each("transformer_blocks", &self.transformer_blocks);
+    }
+}
+
 /// Self-attention, cross-attention and a feed-forward, each added to its normalised input.
 #[derive(Clone, Debug)]
 pub struct BasicTransformerBlock {
@@ -164,6 +180,14 @@ impl BasicTransformerBlock {
     }
 }
 
+impl Layers for BasicTransformerBlock {
+    fn list_layers(&self, list: &mut LayerList) {
+        list.add("attn1", &self.attn1);
+        list.add("attn2", &self.attn2);
+        list.add("ff", &self.ff);
+    }
+}
+
 /// To eight times the width, gated GELU, and back from four. State-dict keys `net.0.proj` and `net.2`.
 #[derive(Clone, Debug)]
 pub struct FeedForward {
@@ -185,5 +209,12 @@ impl FeedForward {
     /// When shapes do not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.out.forward(&geglu(&self.proj.forward(x)?)?)
+    }
+}
+
+impl Layers for FeedForward {
+    fn list_layers(&self, list: &mut LayerList) {
+        list.add("net.0.proj", &self.proj);
+        list.add("net.2", &self.out);
     }
 }

@@ -4,7 +4,7 @@ use candle_nn::VarBuilder;
 use super::config::NORM_EPS;
 use super::{AutoencoderKLConfig, AutoencoderMidBlock2D};
 use crate::error::Result;
-use crate::layers::{Conv2d, GroupNorm};
+use crate::layers::{Conv2d, GroupNorm, LayerList, Layers};
 use crate::resampling::Upsample2D;
 use crate::resnet::ResnetBlock2D;
 
@@ -58,6 +58,15 @@ impl Decoder {
     }
 }
 
+impl Layers for Decoder {
+    fn list_layers(&self, list: &mut LayerList) {
+        list.add("conv_in", &self.conv_in);
+        list.add("mid_block", &self.mid_block);
+        list.add_each("up_blocks", &self.up_blocks);
+        list.add("conv_out", &self.conv_out);
+    }
+}
+
 /// Residual blocks, and in all blocks of a decoder but the last one that doubles the picture.
 #[derive(Clone, Debug)]
 pub struct UpDecoderBlock2D {
@@ -100,5 +109,12 @@ impl UpDecoderBlock2D {
             Some(upsampler) => upsampler.forward(&x, None),
             None => Ok(x),
         }
+    }
+}
+
+impl Layers for UpDecoderBlock2D {
+    fn list_layers(&self, list: &mut LayerList) {
+        list.add_each("resnets", &self.resnets);
+        list.add("upsamplers.0", &self.upsampler);
     }
 }

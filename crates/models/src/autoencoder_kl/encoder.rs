@@ -4,7 +4,7 @@ use candle_nn::VarBuilder;
 use super::config::NORM_EPS;
 use super::{AutoencoderKLConfig, AutoencoderMidBlock2D};
 use crate::error::Result;
-use crate::layers::{Conv2d, GroupNorm};
+use crate::layers::{Conv2d, GroupNorm, LayerList, Layers};
 use crate::resampling::Downsample2D;
 use crate::resnet::ResnetBlock2D;
 
@@ -66,6 +66,15 @@ impl Encoder {
     }
 }
 
+impl Layers for Encoder {
+    fn list_layers(&self, list: &mut LayerList) {
+        list.add("conv_in", &self.conv_in);
+        list.add_each("down_blocks", &self.down_blocks);
+        list.add("mid_block", &self.mid_block);
+        list.add("conv_out", &self.conv_out);
+    }
+}
+
 /// Residual blocks, and in all blocks of an encoder but the last a convolution that halves the picture.
 #[derive(Clone, Debug)]
 pub struct DownEncoderBlock2D {
@@ -109,5 +118,12 @@ impl DownEncoderBlock2D {
             Some(downsampler) => downsampler.forward(&x),
             None => Ok(x),
         }
+    }
+}
+
+impl Layers for DownEncoderBlock2D {
+    fn list_layers(&self, list: &mut LayerList) {
+        list.add_each("resnets", &self.resnets);
+        list.add("downsamplers.0", &self.downsampler);
     }
 }

@@ -4,7 +4,7 @@ use candle_nn::VarBuilder;
 use super::AutoencoderKLConfig;
 use super::config::NORM_EPS;
 use crate::error::Result;
-use crate::layers::{GroupNorm, Linear};
+use crate::layers::{GroupNorm, LayerList, Layers, Linear};
 use crate::resnet::ResnetBlock2D;
 
 /// The middle of an encoder or decoder: a residual block, attention, a residual block (`UNetMidBlock2D` in diffusers).
@@ -41,6 +41,14 @@ impl AutoencoderMidBlock2D {
             x = attention.forward(&x)?;
         }
         self.second.forward(&x, None)
+    }
+}
+
+impl Layers for AutoencoderMidBlock2D {
+    fn list_layers(&self, list: &mut LayerList) {
+        list.add("resnets.0", &self.first);
+        list.add("attentions.0", &self.attention);
+        list.add("resnets.1", &self.second);
     }
 }
 
@@ -84,5 +92,14 @@ impl AutoencoderAttention {
         let mixed = candle_diffusers_kernels::attention(&query, &key, &value, 1, self.scale, None)?;
         let mixed = self.to_out.forward(&mixed)?.transpose(1, 2)?.reshape(x.shape())?;
         Ok((mixed + x)?)
+    }
+}
+
+impl Layers for AutoencoderAttention {
+    fn list_layers(&self, list: &mut LayerList) {
+        list.add("to_q", &self.to_q);
+        list.add("to_k", &self.to_k);
+        list.add("to_v", &self.to_v);
+        list.add("to_out.0", &self.to_out);
     }
 }

@@ -3,7 +3,7 @@ use candle_nn::VarBuilder;
 
 use super::{AutoencoderKLConfig, Decoder, DiagonalGaussianDistribution, Encoder, Tiling};
 use crate::error::{Error, Result};
-use crate::layers::Conv2d;
+use crate::layers::{Conv2d, LayerList, Layers};
 
 /// How the pictures of a batch go through an [`AutoencoderKL`]; the results are the same to the bit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -149,6 +149,15 @@ impl AutoencoderKL {
 
     fn check_sample(&self, x: &Tensor) -> Result<()> {
         check_shape("x", x, self.config.in_channels, self.config.vae_scale_factor())
+    }
+}
+
+impl Layers for AutoencoderKL {
+    fn list_layers(&self, list: &mut LayerList) {
+        list.add("encoder", &self.encoder);
+        list.add("quant_conv", &self.quant_conv);
+        list.add("post_quant_conv", &self.post_quant_conv);
+        list.add("decoder", &self.decoder);
     }
 }
 

@@ -3,7 +3,7 @@ use candle_nn::VarBuilder;
 
 use super::ClipTextConfig;
 use crate::error::Result;
-use crate::layers::{Activation, LayerNorm, Linear};
+use crate::layers::{Activation, LayerList, LayerNorm, Layers, Linear};
 
 /// One layer of the encoder: attention and a perceptron, each normalised before and added to its input.
 #[derive(Clone, Debug)]
@@ -29,6 +29,13 @@ impl ClipEncoderLayer {
     pub(super) fn forward(&self, x: &Tensor, causal_mask: &Tensor) -> Result<Tensor> {
         let x = (x + self.self_attn.forward(&self.layer_norm1.forward(x)?, causal_mask)?)?;
         Ok((&x + self.mlp.forward(&self.layer_norm2.forward(&x)?)?)?)
+    }
+}
+
+impl Layers for ClipEncoderLayer {
+    fn list_layers(&self, list: &mut LayerList) {
+        list.add("self_attn", &self.self_attn);
+        list.add("mlp", &self.mlp);
     }
 }
 
@@ -71,6 +78,15 @@ impl ClipAttention {
     }
 }
 
+impl Layers for ClipAttention {
+    fn list_layers(&self, list: &mut LayerList) {
+        list.add("q_proj", &self.q_proj);
+        list.add("k_proj", &self.k_proj);
+        list.add("v_proj", &self.v_proj);
+        list.add("out_proj", &self.out_proj);
+    }
+}
+
 #[derive(Clone, Debug)]
 struct ClipMlp {
     fc1: Linear,
@@ -89,5 +105,12 @@ impl ClipMlp {
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.fc2.forward(&self.activation.forward(&self.fc1.forward(x)?)?)
+    }
+}
+
+impl Layers for ClipMlp {
+    fn list_layers(&self, list: &mut LayerList) {
+        list.add("fc1", &self.fc1);
+        list.add("fc2", &self.fc2);
     }
 }

@@ -4,7 +4,7 @@ use candle_nn::VarBuilder;
 use super::layer::ClipEncoderLayer;
 use super::{ClipTextConfig, EosTokenId};
 use crate::error::{Error, Result};
-use crate::layers::{Embedding, LayerNorm, Linear};
+use crate::layers::{Embedding, LayerList, LayerNorm, Layers, Linear};
 
 /// What [`ClipTextModel::forward`] gives.
 #[derive(Clone, Debug)]
@@ -180,6 +180,12 @@ impl ClipTextModel {
     }
 }
 
+impl Layers for ClipTextModel {
+    fn list_layers(&self, list: &mut LayerList) {
+        list.add_each("text_model.encoder.layers", &self.layers);
+    }
+}
+
 /// Checked token ids, one prompt after the other.
 struct TokenIds {
     ids: Vec<u32>,
@@ -224,5 +230,12 @@ impl ClipTextModelWithProjection {
     /// The encoder without the projection.
     pub fn text_model(&self) -> &ClipTextModel {
         &self.text_model
+    }
+}
+
+impl Layers for ClipTextModelWithProjection {
+    fn list_layers(&self, list: &mut LayerList) {
+        self.text_model.list_layers(list);
+        list.add("text_projection", &self.text_projection);
     }
 }

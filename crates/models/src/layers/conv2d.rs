@@ -2,15 +2,14 @@ use candle_core::Tensor;
 use candle_diffusers_kernels::Conv2dParams;
 use candle_nn::VarBuilder;
 
+use super::{Layer, LayerList, Layers, Operation};
 use crate::error::Result;
 
 /// A 2D convolution with a square kernel, with the state-dict keys `weight` `(out_channels, in_channels, kernel, kernel)` and `bias`
 /// `(out_channels)`.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Conv2d {
-    weight: Tensor,
-    bias: Tensor,
-    params: Conv2dParams,
+    layer: Layer,
 }
 
 impl Conv2d {
@@ -26,7 +25,8 @@ impl Conv2d {
         vb: VarBuilder,
     ) -> Result<Self> {
         let weight = vb.get((out_channels, in_channels, kernel, kernel), "weight")?;
-        Ok(Self { weight, bias: vb.get(out_channels, "bias")?, params })
+        let bias = vb.get(out_channels, "bias")?;
+        Ok(Self { layer: Layer::new(Operation::Conv2d(params), weight, Some(bias)) })
     }
 
     /// A layer that keeps height and width: stride 1, and half the (odd) kernel as padding.
@@ -43,6 +43,19 @@ impl Conv2d {
     /// # Errors
     /// When shapes or dtypes do not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(candle_diffusers_kernels::conv2d(x, &self.weight, Some(&self.bias), self.params)?)
+        self.layer.forward(x)
+    }
+}
+
+impl Clone for Conv2d {
+    /// Shares the tensors; what is changed in one is not changed in the other.
+    fn clone(&self) -> Self {
+        Self { layer: self.layer.detached_copy() }
+    }
+}
+
+impl Layers for Conv2d {
+    fn list_layers(&self, list: &mut LayerList) {
+        list.add_layer(&self.layer);
     }
 }

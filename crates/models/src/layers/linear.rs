@@ -1,13 +1,13 @@
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
+use super::{Layer, LayerList, Layers, Operation};
 use crate::error::Result;
 
 /// `y = x W^T + b`, with the state-dict keys `weight` `(out_features, in_features)` and `bias` `(out_features)`.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Linear {
-    weight: Tensor,
-    bias: Option<Tensor>,
+    layer: Layer,
 }
 
 impl Linear {
@@ -18,7 +18,7 @@ impl Linear {
     pub fn new(in_features: usize, out_features: usize, vb: VarBuilder) -> Result<Self> {
         let weight = vb.get((out_features, in_features), "weight")?;
         let bias = Some(vb.get(out_features, "bias")?);
-        Ok(Self { weight, bias })
+        Ok(Self { layer: Layer::new(Operation::Linear, weight, bias) })
     }
 
     /// A layer without a bias.
@@ -26,7 +26,8 @@ impl Linear {
     /// # Errors
     /// When the weight is missing or wrongly shaped.
     pub fn without_bias(in_features: usize, out_features: usize, vb: VarBuilder) -> Result<Self> {
-        Ok(Self { weight: vb.get((out_features, in_features), "weight")?, bias: None })
+        let weight = vb.get((out_features, in_features), "weight")?;
+        Ok(Self { layer: Layer::new(Operation::Linear, weight, None) })
     }
 
     /// `(..., in_features)` to `(..., out_features)`.
@@ -34,6 +35,19 @@ impl Linear {
     /// # Errors
     /// When shapes or dtypes do not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(candle_diffusers_kernels::linear(x, &self.weight, self.bias.as_ref())?)
+        self.layer.forward(x)
+    }
+}
+
+impl Clone for Linear {
+    /// Shares the tensors; what is changed in one is not changed in the other.
+    fn clone(&self) -> Self {
+        Self { layer: self.layer.detached_copy() }
+    }
+}
+
+impl Layers for Linear {
+    fn list_layers(&self, list: &mut LayerList) {
+        list.add_layer(&self.layer);
     }
 }

@@ -5,6 +5,7 @@ use candle_nn::VarBuilder;
 
 use super::config::BlockType;
 use crate::error::{Error, Result};
+use crate::layers::{LayerList, Layers};
 use crate::resampling::{Downsample2D, Upsample2D};
 use crate::resnet::{ResnetBlock2D, ResnetConfig};
 use crate::transformer_2d::{Context, Transformer2DConfig, Transformer2DModel};
@@ -110,6 +111,13 @@ impl DownBlock {
     }
 }
 
+impl Layers for DownBlock {
+    fn list_layers(&self, list: &mut LayerList) {
+        list_each(&self.layers, list);
+        list.add("downsamplers.0", &self.downsampler);
+    }
+}
+
 /// `UNetMidBlock2DCrossAttn`, and `UNetMidBlock2D` without attention: a residual block, then a transformer and another residual
 /// block where there is cross-attention.
 #[derive(Clone, Debug)]
@@ -144,6 +152,16 @@ impl MidBlock {
         match &self.rest {
             Some((attention, resnet)) => resnet.forward(&attention.forward(&hidden, context)?, Some(temb)),
             None => Ok(hidden),
+        }
+    }
+}
+
+impl Layers for MidBlock {
+    fn list_layers(&self, list: &mut LayerList) {
+        list.add("resnets.0", &self.first);
+        if let Some((attention, resnet)) = &self.rest {
+            list.add("attentions.0", attention);
+            list.add("resnets.1", resnet);
         }
     }
 }
@@ -217,6 +235,21 @@ impl UpBlock {
             None => None,
         };
         upsampler.forward(&x, size)
+    }
+}
+
+impl Layers for UpBlock {
+    fn list_layers(&self, list: &mut LayerList) {
+        list_each(&self.layers, list);
+        list.add("upsamplers.0", &self.upsampler);
+    }
+}
+
+/// The residual blocks and the transformers are numbered each for themselves.
+fn list_each(layers: &[Layer], list: &mut LayerList) {
+    for (i, layer) in layers.iter().enumerate() {
+        list.add(&format!("resnets.{i}"), &layer.resnet);
+        list.add(&format!("attentions.{i}"), &layer.attention);
     }
 }
 

@@ -10,7 +10,7 @@ use candle_nn::VarBuilder;
 pub use config::{BlockType, ClassEmbedType, TextTimeEmbed, UNet2DConditionConfig};
 
 use crate::error::{Error, Result};
-use crate::layers::{Conv2d, GroupNorm};
+use crate::layers::{Conv2d, GroupNorm, LayerList, Layers};
 use crate::resnet::ResnetConfig;
 use crate::transformer_2d::{Context, Transformer2DConfig};
 use blocks::{BlockConfig, DownBlock, MidBlock, UpBlock, Upsampling};
@@ -192,6 +192,17 @@ impl UNet2DConditionModel {
             return fail("encoder_hidden_states", problem);
         }
         Ok(())
+    }
+}
+
+impl Layers for UNet2DConditionModel {
+    fn list_layers(&self, list: &mut LayerList) {
+        list.add("conv_in", &self.conv_in);
+        self.time.list_layers(list);
+        list.add_each("down_blocks", &self.down_blocks);
+        list.add("mid_block", &self.mid_block);
+        list.add_each("up_blocks", &self.up_blocks);
+        list.add("conv_out", &self.conv_out);
     }
 }
 

@@ -7,7 +7,7 @@ use super::config::{ClassEmbedType, TextTimeEmbed, UNet2DConditionConfig};
 use super::{MODEL, TextTime, UNetConditions};
 use crate::embeddings::{TimestepEmbedding, TimestepEmbeddingConfig, Timesteps, to_floats};
 use crate::error::{Error, Result};
-use crate::layers::{Activation, Embedding, Linear};
+use crate::layers::{Activation, Embedding, LayerList, Layers, Linear};
 
 /// Everything that makes the time embedding.
 #[derive(Clone, Debug)]
@@ -116,6 +116,16 @@ impl TimeEmbeddings {
     }
 }
 
+impl Layers for TimeEmbeddings {
+    fn list_layers(&self, list: &mut LayerList) {
+        list.add("time_embedding", &self.time_embedding);
+        list.add("class_embedding", &self.class_embedding);
+        if let Some(added) = &self.added {
+            list.add("add_embedding", &added.embedding);
+        }
+    }
+}
+
 impl ClassEmbedding {
     fn new(config: &UNet2DConditionConfig, vb: VarBuilder) -> Result<Option<Self>> {
         let width = config.time_embed_dim();
@@ -145,6 +155,16 @@ impl ClassEmbedding {
             Self::Identity => Ok(vectors()?),
             Self::Projection(embedding) => embedding.forward(&vectors()?, None),
             Self::SimpleProjection(linear) => linear.forward(&vectors()?),
+        }
+    }
+}
+
+impl Layers for ClassEmbedding {
+    fn list_layers(&self, list: &mut LayerList) {
+        match self {
+            Self::Timestep(embedding) | Self::Projection(embedding) => embedding.list_layers(list),
+            Self::SimpleProjection(linear) => linear.list_layers(list),
+            Self::Table(_) | Self::Identity => {}
         }
     }
 }

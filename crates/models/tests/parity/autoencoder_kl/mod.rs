@@ -68,6 +68,15 @@ fn check_decode(fixture: &Fixture, vae: &AutoencoderKL, name: &str) {
 }
 
 #[test]
+fn every_variant_lists_its_layers() {
+    let fixture = fixture();
+    for variant in ["full", "plain", "single"] {
+        let state_dict = fixture.state_dict(&format!("{variant}.model."));
+        crate::assert_lists_all_layers(&model(&fixture, variant), &state_dict, &[]);
+    }
+}
+
+#[test]
 fn encoding_decoding_and_drawing_equal_the_reference() {
     let fixture = fixture();
     for variant in ["full", "plain", "single"] {

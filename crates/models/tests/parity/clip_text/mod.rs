@@ -101,6 +101,19 @@ fn the_projection_equals_the_reference() {
 }
 
 #[test]
+fn every_variant_lists_its_layers() {
+    let fixture = fixture();
+    let tables = ["token", "position"].map(|kind| format!("text_model.embeddings.{kind}_embedding.weight"));
+    let tables = tables.each_ref().map(String::as_str);
+    let legacy = legacy_model(&fixture, DType::F32);
+    crate::assert_lists_all_layers(&legacy, &fixture.state_dict("legacy.model."), &tables);
+    let config = ClipTextConfig { num_hidden_layers: 2, ..config(Activation::Gelu, 4, EosTokenId::Id(57)) };
+    let projecting =
+        ClipTextModelWithProjection::new(&config, weights(&fixture, "projection", DType::F32)).unwrap();
+    crate::assert_lists_all_layers(&projecting, &fixture.state_dict("projection.model."), &tables);
+}
+
+#[test]
 fn a_prompt_gives_the_same_bits_alone_and_among_others() {
     let fixture = fixture();
     let model = legacy_model(&fixture, DType::F32);

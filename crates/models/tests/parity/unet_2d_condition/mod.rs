@@ -56,6 +56,15 @@ fn every_family_equals_the_reference() {
 }
 
 #[test]
+fn every_family_lists_its_layers() {
+    for (name, config) in configs().as_object().unwrap() {
+        let (model, fixture) = load(name, config);
+        let tables: &[&str] = if name == "class_table" { &["class_embedding.weight"] } else { &[] };
+        crate::assert_lists_all_layers(&model, &fixture.state_dict("model."), tables);
+    }
+}
+
+#[test]
 fn bits_do_not_depend_on_the_batch() {
     for name in ["sd1", "sd2", "sdxl", "odd_size", "control", "masked_text"] {
         let (model, fixture) = load(name, &configs()[name]);

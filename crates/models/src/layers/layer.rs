@@ -1,0 +1,160 @@
+use std::sync::{Arc, PoisonError, RwLock};
+
+use candle_core::Tensor;
+use candle_diffusers_kernels::{Conv2dParams, conv2d, linear};
+
+use super::LayerAdapter;
+use crate::error::{Error, Result};
+
+/// A linear layer or a convolution of a model, to look at and to change from outside through a shared reference; all of a model's
+/// are listed by [`Layers::layers`](super::Layers::layers).
+///
+/// This is a handle: its clones, and the [`Linear`](super::Linear) or [`Conv2d`](super::Conv2d) that it came from, are the same layer.
+/// (The clone of a `Linear`, and so of a model, is another layer that begins with the same tensors, which take no memory of their
+/// own.) A change takes effect with the layer's next forward; one that runs goes on with what it began with.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    operation: Operation,
+    state: Arc<RwLock<State>>,
+}
+
+/// What a layer does with its weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// `x W^T + b`; the weight is `(out_features, in_features)`.
+    Linear,
+    /// A 2D convolution; the weight is `(out_channels, in_channels, kernel_height, kernel_width)`.
+    Conv2d(Conv2dParams),
+}
+
+impl Operation {
+    /// The operation with this weight, and this bias of `(out_features)` or `(out_channels)`.
+    ///
+    /// # Errors
+    /// When shapes or dtypes do not fit.
+    pub fn forward(self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        Ok(match self {
+            Self::Linear => linear(x, weight, bias)?,
+            Self::Conv2d(params) => conv2d(x, weight, bias, params)?,
+        })
+    }
+
+    /// The operation on each pixel alone, for kernels of 1x1: a convolution without stride and padding. A linear layer is so anyway.
+    pub fn pointwise(self) -> Self {
+        match self {
+            Self::Linear => Self::Linear,
+            Self::Conv2d(_) => Self::Conv2d(Conv2dParams { stride: 1, padding: 0 }),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct State {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    adapter: Option<Arc<dyn LayerAdapter>>,
+}
+
+impl Layer {
+    /// A layer without an adapter.
+    pub(super) fn new(operation: Operation, weight: Tensor, bias: Option<Tensor>) -> Self {
+        Self { operation, state: Arc::new(RwLock::new(State { weight, bias, adapter: None })) }
+    }
+
+    /// Another layer that begins as this one is.
+    pub(super) fn detached_copy(&self) -> Self {
+        Self { operation: self.operation, state: Arc::new(RwLock::new(self.state())) }
+    }
+
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        // A copy, so that the lock is not held while the layer computes: an adapter may ask for the weight again.
+        let State { weight, bias, adapter } = self.state();
+        let output = self.operation.forward(x, &weight, bias.as_ref())?;
+        match adapter {
+            Some(adapter) => adapter.forward(self, x, output),
+            None => Ok(output),
+        }
+    }
+
+    /// What the layer does with its weight.
+    pub fn operation(&self) -> Operation {
+        self.operation
+    }
+
+    /// `(out_features, in_features)`, or `(out_channels, in_channels, kernel_height, kernel_width)`.
+    pub fn weight(&self) -> Tensor {
+        self.read(|state| state.weight.clone())
+    }
+
+    /// `(out_features)` or `(out_channels)`, where the layer has one.
+    pub fn bias(&self) -> Option<Tensor> {
+        self.read(|state| state.bias.clone())
+    }
+
+    /// What changes the layer's output.
+    pub fn adapter(&self) -> Option<Arc<dyn LayerAdapter>> {
+        self.read(|state| state.adapter.clone())
+    }
+
+    /// Changes the layer's output from now on, and gives back what did so before.
+    pub fn set_adapter(&self, adapter: Option<Arc<dyn LayerAdapter>>) -> Option<Arc<dyn LayerAdapter>> {
+        self.write(|state| std::mem::replace(&mut state.adapter, adapter))
+    }
+
+    /// Computes with another weight from now on, and gives back the one before.
+    ///
+    /// # Errors
+    /// When its shape, dtype or device is another; the layer is then as it was.
+    pub fn replace_weight(&self, weight: Tensor) -> Result<Tensor> {
+        let old = self.weight();
+        check("weight", &weight, old.dims(), &old)?;
+        Ok(self.write(|state| std::mem::replace(&mut state.weight, weight)))
+    }
+
+    /// Computes with another bias from now on, or with none, and gives back the one before.
+    ///
+    /// # Errors
+    /// When it is not `(out_features)` or `(out_channels)`, or its dtype or device is not the weight's; the layer is then as it was.
+    pub fn replace_bias(&self, bias: Option<Tensor>) -> Result<Option<Tensor>> {
+        if let Some(bias) = &bias {
+            let weight = self.weight();
+            check("bias", bias, &weight.dims()[..1], &weight)?;
+        }
+        Ok(self.write(|state| std::mem::replace(&mut state.bias, bias)))
+    }
+
+    /// Whether both are handles of one layer.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.state, &other.state)
+    }
+
+    fn state(&self) -> State {
+        self.read(State::clone)
+    }
+
+    // Nothing can fail while the lock is held, so that a poisoned one guards a whole state.
+    fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        change(&mut self.state.write().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Fails unless `tensor` has the shape, and the dtype and device of `like`.
+fn check(input: &'static str, tensor: &Tensor, shape: &[usize], like: &Tensor) -> Result<()> {
+    let same_device = tensor.device().same_device(like.device());
+    if tensor.dims() == shape && tensor.dtype() == like.dtype() && same_device {
+        return Ok(());
+    }
+    let problem = format!(
+        "is {:?} of {} on {:?}, expected {shape:?} of {} on {:?}",
+        tensor.dims(),
+        tensor.dtype().as_str(),
+        tensor.device().location(),
+        like.dtype().as_str(),
+        like.device().location()
+    );
+    Err(Error::Input { model: "Layer", input, problem })
+}
