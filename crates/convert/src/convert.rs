@@ -1,12 +1,16 @@
 use std::fs;
 use std::path::{Component as PathComponent, Path, PathBuf};
 
+use crate::left_out::NO_LORA_LAYER;
 use crate::model::{Kind, Layout, Model};
 use crate::pipeline_files::weights_stem;
 use crate::plan::{Plan, PlannedTensor};
 use crate::recorded::metadata_of;
 use crate::write::{Contents, CopiedFile, WeightFile, lay_out, write};
-use crate::{Checkpoint, Error, PickledFile, Progress, ReadOptions, Result, Source, Unplaced, WriteOptions};
+use crate::{
+    Checkpoint, Error, LoraFile, LoraFormat, PickledFile, Progress, ReadOptions, Result, Source, Unplaced,
+    WriteOptions,
+};
 
 /// How a checkpoint is converted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -15,6 +19,8 @@ pub struct ConvertOptions {
     pub read: ReadOptions,
     /// How the destination is written.
     pub write: WriteOptions,
+    /// The layout of a LoRA file; for other sources it is not used.
+    pub lora_format: Option<LoraFormat>,
 }
 
 /// What was converted.
@@ -48,8 +54,11 @@ pub fn convert(
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Report> {
     check_variant(&options.write)?;
-    let to = layout_of_destination(destination)?;
     check_apart(source, destination)?;
+    if let Some(opened) = open_lora(source)? {
+        return convert_lora(opened.as_ref(), destination, options, progress);
+    }
+    let to = layout_of_destination(destination)?;
     let (model, opened): (Model, Box<dyn Source>) = if source.is_dir() {
         let variant = options.write.variant.as_deref();
         let (model, opened) = Model::from_folder(source, variant)?;
@@ -72,6 +81,36 @@ pub fn convert(
         not_finite: seen.not_finite,
         overflowed: seen.overflowed,
     })
+}
+
+/// The tensors of a LoRA; `None` where `source` is something else.
+fn open_lora(source: &Path) -> Result<Option<Box<dyn Source>>> {
+    if source.is_dir() {
+        let is_pipeline = source.join("model_index.json").is_file();
+        let is_lora = !is_pipeline && LoraFile::is_folder(source);
+        return if is_lora { LoraFile::open_source(source).map(Some) } else { Ok(None) };
+    }
+    let opened = open_file(source)?;
+    Ok(LoraFile::looks_like_one(&opened.inventory()).then_some(opened))
+}
+
+fn convert_lora(
+    source: &dyn Source,
+    destination: &Path,
+    options: &ConvertOptions,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<Report> {
+    let mut lora = LoraFile::read(source)?;
+    let unknown = match options.read.allow_unknown {
+        true => std::mem::take(&mut lora.unmatched),
+        false => Vec::new(),
+    };
+    // Nearly every program reads kohya's.
+    let format = options.lora_format.unwrap_or(LoraFormat::Kohya);
+    let mut report = lora.write(source, destination, format, &options.write, progress)?;
+    report.left_out.extend(unknown.into_iter().map(|name| Unplaced { name, reason: NO_LORA_LAYER }));
+    report.left_out.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(report)
 }
 
 /// Opens a checkpoint that is one file: safetensors, or what `torch.save` wrote, by its first bytes.

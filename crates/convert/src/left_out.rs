@@ -16,6 +16,7 @@ pub(crate) const SD2_LAST_LAYER: &str =
 pub(crate) const SD2_PROJECTION: &str =
     "the text encoder's projection, which Stable Diffusion 2 does not use";
 pub(crate) const OTHER_MODEL: &str = "part of the pipeline that the ControlNet was trained with";
+pub(crate) const NO_LORA_LAYER: &str = "no part of a LoRA that is known";
 pub(crate) const NO_PLACE: &str = "no tensor of a known model";
 
 const SCHEDULE: &str = "the noise schedule, which is in the scheduler's config";

@@ -41,7 +41,8 @@ pub use inventory::{Entry, Inventory};
 pub use layout::{ClipText, ControlNet, MidBlock, Named, Relation, Row, Structure, TextLayout, UNet, Vae};
 pub use left_out::Unplaced;
 pub use lora::{
-    AdaptedLayer, LokrFactor, LoraComponent, LoraError, LoraFile, LoraLayout, LoraWeights, TensorRef,
+    AdaptedLayer, LokrFactor, LoraComponent, LoraError, LoraFile, LoraFormat, LoraLayout, LoraWeights,
+    TensorRef,
 };
 pub use model::{Component, Kind, Layout, Model, Placed};
 pub use pickle::{PickleError, PickledFile};

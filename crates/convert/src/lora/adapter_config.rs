@@ -90,7 +90,14 @@ impl AdapterConfigs {
         let Some(path) = folder.map(|folder| folder.join(CONFIG_FILE)).filter(|path| path.is_file()) else {
             return Ok(Self::default());
         };
-        Ok(Self { for_all: Some(AdapterConfig::read(source.name(), &path)?), ..Self::default() })
+        Ok(Self {
+            for_all: Some(AdapterConfig::new(
+                source.name(),
+                CONFIG_FILE,
+                &read_fields(source.name(), &path)?,
+            )?),
+            ..Self::default()
+        })
     }
 
     /// The config for a component.
@@ -104,16 +111,19 @@ impl AdapterConfigs {
     }
 }
 
-impl AdapterConfig {
-    fn read(file: &str, path: &Path) -> Result<Self> {
-        let io = |source| Error::Io { file: path.display().to_string(), source };
-        if fs::metadata(path).map_err(io)?.len() > MAX_CONFIG_BYTES {
-            return Err(problem(file, CONFIG_FILE, "it is longer than any config").into());
-        }
-        let fields = parse(file, CONFIG_FILE, &fs::read(path).map_err(io)?)?;
-        Self::new(file, CONFIG_FILE, &fields)
+/// The fields of the config at `path`, which is about the weights `file`.
+///
+/// # Errors
+/// When it cannot be read or is no JSON object.
+pub(super) fn read_fields(file: &str, path: &Path) -> Result<Map<String, Value>> {
+    let io = |source| Error::Io { file: path.display().to_string(), source };
+    if fs::metadata(path).map_err(io)?.len() > MAX_CONFIG_BYTES {
+        return Err(problem(file, CONFIG_FILE, "it is longer than any config").into());
     }
+    parse(file, CONFIG_FILE, &fs::read(path).map_err(io)?)
+}
 
+impl AdapterConfig {
     fn new(file: &str, place: &str, fields: &Map<String, Value>) -> Result<Self> {
         // LoHa and LoKr of PEFT call it alpha.
         let alpha = if fields.contains_key("lora_alpha") { "lora_alpha" } else { "alpha" };

@@ -118,6 +118,34 @@ pub enum LoraError {
         /// Where the nearest known model differs.
         message: String,
     },
+    /// Changes that a layout has no place for.
+    #[error(
+        "{file}: {count} layers are changed by {what}, the first {layer}: a LoRA file in the {format} layout has no place for that; \
+         write --lora-format kohya, or make a plain LoRA of it by `diffuse lora resize`"
+    )]
+    NoPlace {
+        /// The file.
+        file: String,
+        /// The layout.
+        format: &'static str,
+        /// How many layers there are.
+        count: usize,
+        /// The first of them.
+        layer: String,
+        /// What changes it.
+        what: &'static str,
+    },
+    /// A LoRA for several models in a file that can be about one only.
+    #[error(
+        "{file} is for {}: a file in the PEFT layout is about one model; name a folder as the destination, which gets one for each",
+        components.join(", ")
+    )]
+    SeveralModels {
+        /// The file.
+        file: String,
+        /// The models.
+        components: Vec<&'static str>,
+    },
 }
 
 impl LoraError {

@@ -3,6 +3,7 @@ use std::path::Path;
 
 use super::adapter_config::{AdapterConfig, AdapterConfigs, CONFIG_FILE};
 use super::assemble::Parts;
+use super::component_folders::ComponentFolders;
 use super::family::{family_of, other_model};
 use super::names::{Names, Origin, PEFT_PREFIX, Spelling};
 use super::part::Part;
@@ -57,11 +58,22 @@ impl LoraFile {
         if !path.is_dir() {
             return open_file(path);
         }
-        let file = WEIGHT_FILES.iter().map(|name| path.join(name)).find(|path| path.is_file());
-        open_file(&file.ok_or_else(|| Error::Folder {
-            folder: path.display().to_string(),
-            message: format!("it has no LoRA: none of {}", WEIGHT_FILES.join(", ")),
-        })?)
+        if let Some(file) = WEIGHT_FILES.iter().map(|name| path.join(name)).find(|path| path.is_file()) {
+            return open_file(&file);
+        }
+        match ComponentFolders::open(path, &WEIGHT_FILES)? {
+            Some(folders) => Ok(Box::new(folders)),
+            None => Err(Error::Folder {
+                folder: path.display().to_string(),
+                message: format!("it has no LoRA: none of {}", WEIGHT_FILES.join(", ")),
+            }),
+        }
+    }
+
+    /// Whether `folder` holds a LoRA that PEFT or diffusers wrote, for one model or for each in a folder of its own.
+    pub fn is_folder(folder: &Path) -> bool {
+        let own = std::iter::once("").chain(LoraComponent::ALL.map(LoraComponent::folder));
+        own.flat_map(|own| WEIGHT_FILES.map(|name| folder.join(own).join(name))).any(|path| path.is_file())
     }
 
     /// Whether these tensors are those of a LoRA in any of the layouts.

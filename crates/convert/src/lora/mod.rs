@@ -4,6 +4,7 @@ mod adapted_layer;
 mod adapter_config;
 mod assemble;
 mod cloneofsimo;
+mod component_folders;
 mod error;
 mod family;
 mod file;
@@ -12,8 +13,10 @@ mod layout;
 mod names;
 mod part;
 mod scalar;
+mod write;
 
 pub use adapted_layer::{AdaptedLayer, LokrFactor, LoraComponent, LoraWeights, TensorRef};
 pub use error::LoraError;
 pub use file::LoraFile;
 pub use layout::LoraLayout;
+pub use write::LoraFormat;

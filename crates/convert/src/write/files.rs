@@ -137,6 +137,27 @@ impl WeightFile {
     }
 }
 
+impl WeightFile {
+    /// A file of `tensors`, and of others that keep their element types whatever is asked for.
+    ///
+    /// # Errors
+    /// As [`lay_out`].
+    pub(crate) fn with_exact(
+        path: String,
+        tensors: Vec<PlannedTensor>,
+        exact: Vec<PlannedTensor>,
+        source: &dyn Source,
+        options: &WriteOptions,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<Self> {
+        let mut laid = in_order(tensors, source, options)?;
+        laid.extend(in_order(exact, source, &WriteOptions::default())?);
+        // Stable: each begins at a multiple of its width, and reading still goes forward.
+        laid.sort_by_key(|laid| std::cmp::Reverse(laid.dtype.bitsize()));
+        Ok(Self::new(path, laid, metadata))
+    }
+}
+
 /// The tensors by falling width of their elements, so that each begins at a multiple of its width, then as they lie in the source, so
 /// that reading goes forward.
 fn in_order(tensors: Vec<PlannedTensor>, source: &dyn Source, options: &WriteOptions) -> Result<Vec<Laid>> {

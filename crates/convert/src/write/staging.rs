@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use crate::read_folder::is_diffusers_folder;
-use crate::{Error, Result};
+use crate::{Error, LoraFile, Result};
 
 /// What the place of a destination `NAME` is called: `.NAME.partial-` and the number of the process.
 const MARK: &str = ".partial-";
@@ -190,7 +190,7 @@ fn check_free(destination: &Path, is_folder: bool, overwrite: bool) -> Result<()
         (false, true) => refuse("it is a folder, and a file is to be written; choose another name"),
         (true, true) => {
             let is_empty = fs::read_dir(destination).is_ok_and(|mut entries| entries.next().is_none());
-            if is_empty || is_diffusers_folder(destination) {
+            if is_empty || is_diffusers_folder(destination) || LoraFile::is_folder(destination) {
                 return Ok(());
             }
             refuse("it is a folder with something else than a model in it, which is not overwritten")

@@ -13,7 +13,7 @@ use crate::{Inventory, Result, Source, Structure};
 use order::Pair;
 
 /// What the metadata says of a tensor that is an embedding.
-const EMBED: &str = "<embed>";
+pub(super) const EMBED: &str = "<embed>";
 
 /// A tensor's place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -15,6 +15,7 @@ use candle_diffusers_convert::{
 use flate2::read::GzDecoder;
 
 mod delta;
+mod written;
 
 pub(crate) fn folder() -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/parity/lora_layouts")).to_path_buf()
