@@ -1,7 +1,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use candle_diffusers_convert::PredictionType;
+use candle_diffusers_convert::{LoraFormat, PredictionType};
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -102,15 +102,15 @@ pub(crate) struct GenerateArguments {
     pub(crate) output: PathBuf,
 }
 
-/// Convert checkpoints between one file and a folder in diffusers' layout
+/// Convert checkpoints between one file and a folder in diffusers' layout, and LoRA files between layouts
 ///
 /// What SOURCE is, is found out from its tensors; what tensors cannot tell is taken from the known families and printed. Nothing
 /// is fetched. DESTINATION appears whole or not at all.
 #[derive(Debug, Args)]
 pub(crate) struct ConvertArguments {
-    /// A .safetensors, .ckpt, .pt or .bin checkpoint, or a folder in diffusers' layout
+    /// A .safetensors, .ckpt, .pt or .bin checkpoint, a folder in diffusers' layout, or a LoRA file of any layout
     pub(crate) source: PathBuf,
-    /// A folder, or a .safetensors file in the original single-file layout
+    /// A folder, or a .safetensors file in the original single-file layout; for a LoRA a .safetensors file
     pub(crate) destination: PathBuf,
     /// The element type of the weights
     #[arg(long, value_name = "TYPE", default_value = "keep")]
@@ -127,6 +127,10 @@ pub(crate) struct ConvertArguments {
     /// Split larger weights, with an index: 5GB, 500MB, 2GiB, or a number of bytes
     #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_size)]
     pub(crate) max_shard_size: u64,
+    /// The layout of a LoRA: kohya's, which nearly every program reads, diffusers', or PEFT's, where DESTINATION may be a folder
+    /// [default: kohya]
+    #[arg(long, value_name = "LAYOUT")]
+    pub(crate) lora_format: Option<LoraFormatChoice>,
     /// Leave out tensors that stand among a model's own and have no place in it
     #[arg(long)]
     pub(crate) allow_unknown: bool,
@@ -177,6 +181,23 @@ impl From<PredictionChoice> for PredictionType {
         match choice {
             PredictionChoice::Epsilon => Self::Epsilon,
             PredictionChoice::VPrediction => Self::VPrediction,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LoraFormatChoice {
+    Kohya,
+    Peft,
+    Diffusers,
+}
+
+impl From<LoraFormatChoice> for LoraFormat {
+    fn from(choice: LoraFormatChoice) -> Self {
+        match choice {
+            LoraFormatChoice::Kohya => Self::Kohya,
+            LoraFormatChoice::Peft => Self::Peft,
+            LoraFormatChoice::Diffusers => Self::Diffusers,
         }
     }
 }

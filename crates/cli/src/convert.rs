@@ -7,7 +7,11 @@ use crate::terminal;
 
 /// `diffuse convert`.
 pub(crate) fn run(arguments: &ConvertArguments, progress: &Progress) -> Result<()> {
-    let options = ConvertOptions { read: read_options(arguments), write: write_options(arguments) };
+    let options = ConvertOptions {
+        read: read_options(arguments),
+        write: write_options(arguments),
+        lora_format: arguments.lora_format.map(Into::into),
+    };
     let shown = progress.bytes("converting");
     let report = convert(&arguments.source, &arguments.destination, &options, &|written| {
         shown.set_bytes(written.done, written.total);

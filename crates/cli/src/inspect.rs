@@ -1,6 +1,7 @@
 mod checkpoint;
 mod component;
 mod family;
+mod lora;
 mod metadata;
 mod picture;
 mod pipeline;
@@ -11,7 +12,7 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use candle_diffusers_convert::{Source, open_file};
+use candle_diffusers_convert::{LoraFile, Source, open_file};
 use serde_json::Value;
 
 use crate::arguments::InspectArguments;
@@ -41,6 +42,10 @@ fn inspect(source: &Path) -> Result<Value> {
     let name = utf8_name("SOURCE", source)?;
     let metadata = fs::metadata(source).with_context(|| format!("{name:?}"))?;
     if metadata.is_dir() {
+        let is_model = ["model_index.json", "config.json"].iter().any(|file| source.join(file).exists());
+        if !is_model && LoraFile::is_folder(source) {
+            return lora::inspect_folder(source);
+        }
         return if source.join("config.json").exists() && !source.join("model_index.json").exists() {
             component::inspect(source)
         } else {
@@ -63,7 +68,8 @@ fn inspect(source: &Path) -> Result<Value> {
 /// What a file of tensors is, by what its tensors are called: whoever knows them says it, the particular before the general.
 fn inspect_tensors(source: &dyn Source) -> Result<Value> {
     let inventory = source.inventory();
-    Ok(checkpoint::inspect(source, &inventory).unwrap_or_else(|| tensor_file::inspect(source, &inventory)))
+    let known = lora::inspect(source, &inventory).or_else(|| checkpoint::inspect(source, &inventory));
+    Ok(known.unwrap_or_else(|| tensor_file::inspect(source, &inventory)))
 }
 
 /// Whether a file by its name should be one of tensors, so that what is wrong with it is of interest.

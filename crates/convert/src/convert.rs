@@ -19,7 +19,7 @@ pub struct ConvertOptions {
     pub read: ReadOptions,
     /// How the destination is written.
     pub write: WriteOptions,
-    /// The layout of a LoRA file; for other sources it is not used.
+    /// The layout of a LoRA, kohya's where `None`; not used for other sources.
     pub lora_format: Option<LoraFormat>,
 }
 
@@ -41,7 +41,8 @@ pub struct Report {
 }
 
 /// Converts `source`, a checkpoint in one file or a diffusers folder, to `destination`: a folder in diffusers' layout, or, where its
-/// name ends with `.safetensors`, a file in the original layout.
+/// name ends with `.safetensors`, a file in the original layout. A LoRA of any layout is converted to that of
+/// [`ConvertOptions::lora_format`].
 ///
 /// The destination appears whole or not at all. `progress` is told of the bytes that are written, from several threads.
 ///

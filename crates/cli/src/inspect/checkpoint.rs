@@ -95,7 +95,8 @@ fn not_readable(inventory: &Inventory, error: Error) -> Option<Map<String, Value
     Some(fields)
 }
 
-fn family_name(family: Family) -> &'static str {
+/// As other parts of the program spell it.
+pub(super) fn family_name(family: Family) -> &'static str {
     match family {
         Family::StableDiffusion1 => "sd1",
         Family::StableDiffusion2 => "sd2",

@@ -8,6 +8,7 @@ mod bad_models;
 mod convert;
 mod generate;
 mod inspect;
+mod lora_files;
 #[path = "../parity/pictures/mod.rs"]
 mod pictures;
 mod program;

@@ -158,7 +158,7 @@ impl<'s> Reader<'s> {
     fn finish(mut self, inventory: &Inventory) -> Result<LoraFile> {
         let file = self.source.name().to_string();
         let metadata = self.source.metadata();
-        self.check_known(inventory)?;
+        self.check_known()?;
         let configs = match self.layouts.keys().any(|layout| layout.has_config()) {
             true => AdapterConfigs::of(self.source, &metadata)?,
             false => AdapterConfigs::default(),
@@ -186,6 +186,10 @@ impl<'s> Reader<'s> {
             layers.extend(changes);
             self.unmatched.extend(parts.left());
         }
+        if layers.is_empty() {
+            let names = inventory.names().take(3).map(str::to_string).collect();
+            return Err(LoraError::NotALora { file, count: inventory.len(), names }.into());
+        }
         self.unmatched.sort_unstable();
         // The most of a file decides; whoever mixes layouts has most often mixed spellings of blocks, and those count as original.
         let layout = match self.layouts.contains_key(&LoraLayout::KohyaOriginal) {
@@ -206,18 +210,12 @@ impl<'s> Reader<'s> {
         Ok(LoraFile { source: file, layout, family, layers, unmatched, embeddings, metadata, notes })
     }
 
-    /// Fails where nothing is known, or where what is not tells of another model.
-    fn check_known(&self, inventory: &Inventory) -> Result<()> {
-        let file = self.source.name().to_string();
+    /// Fails where what is not known tells of another model.
+    fn check_known(&self) -> Result<()> {
         let other = self.unmatched.iter().find_map(|name| Some((name, other_model(name)?)));
-        if let Some((name, what)) = other {
-            return Err(LoraError::OtherModel { file, what, tensor: name.clone() }.into());
-        }
-        if !self.layers.is_empty() {
-            return Ok(());
-        }
-        let names = inventory.names().take(3).map(str::to_string).collect();
-        Err(LoraError::NotALora { file, count: inventory.len(), names }.into())
+        let Some((name, what)) = other else { return Ok(()) };
+        let (file, tensor) = (self.source.name().to_string(), name.clone());
+        Err(LoraError::OtherModel { file, what, tensor }.into())
     }
 }
 
