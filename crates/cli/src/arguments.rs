@@ -1,7 +1,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use candle_diffusers_convert::{LoraFormat, PredictionType};
+use candle_diffusers_convert::{LoraFormat, PredictionType, ReadOptions};
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -45,15 +45,8 @@ pub(crate) struct GenerateArguments {
     /// small model that travels with the program]
     #[arg(long, value_name = "PATH_OR_ID")]
     pub(crate) model: Option<OsString>,
-    /// What a single-file model predicts [default: found out, else as the family usually does]
-    #[arg(long, value_name = "KIND")]
-    pub(crate) prediction_type: Option<PredictionChoice>,
-    /// Take the averaged (EMA) weights where a single-file model has both
-    #[arg(long)]
-    pub(crate) use_ema: bool,
-    /// Leave out tensors of a single-file model that stand among its own and have no place in it
-    #[arg(long)]
-    pub(crate) allow_unknown: bool,
+    #[command(flatten)]
+    pub(crate) single_file: SingleFileArguments,
     /// Take the weight files of this variant, such as fp16
     #[arg(long, value_name = "NAME")]
     pub(crate) variant: Option<String>,
@@ -115,12 +108,8 @@ pub(crate) struct ConvertArguments {
     /// The element type of the weights
     #[arg(long, value_name = "TYPE", default_value = "keep")]
     pub(crate) dtype: ConvertDtype,
-    /// What the model predicts [default: found out, else as the family usually does]
-    #[arg(long, value_name = "KIND")]
-    pub(crate) prediction_type: Option<PredictionChoice>,
-    /// Take the averaged (EMA) weights where a checkpoint has both
-    #[arg(long)]
-    pub(crate) use_ema: bool,
+    #[command(flatten)]
+    pub(crate) single_file: SingleFileArguments,
     /// File names carry this variant, such as fp16; a source folder is read by it
     #[arg(long, value_name = "NAME")]
     pub(crate) variant: Option<String>,
@@ -131,12 +120,44 @@ pub(crate) struct ConvertArguments {
     /// [default: kohya]
     #[arg(long, value_name = "LAYOUT")]
     pub(crate) lora_format: Option<LoraFormatChoice>,
-    /// Leave out tensors that stand among a model's own and have no place in it
-    #[arg(long)]
-    pub(crate) allow_unknown: bool,
     /// Replace DESTINATION where it exists
     #[arg(long)]
     pub(crate) overwrite: bool,
+}
+
+/// How a checkpoint in one file is understood.
+#[derive(Debug, Args)]
+pub(crate) struct SingleFileArguments {
+    /// What a checkpoint in one file predicts [default: found out, else as the family usually does]
+    #[arg(long, value_name = "KIND")]
+    pub(crate) prediction_type: Option<PredictionChoice>,
+    /// Take the averaged (EMA) weights where a checkpoint in one file has both
+    #[arg(long)]
+    pub(crate) use_ema: bool,
+    /// Leave out tensors that stand among a model's own and have no place in it
+    #[arg(long)]
+    pub(crate) allow_unknown: bool,
+}
+
+impl SingleFileArguments {
+    pub(crate) fn read_options(&self) -> ReadOptions {
+        ReadOptions {
+            use_ema: self.use_ema,
+            prediction_type: self.prediction_type.map(Into::into),
+            allow_unknown: self.allow_unknown,
+            ..Default::default()
+        }
+    }
+
+    /// The first of the flags that is given.
+    pub(crate) fn given(&self) -> Option<&'static str> {
+        let flags = [
+            ("--prediction-type", self.prediction_type.is_some()),
+            ("--use-ema", self.use_ema),
+            ("--allow-unknown", self.allow_unknown),
+        ];
+        flags.iter().find(|(_, is_given)| *is_given).map(|(flag, _)| *flag)
+    }
 }
 
 /// Say what a file or folder is

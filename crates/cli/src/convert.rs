@@ -1,5 +1,5 @@
 use anyhow::Result;
-use candle_diffusers_convert::{ConvertOptions, Dtype, ReadOptions, WriteOptions, convert};
+use candle_diffusers_convert::{ConvertOptions, Dtype, WriteOptions, convert};
 
 use crate::arguments::{ConvertArguments, ConvertDtype};
 use crate::progress::Progress;
@@ -8,7 +8,7 @@ use crate::terminal;
 /// `diffuse convert`.
 pub(crate) fn run(arguments: &ConvertArguments, progress: &Progress) -> Result<()> {
     let options = ConvertOptions {
-        read: read_options(arguments),
+        read: arguments.single_file.read_options(),
         write: write_options(arguments),
         lora_format: arguments.lora_format.map(Into::into),
     };
@@ -22,12 +22,6 @@ pub(crate) fn run(arguments: &ConvertArguments, progress: &Progress) -> Result<(
     }
     terminal::note(&format!("wrote {}", arguments.destination.display()));
     Ok(())
-}
-
-fn read_options(arguments: &ConvertArguments) -> ReadOptions {
-    let prediction_type = arguments.prediction_type.map(Into::into);
-    let (use_ema, allow_unknown) = (arguments.use_ema, arguments.allow_unknown);
-    ReadOptions { use_ema, prediction_type, allow_unknown, ..Default::default() }
 }
 
 fn write_options(arguments: &ConvertArguments) -> WriteOptions {

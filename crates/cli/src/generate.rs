@@ -2,8 +2,8 @@ use std::hash::{BuildHasher, RandomState};
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
-use candle_diffusers_loaders::{LoadOptions, ReadOptions, Repository};
+use anyhow::{Context, Result, bail, ensure};
+use candle_diffusers_loaders::{LoadOptions, Repository};
 use candle_diffusers_pipelines::{
     Guidance, PromptEmbeds, Schedule, StableDiffusionPipeline, TextToImage, seeded_generators,
 };
@@ -92,14 +92,8 @@ fn open_model(arguments: &GenerateArguments, progress: &Progress) -> Result<(Str
     if path.is_file() {
         return open_single_file(arguments, path);
     }
-    let for_files = [
-        ("--prediction-type", arguments.prediction_type.is_some()),
-        ("--use-ema", arguments.use_ema),
-        ("--allow-unknown", arguments.allow_unknown),
-    ];
-    for (flag, is_given) in for_files {
-        ensure!(
-            !is_given,
+    if let Some(flag) = arguments.single_file.given() {
+        bail!(
             "{flag} is for a checkpoint in one file, but {text} is a folder or an id, whose configs say it"
         );
     }
@@ -112,15 +106,9 @@ fn open_model(arguments: &GenerateArguments, progress: &Progress) -> Result<(Str
     Ok((name, repository))
 }
 
-/// A checkpoint in one file; what was assumed of it is said. Its name is without the ending, as web UIs write it.
+/// A checkpoint in one file. Its name is without the ending, as web UIs write it.
 fn open_single_file(arguments: &GenerateArguments, path: &Path) -> Result<(String, Repository)> {
-    let options = ReadOptions {
-        prediction_type: arguments.prediction_type.map(Into::into),
-        use_ema: arguments.use_ema,
-        allow_unknown: arguments.allow_unknown,
-        ..Default::default()
-    };
-    let repository = Repository::single_file(path, &options)?;
+    let repository = Repository::single_file(path, &arguments.single_file.read_options())?;
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     Ok((name, repository))
 }
