@@ -8,8 +8,8 @@ use crate::plan::{Plan, PlannedTensor};
 use crate::recorded::metadata_of;
 use crate::write::{Contents, CopiedFile, WeightFile, lay_out, write};
 use crate::{
-    Checkpoint, Error, LoraFile, LoraFormat, PickledFile, Progress, ReadOptions, Result, Source, Unplaced,
-    WriteOptions,
+    Checkpoint, Error, LoraError, LoraFile, LoraFormat, PickledFile, Progress, ReadOptions, Result, Source,
+    Unplaced, WriteOptions,
 };
 
 /// How a checkpoint is converted.
@@ -19,7 +19,7 @@ pub struct ConvertOptions {
     pub read: ReadOptions,
     /// How the destination is written.
     pub write: WriteOptions,
-    /// The layout of a LoRA, kohya's where `None`; not used for other sources.
+    /// The layout of a LoRA, kohya's where `None`; an error for other sources.
     pub lora_format: Option<LoraFormat>,
 }
 
@@ -58,6 +58,10 @@ pub fn convert(
     check_apart(source, destination)?;
     if let Some(opened) = open_lora(source)? {
         return convert_lora(opened.as_ref(), destination, options, progress);
+    }
+    if options.lora_format.is_some() {
+        let file = source.display().to_string();
+        return Err(LoraError::NotForLora { file }.into());
     }
     let to = layout_of_destination(destination)?;
     let (model, opened): (Model, Box<dyn Source>) = if source.is_dir() {

@@ -1,6 +1,9 @@
 //! The name tables of small models of each kind, to be read in review: original, relation, diffusers.
 
-use candle_diffusers_convert::{ClipText, ControlNet, MidBlock, Relation, Structure, TextLayout, UNet, Vae};
+use candle_diffusers_convert::{
+    Checkpoint, ClipText, ControlNet, LoraFile, MidBlock, Relation, Structure, TensorFile, TextLayout, UNet,
+    Vae,
+};
 
 fn lines(structure: &Structure) -> String {
     let mut lines = String::new();
@@ -80,5 +83,55 @@ fn text_encoders() {
             projection_dim: Some(24),
         };
         insta::assert_snapshot!(name, lines(&Structure::ClipText(clip)));
+    }
+}
+
+/// What names of LoRA files are read as, each layer of a small UNet in both spellings, and of text encoders.
+#[test]
+fn names_of_loras() {
+    let names = |structure: &Structure| -> Vec<(String, String)> {
+        let layer = |name: &str| name.strip_suffix(".weight").map(|name| name.replace('.', "_"));
+        let rows = structure.table();
+        let named = rows
+            .iter()
+            .filter_map(|row| Some((layer(&row.diffusers.first()?.name)?, layer(&row.original.name)?)));
+        named.collect()
+    };
+    // Two residual blocks on each level, as the names of files are read where no structure is given.
+    let two = vec![vec![None; 2], vec![Some(1); 2]];
+    let up = vec![vec![Some(1); 3], vec![None; 3]];
+    let unet = names(&Structure::UNet(UNet { down: two, up, ..unet() }));
+    let mut lines = String::new();
+    for name in unet.iter().flat_map(|(diffusers, original)| [diffusers, original]) {
+        lines += &read_name(&format!("lora_unet_{name}"));
+    }
+    for name in [
+        "lora_te_text_model_encoder_layers_0_self_attn_q_proj",
+        "lora_te1_text_model_encoder_layers_11_mlp_fc1",
+        "lora_te2_text_projection",
+        "text_encoder.text_model.encoder.layers.0.self_attn.to_out",
+        "text_encoder_2.encoder.layers.0.self_attn.out_proj",
+        "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_out",
+        "base_model.model.mid_block.resnets.0.conv1",
+        "lycoris_mid_block_attentions_0_proj_in",
+        "lora_unet.mid_block.attentions.0.proj_in",
+    ] {
+        lines += &read_name(name);
+    }
+    insta::assert_snapshot!(lines);
+}
+
+/// The name of a layer in a file, and what it is in diffusers.
+fn read_name(name: &str) -> String {
+    let header = serde_json::json!({
+        format!("{name}.lora_down.weight"): {"dtype": "F32", "shape": [1, 1], "data_offsets": [0, 4]},
+        format!("{name}.lora_up.weight"): {"dtype": "F32", "shape": [1, 1], "data_offsets": [4, 8]},
+    });
+    let header = header.to_string();
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 8]].concat();
+    let file = Checkpoint::from_file(TensorFile::from_bytes("file", bytes).expect("a file"));
+    match LoraFile::read(&file) {
+        Ok(lora) => format!("{name} = {}: {}\n", lora.layers[0].component.folder(), lora.layers[0].name),
+        Err(_) => format!("{name} is not known\n"),
     }
 }

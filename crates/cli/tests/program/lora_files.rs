@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::program::Workplace;
+use crate::program::{Workplace, shapes};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../convert/tests/parity/lora_layouts")).join(name)
@@ -64,6 +64,9 @@ fn what_cannot_be_converted_is_said_in_one_line() {
         &["convert", "kohya.safetensors", "out.safetensors", "--lora-format", "peft"],
         &["unet, text_encoder", "folder"],
     );
+    let shapes = shapes().join("vae/diffusion_pytorch_model.safetensors");
+    let vae = shapes.to_str().unwrap();
+    refuse(&["convert", vae, "out.safetensors", "--lora-format", "peft"], &["not a LoRA"]);
     // Weights without names, of a model that is none of the published ones.
     refuse(&["convert", "cloneofsimo.pt", "out.safetensors"], &["54 pairs", "no known model"]);
     assert!(!workplace.path("out.safetensors").exists() && !workplace.path("folder").exists());

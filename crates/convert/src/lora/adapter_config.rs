@@ -7,7 +7,7 @@ use std::path::Path;
 use regex::Regex;
 use serde_json::{Map, Value};
 
-use super::{LoraComponent, LoraError};
+use super::{LoraComponent, LoraError, LoraLayout};
 use crate::{Error, Result, Source};
 
 /// The key of diffusers' files under which the configs of all components are.
@@ -55,13 +55,20 @@ pub(super) struct AdapterConfigs {
 }
 
 impl AdapterConfigs {
-    /// The configs in the file's metadata, else in `adapter_config.json` beside it.
+    /// The configs in the file's metadata, else, for one of PEFT's, in `adapter_config.json` beside it.
     ///
     /// # Errors
     /// When one of them cannot be understood.
-    pub(super) fn of(source: &dyn Source, metadata: &BTreeMap<String, String>) -> Result<Self> {
+    pub(super) fn of(
+        source: &dyn Source,
+        metadata: &BTreeMap<String, String>,
+        layouts: &[LoraLayout],
+    ) -> Result<Self> {
         let file = source.name();
-        let Some(text) = metadata.get(METADATA_KEY) else { return Self::beside(source) };
+        let Some(text) = metadata.get(METADATA_KEY) else {
+            let is_peft = layouts.contains(&LoraLayout::Peft);
+            return if is_peft { Self::beside(source) } else { Ok(Self::default()) };
+        };
         let fields = parse(file, METADATA_KEY, text.as_bytes())?;
         let mut configs = Self::default();
         for component in LoraComponent::ALL {

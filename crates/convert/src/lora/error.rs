@@ -12,6 +12,12 @@ pub enum LoraError {
         /// The first of them.
         names: Vec<String>,
     },
+    /// A layout for LoRA files was asked for, and the source is none.
+    #[error("{file} is not a LoRA; leave out the layout for LoRA files (--lora-format), or name a LoRA file")]
+    NotForLora {
+        /// The source.
+        file: String,
+    },
     /// A LoRA for a model of another kind.
     #[error("{file} is a LoRA for {what}, which is not among the known models (tensor {tensor})")]
     OtherModel {
@@ -134,6 +140,19 @@ pub enum LoraError {
         layer: String,
         /// What changes it.
         what: &'static str,
+    },
+    /// A tensor into which alpha would have to be multiplied, of an element type that has no arithmetic here.
+    #[error(
+        "{file}: tensor {tensor} is {dtype}, into which alpha cannot be multiplied; name a folder as the destination, which keeps \
+         alpha, or choose another layout"
+    )]
+    NotScaled {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// Its element type.
+        dtype: safetensors::Dtype,
     },
     /// A LoRA for several models in a file that can be about one only.
     #[error(

@@ -159,9 +159,11 @@ impl<'s> Reader<'s> {
         let file = self.source.name().to_string();
         let metadata = self.source.metadata();
         self.check_known()?;
-        let configs = match self.layouts.keys().any(|layout| layout.has_config()) {
-            true => AdapterConfigs::of(self.source, &metadata)?,
-            false => AdapterConfigs::default(),
+        let layouts: Vec<LoraLayout> =
+            self.layouts.keys().copied().filter(|layout| layout.has_config()).collect();
+        let configs = match layouts[..] {
+            [] => AdapterConfigs::default(),
+            _ => AdapterConfigs::of(self.source, &metadata, &layouts)?,
         };
         let mut layers = Vec::with_capacity(self.layers.len());
         for ((component, name), mut parts) in self.layers {

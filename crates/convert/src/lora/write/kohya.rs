@@ -58,59 +58,16 @@ fn original_names(lora: &LoraFile, notes: &mut Vec<String>) -> HashMap<String, S
     names
 }
 
+/// The tensors of a layer that is called `name`.
 fn tensors(layer: &AdaptedLayer, name: &str) -> Vec<Planned> {
-    let mut planned = Vec::new();
-    let mut add = |ending: &str, tensor: &TensorRef| planned.push(whole(format!("{name}.{ending}"), tensor));
-    let axes = match &layer.weights {
-        LoraWeights::Lora { down, up, mid } => {
-            add("lora_down.weight", down);
-            add("lora_up.weight", up);
-            if let Some(mid) = mid {
-                add("lora_mid.weight", mid);
-            }
-            down.shape.len()
-        }
-        LoraWeights::Loha { w1_a, w1_b, w2_a, w2_b, t1_t2 } => {
-            add("hada_w1_a", w1_a);
-            add("hada_w1_b", w1_b);
-            add("hada_w2_a", w2_a);
-            add("hada_w2_b", w2_b);
-            if let Some((t1, t2)) = t1_t2 {
-                add("hada_t1", t1);
-                add("hada_t2", t2);
-            }
-            if t1_t2.is_some() { 4 } else { 2 }
-        }
-        LoraWeights::Lokr { w1, w2 } => {
-            for (factor, number) in [(w1, 1), (w2, 2)] {
-                match factor {
-                    LokrFactor::Whole(tensor) => add(&format!("lokr_w{number}"), tensor),
-                    LokrFactor::Product { a, b, t } => {
-                        add(&format!("lokr_w{number}_a"), a);
-                        add(&format!("lokr_w{number}_b"), b);
-                        if let Some(t) = t {
-                            add(&format!("lokr_t{number}"), t);
-                        }
-                    }
-                }
-            }
-            2
-        }
-        LoraWeights::Full { weight, bias } => {
-            // LyCORIS has other names for the change of a normalization.
-            let is_norm = layer.name.rsplit('.').next().is_some_and(|last| last.contains("norm"));
-            let (weight_ending, bias_ending) =
-                if is_norm { ("w_norm", "b_norm") } else { ("diff", "diff_b") };
-            if let Some(weight) = weight {
-                add(weight_ending, weight);
-            }
-            if let Some(bias) = bias {
-                add(bias_ending, bias);
-            }
-            2
-        }
-    };
+    let mut planned: Vec<Planned> =
+        parts(layer).into_iter().map(|(ending, tensor)| whole(format!("{name}.{ending}"), tensor)).collect();
     if let Some(scale) = &layer.dora_scale {
+        let axes = match &layer.weights {
+            LoraWeights::Lora { down, .. } => down.shape.len(),
+            LoraWeights::Loha { t1_t2: Some(_), .. } => 4,
+            _ => 2,
+        };
         let mut shape = scale.shape.clone();
         shape.resize(axes.max(shape.len()), 1);
         planned.push(Planned { shape, ..whole(format!("{name}.dora_scale"), scale) });
@@ -124,6 +81,52 @@ fn tensors(layer: &AdaptedLayer, name: &str) -> Vec<Planned> {
         });
     }
     planned
+}
+
+/// The tensors of a change, and what their names end with.
+fn parts(layer: &AdaptedLayer) -> Vec<(String, &TensorRef)> {
+    let all: Vec<(&str, Option<&TensorRef>)> = match &layer.weights {
+        LoraWeights::Lora { down, up, mid } => {
+            vec![
+                ("lora_down.weight", Some(down)),
+                ("lora_up.weight", Some(up)),
+                ("lora_mid.weight", mid.as_ref()),
+            ]
+        }
+        LoraWeights::Loha { w1_a, w1_b, w2_a, w2_b, t1_t2 } => vec![
+            ("hada_w1_a", Some(w1_a)),
+            ("hada_w1_b", Some(w1_b)),
+            ("hada_w2_a", Some(w2_a)),
+            ("hada_w2_b", Some(w2_b)),
+            ("hada_t1", t1_t2.as_ref().map(|(t1, _)| t1)),
+            ("hada_t2", t1_t2.as_ref().map(|(_, t2)| t2)),
+        ],
+        LoraWeights::Lokr { w1, w2 } => {
+            return [(w1, 1), (w2, 2)]
+                .into_iter()
+                .flat_map(|(factor, number)| factor_parts(factor, number))
+                .collect();
+        }
+        LoraWeights::Full { weight, bias } => {
+            // LyCORIS has other names for the change of a normalization.
+            let is_norm = layer.name.rsplit('.').next().is_some_and(|last| last.contains("norm"));
+            let [weight_ending, bias_ending] =
+                if is_norm { ["w_norm", "b_norm"] } else { ["diff", "diff_b"] };
+            vec![(weight_ending, weight.as_ref()), (bias_ending, bias.as_ref())]
+        }
+    };
+    all.into_iter().filter_map(|(ending, tensor)| Some((ending.to_string(), tensor?))).collect()
+}
+
+fn factor_parts(factor: &LokrFactor, number: usize) -> Vec<(String, &TensorRef)> {
+    match factor {
+        LokrFactor::Whole(tensor) => vec![(format!("lokr_w{number}"), tensor)],
+        LokrFactor::Product { a, b, t } => {
+            let product = [(format!("lokr_w{number}_a"), a), (format!("lokr_w{number}_b"), b)];
+            let core = t.as_ref().map(|t| (format!("lokr_t{number}"), t));
+            product.into_iter().chain(core).collect()
+        }
+    }
 }
 
 /// The number that, divided by the rank, is the layer's scaling.

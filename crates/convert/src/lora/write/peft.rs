@@ -1,13 +1,14 @@
 //! PEFT's names and configs, of which diffusers' layout is made as well.
 
+use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use super::{LoraFormat, Made, Output, Place, Planned, check_plain, kept_metadata, most_common, whole};
+use crate::Result;
 use crate::lora::adapter_config::{CONFIG_FILE, METADATA_KEY};
 use crate::lora::names::PEFT_PREFIX;
 use crate::lora::{AdaptedLayer, LoraComponent, LoraError, LoraFile, LoraWeights};
 use crate::tokenizer::pretty;
-use crate::{Error, Result};
 
 /// The file that PEFT reads beside the config.
 pub(super) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
@@ -67,7 +68,7 @@ pub(super) fn file(lora: &LoraFile) -> Result<Output> {
         let factor = layer.scaling();
         if factor != 1.0 {
             folded += 1;
-            fold(&mut tensors, layer, factor)?;
+            fold(lora, &mut tensors, layer, factor)?;
         }
         planned.extend(tensors);
     }
@@ -83,8 +84,12 @@ pub(super) fn file(lora: &LoraFile) -> Result<Output> {
 }
 
 /// Multiplies the second factor of a product.
-fn fold(tensors: &mut [Planned], layer: &AdaptedLayer, factor: f64) -> Result<()> {
+fn fold(lora: &LoraFile, tensors: &mut [Planned], layer: &AdaptedLayer, factor: f64) -> Result<()> {
     let LoraWeights::Lora { up, .. } = &layer.weights else { return Ok(()) };
+    if !matches!(up.dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+        let (file, tensor) = (lora.source.clone(), up.name.clone());
+        return Err(LoraError::NotScaled { file, tensor, dtype: up.dtype }.into());
+    }
     for tensor in tensors.iter_mut() {
         if matches!(&tensor.values, Place::Source(name) if *name == up.name) {
             let made = Made::Scaled { tensor: up.name.clone(), dtype: up.dtype, factor };
@@ -94,16 +99,13 @@ fn fold(tensors: &mut [Planned], layer: &AdaptedLayer, factor: f64) -> Result<()
     Ok(())
 }
 
-/// As PEFT calls the layer: in transformers 5, `CLIPTextModel` has lost `text_model`.
+/// As PEFT calls the layer: in transformers 5, `CLIPTextModel` has lost `text_model`, `CLIPTextModelWithProjection` has it.
 fn peft_name(layer: &AdaptedLayer) -> String {
-    format!("{PEFT_PREFIX}{}", model_name(layer))
-}
-
-fn model_name(layer: &AdaptedLayer) -> &str {
-    match layer.component {
-        LoraComponent::TextEncoder => layer.name.strip_prefix("text_model.").unwrap_or(&layer.name),
+    let name = match layer.component {
+        LoraComponent::TextEncoder => short_name(layer),
         _ => &layer.name,
-    }
+    };
+    format!("{PEFT_PREFIX}{name}")
 }
 
 fn tensors(layer: &AdaptedLayer, name: &str) -> Vec<Planned> {
@@ -121,16 +123,7 @@ fn tensors(layer: &AdaptedLayer, name: &str) -> Vec<Planned> {
 
 /// PEFT's `LoraConfig` for the layers of one model.
 fn config(lora: &LoraFile, layers: &[&AdaptedLayer], is_file: bool) -> Result<Map<String, Value>> {
-    let doras = layers.iter().filter(|layer| layer.dora_scale.is_some()).count();
-    if let Some(plain) = layers.iter().find(|layer| layer.dora_scale.is_none()).filter(|_| doras > 0) {
-        return Err(Error::from(LoraError::NoPlace {
-            file: lora.source.clone(),
-            format: "PEFT",
-            count: layers.len() - doras,
-            layer: format!("{}.{}", plain.component.folder(), plain.name),
-            what: "LoRA beside others with DoRA",
-        }));
-    }
+    let use_dora = has_dora(lora, layers)?;
     let use_rslora = layers.iter().all(|layer| layer.rank_stabilized);
     let rank = |layer: &AdaptedLayer| layer.rank().unwrap_or(1);
     // What makes the same scaling where not all layers are stabilized.
@@ -146,7 +139,7 @@ fn config(lora: &LoraFile, layers: &[&AdaptedLayer], is_file: bool) -> Result<Ma
         // The whole name, where its beginning is known; transformers 4 and 5 differ in that of text encoders.
         let key = match layer.component {
             LoraComponent::UNet => format!("^{}", layer.name),
-            _ => layer.name.strip_prefix("text_model.").unwrap_or(&layer.name).to_string(),
+            _ => short_name(layer).to_string(),
         };
         if rank(layer) != common_rank {
             ranks.insert(key.clone(), json!(rank(layer)));
@@ -155,13 +148,7 @@ fn config(lora: &LoraFile, layers: &[&AdaptedLayer], is_file: bool) -> Result<Ma
             alphas.insert(key, number(alpha(layer)));
         }
     }
-    let mut targets: Vec<&str> = layers
-        .iter()
-        .map(|layer| match layer.component {
-            LoraComponent::UNet => &*layer.name,
-            _ => layer.name.strip_prefix("text_model.").unwrap_or(&layer.name),
-        })
-        .collect();
+    let mut targets: Vec<&str> = layers.iter().map(|layer| short_name(layer)).collect();
     targets.sort_unstable();
     let mut config = Map::new();
     let fields = [
@@ -172,7 +159,7 @@ fn config(lora: &LoraFile, layers: &[&AdaptedLayer], is_file: bool) -> Result<Ma
         ("alpha_pattern", Value::Object(alphas)),
         ("target_modules", json!(targets)),
         ("use_rslora", json!(use_rslora)),
-        ("use_dora", json!(doras > 0)),
+        ("use_dora", json!(use_dora)),
         ("bias", json!("none")),
     ];
     config.extend(fields.map(|(field, value)| (field.to_string(), value)));
@@ -181,6 +168,30 @@ fn config(lora: &LoraFile, layers: &[&AdaptedLayer], is_file: bool) -> Result<Ma
         config.insert("base_model_name_or_path".to_string(), Value::Null);
     }
     Ok(config)
+}
+
+/// Whether the layers have DoRA's lengths; PEFT knows it of all layers or of none.
+fn has_dora(lora: &LoraFile, layers: &[&AdaptedLayer]) -> Result<bool> {
+    let count = layers.iter().filter(|layer| layer.dora_scale.is_some()).count();
+    match layers.iter().find(|layer| layer.dora_scale.is_none()) {
+        Some(plain) if count > 0 => Err(LoraError::NoPlace {
+            file: lora.source.clone(),
+            format: "PEFT",
+            count: layers.len() - count,
+            layer: format!("{}.{}", plain.component.folder(), plain.name),
+            what: "LoRA beside others with DoRA",
+        }
+        .into()),
+        _ => Ok(count > 0),
+    }
+}
+
+/// The layer's name without what transformers 5 has lost of text encoders' names.
+fn short_name(layer: &AdaptedLayer) -> &str {
+    match layer.component {
+        LoraComponent::UNet => &layer.name,
+        _ => layer.name.strip_prefix("text_model.").unwrap_or(&layer.name),
+    }
 }
 
 /// Whole numbers without a point, as they are mostly written.
