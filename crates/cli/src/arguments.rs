@@ -1,7 +1,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use candle_diffusers_convert::{LoraFormat, PredictionType, ReadOptions};
+use candle_diffusers_convert::{Heads, LoraFormat, PredictionType, ReadOptions};
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -110,6 +110,9 @@ pub(crate) struct ConvertArguments {
     pub(crate) dtype: ConvertDtype,
     #[command(flatten)]
     pub(crate) single_file: SingleFileArguments,
+    /// The scheduler, by the names of `generate`, with the model's own noise schedule [default: as the family usually has]
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(scheduler_names::names()))]
+    pub(crate) scheduler: Option<String>,
     /// File names carry this variant, such as fp16; a source folder is read by it
     #[arg(long, value_name = "NAME")]
     pub(crate) variant: Option<String>,
@@ -131,6 +134,12 @@ pub(crate) struct SingleFileArguments {
     /// What a checkpoint in one file predicts [default: found out, else as the family usually does]
     #[arg(long, value_name = "KIND")]
     pub(crate) prediction_type: Option<PredictionChoice>,
+    /// Attention heads at every level of its UNet or ControlNet [default: as the family usually has]
+    #[arg(long, value_name = "N", conflicts_with = "attention_head_dim")]
+    pub(crate) attention_heads: Option<usize>,
+    /// Width of the attention heads of its UNet or ControlNet, so that wider levels have more of them
+    #[arg(long, value_name = "N")]
+    pub(crate) attention_head_dim: Option<usize>,
     /// Take the averaged (EMA) weights where a checkpoint in one file has both
     #[arg(long)]
     pub(crate) use_ema: bool,
@@ -141,11 +150,12 @@ pub(crate) struct SingleFileArguments {
 
 impl SingleFileArguments {
     pub(crate) fn read_options(&self) -> ReadOptions {
+        let heads = self.attention_heads.map(Heads::Count);
         ReadOptions {
             use_ema: self.use_ema,
             prediction_type: self.prediction_type.map(Into::into),
+            heads: heads.or(self.attention_head_dim.map(Heads::Width)),
             allow_unknown: self.allow_unknown,
-            ..Default::default()
         }
     }
 
@@ -153,6 +163,8 @@ impl SingleFileArguments {
     pub(crate) fn given(&self) -> Option<&'static str> {
         let flags = [
             ("--prediction-type", self.prediction_type.is_some()),
+            ("--attention-heads", self.attention_heads.is_some()),
+            ("--attention-head-dim", self.attention_head_dim.is_some()),
             ("--use-ema", self.use_ema),
             ("--allow-unknown", self.allow_unknown),
         ];

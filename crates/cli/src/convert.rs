@@ -1,14 +1,20 @@
 use anyhow::Result;
-use candle_diffusers_convert::{ConvertOptions, Dtype, WriteOptions, convert};
+use candle_diffusers_convert::{ConvertOptions, Dtype, SchedulerChoice, WriteOptions, convert};
 
 use crate::arguments::{ConvertArguments, ConvertDtype};
 use crate::progress::Progress;
-use crate::terminal;
+use crate::{scheduler_names, terminal};
 
 /// `diffuse convert`.
 pub(crate) fn run(arguments: &ConvertArguments, progress: &Progress) -> Result<()> {
+    let scheduler = arguments
+        .scheduler
+        .as_deref()
+        .and_then(scheduler_names::resolve)
+        .map(|(class_name, settings)| SchedulerChoice { class_name: class_name.to_string(), settings });
     let options = ConvertOptions {
         read: arguments.single_file.read_options(),
+        scheduler,
         write: write_options(arguments),
         lora_format: arguments.lora_format.map(Into::into),
     };

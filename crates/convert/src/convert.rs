@@ -3,20 +3,23 @@ use std::path::{Component as PathComponent, Path, PathBuf};
 
 use crate::left_out::NO_LORA_LAYER;
 use crate::model::{Kind, Layout, Model};
+use crate::overrides::changed_configs;
 use crate::pipeline_files::weights_stem;
 use crate::plan::{Plan, PlannedTensor};
-use crate::recorded::metadata_of;
+use crate::recorded::{markers_of, metadata_of};
 use crate::write::{Contents, CopiedFile, WeightFile, lay_out, write};
 use crate::{
-    Checkpoint, Error, LoraError, LoraFile, LoraFormat, PickledFile, Progress, ReadOptions, Result, Source,
-    Unplaced, WriteOptions,
+    Checkpoint, Error, LoraError, LoraFile, LoraFormat, PickledFile, Progress, ReadOptions, Result,
+    SchedulerChoice, Source, Unplaced, WriteOptions,
 };
 
 /// How a checkpoint is converted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ConvertOptions {
-    /// How a single file is understood.
+    /// How the source is understood.
     pub read: ReadOptions,
+    /// The scheduler of a pipeline; as the source says or its family usually has where `None`.
+    pub scheduler: Option<SchedulerChoice>,
     /// How the destination is written.
     pub write: WriteOptions,
     /// The layout of a LoRA, kohya's where `None`; an error for other sources.
@@ -64,14 +67,17 @@ pub fn convert(
         return Err(LoraError::NotForLora { file }.into());
     }
     let to = layout_of_destination(destination)?;
-    let (model, opened): (Model, Box<dyn Source>) = if source.is_dir() {
+    let (mut model, opened): (Model, Box<dyn Source>) = if source.is_dir() {
         let variant = options.write.variant.as_deref();
-        let (model, opened) = Model::from_folder(source, variant)?;
+        let (model, opened) = Model::from_folder_with(source, variant, &options.read)?;
         (model, Box::new(opened))
     } else {
         let opened = open_file(source)?;
         (Model::from_single_file(opened.as_ref(), &options.read)?, opened)
     };
+    if let Some(scheduler) = &options.scheduler {
+        model.set_scheduler(scheduler);
+    }
     let contents = contents(&model, to, source, opened.as_ref(), &options.write)?;
     let seen = write(destination, options.write.overwrite, &contents, opened.as_ref(), progress)?;
     let texts = contents.texts.iter().map(|(path, text)| (path.clone(), text.len() as u64));
@@ -183,7 +189,12 @@ fn contents(
     let mut contents = Contents::default();
     if to == Layout::Original {
         let tensors: Vec<PlannedTensor> = plan.tensors().map(|(_, tensor)| tensor.clone()).collect();
-        contents.weights.push(WeightFile::only(tensors, source, options, &metadata_of(model))?);
+        contents.weights.push(WeightFile::only(
+            tensors,
+            source,
+            options,
+            (&metadata_of(model), &markers_of(model)),
+        )?);
         return Ok(contents);
     }
     for (component, planned) in model.components.iter().zip(plan.components) {
@@ -198,7 +209,12 @@ fn contents(
     }
     match model.layout {
         Layout::Original => contents.texts.extend(model.text_files()),
-        Layout::Diffusers => contents.copies = other_files(folder, model)?,
+        Layout::Diffusers => {
+            let changed = changed_configs(folder, model)?;
+            contents.copies = other_files(folder, model)?;
+            contents.copies.retain(|copy| changed.iter().all(|(path, _)| *path != copy.to));
+            contents.texts.extend(changed);
+        }
     }
     Ok(contents)
 }

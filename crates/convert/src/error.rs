@@ -2,7 +2,7 @@ use std::io;
 
 use safetensors::Dtype;
 
-use crate::PickleError;
+use crate::{Heads, PickleError};
 
 /// What can be wrong with a checkpoint file. Every message begins with the file's name.
 #[derive(Debug, thiserror::Error)]
@@ -412,6 +412,16 @@ pub enum Error {
         /// What was asked for.
         wanted: Dtype,
     },
+    /// Attention heads that were asked for do not fit a model's channels.
+    #[error("{file}: a level of {channels} channels cannot be split into {}", asked(heads))]
+    Heads {
+        /// The file or folder.
+        file: String,
+        /// The channels of the first level that they do not fit.
+        channels: usize,
+        /// What was asked for.
+        heads: Heads,
+    },
     /// A LoRA file that cannot be read or written.
     #[error(transparent)]
     Lora(Box<crate::LoraError>),
@@ -431,3 +441,10 @@ impl Error {
 
 /// A `Result` whose error is [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+fn asked(heads: &Heads) -> String {
+    match heads {
+        Heads::Count(count) => format!("{count} attention heads"),
+        Heads::Width(width) => format!("attention heads of width {width}"),
+    }
+}

@@ -22,6 +22,9 @@ pub(crate) const NO_PLACE: &str = "no tensor of a known model";
 const SCHEDULE: &str = "the noise schedule, which is in the scheduler's config";
 const MARKER: &str = "says how the model was trained, which is in the scheduler's config";
 
+const LORA: &str = "of a LoRA beside the model, whose weights do not have it";
+const EMBEDDING: &str = "a textual inversion embedding beside the model";
+
 /// Where a pattern stands in a name.
 enum At {
     Start(&'static str),
@@ -57,6 +60,12 @@ const BOOKKEEPING: &[(At, &str)] = &[
     (End("attn_mask"), "the causal mask, which the model makes itself"),
     (Inside(".model.visual."), "the picture side of CLIP"),
     (Start("model.diffusion_model.__"), "left behind by a tool that merges models"),
+    (Start("lora_"), LORA),
+    (Inside(".lora_"), LORA),
+    (Inside(".lora."), LORA),
+    (Start("bundle_emb."), EMBEDDING),
+    (Inside("string_to_param"), EMBEDDING),
+    (Whole("emb_params"), EMBEDDING),
     (Whole("global_step"), "where training stopped"),
     (Start("embedding_manager."), "an embedding under training"),
 ];

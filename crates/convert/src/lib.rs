@@ -3,6 +3,7 @@
 mod checkpoint;
 mod component_source;
 mod config;
+mod contents;
 mod convert;
 mod detect;
 mod ema;
@@ -16,6 +17,7 @@ mod layout;
 mod left_out;
 mod lora;
 mod model;
+mod overrides;
 pub mod pickle;
 mod pipeline_files;
 mod plan;
@@ -45,6 +47,7 @@ pub use lora::{
     TensorRef,
 };
 pub use model::{Component, Kind, Layout, Model, Placed};
+pub use overrides::SchedulerChoice;
 pub use pickle::{PickleError, PickledFile};
 pub use plan::{Plan, PlannedComponent, PlannedTensor, Values};
 pub use read_original::ReadOptions;

@@ -9,14 +9,15 @@ use crate::family::{Family, ModelKind, Place, Task};
 use crate::folder_source::FolderSource;
 use crate::inventory::{Inventory, View};
 use crate::layout::{Structure, TextLayout};
-use crate::left_out::{Unplaced, bookkeeping};
+use crate::left_out::{NO_PLACE, Unplaced, bookkeeping};
 use crate::model::{Component, Kind, Layout, Model};
-use crate::{Error, Result, Source};
+use crate::{Error, ReadOptions, Result, Source};
 
 /// The longest JSON file that is read, in bytes.
 const MAX_JSON_BYTES: u64 = 10_000_000;
 
-const MODEL_INDEX: &str = "model_index.json";
+pub(crate) const MODEL_INDEX: &str = "model_index.json";
+pub(crate) const SCHEDULER_CONFIG: &str = "scheduler/scheduler_config.json";
 
 /// Components of pipelines that the original layout has no place for.
 const WITHOUT_PLACE: &[&str] = &["safety_checker", "feature_extractor", "image_encoder"];
@@ -29,20 +30,36 @@ impl Model {
     /// # Errors
     /// When it is no such folder, a pipeline that is not known, or its weights do not fit its configs.
     pub fn from_folder(folder: &Path, variant: Option<&str>) -> Result<(Self, FolderSource)> {
-        let reader = Reader { folder, name: folder.display().to_string() };
-        if folder.join(MODEL_INDEX).is_file() {
-            return reader.pipeline(variant);
-        }
-        if folder.join("config.json").is_file() {
-            return reader.alone(variant);
-        }
-        Err(reader.error(format!("it has neither {MODEL_INDEX} nor config.json: not a diffusers folder")))
+        Self::from_folder_with(folder, variant, &ReadOptions::default())
+    }
+
+    /// As [`from_folder`](Self::from_folder), with `options` in place of what the folder's configs say.
+    ///
+    /// # Errors
+    /// As there, and when the attention cannot be split into the heads that are asked for.
+    pub fn from_folder_with(
+        folder: &Path,
+        variant: Option<&str>,
+        options: &ReadOptions,
+    ) -> Result<(Self, FolderSource)> {
+        let reader = Reader { folder, name: folder.display().to_string(), options };
+        let (mut model, source) = if folder.join(MODEL_INDEX).is_file() {
+            reader.pipeline(variant)?
+        } else if folder.join("config.json").is_file() {
+            reader.alone(variant)?
+        } else {
+            let message = format!("it has neither {MODEL_INDEX} nor config.json: not a diffusers folder");
+            return Err(reader.error(message));
+        };
+        model.apply(options)?;
+        Ok((model, source))
     }
 }
 
 struct Reader<'a> {
     folder: &'a Path,
     name: String,
+    options: &'a ReadOptions,
 }
 
 impl Reader<'_> {
@@ -85,7 +102,7 @@ impl Reader<'_> {
             components.push(self.component(*place, &prefix, &format!("{prefix}config.json"), &inventory)?);
         }
         let scheduler = match has("scheduler") {
-            true => Some(Value::Object(self.json("scheduler/scheduler_config.json")?)),
+            true => Some(Value::Object(self.json(SCHEDULER_CONFIG)?)),
             false => None,
         };
         let task = task(&components);
@@ -94,7 +111,7 @@ impl Reader<'_> {
             name: component.to_string(),
             reason: "a component that checkpoints in one file do not have",
         });
-        model.left_out = left_out(&model, &source.inventory())?;
+        model.left_out = left_out(&model, &source.inventory(), self.options)?;
         model.left_out.extend(absent);
         model.note_vocabulary();
         Ok((model, source))
@@ -135,7 +152,7 @@ impl Reader<'_> {
         let inventory = source.inventory().renamed(canonical);
         let component = self.component(place, "", "config.json", &inventory)?;
         let mut model = self.model(Kind::Alone(place.model), vec![component], None);
-        model.left_out = left_out(&model, &source.inventory())?;
+        model.left_out = left_out(&model, &source.inventory(), self.options)?;
         Ok((model, source))
     }
 
@@ -174,18 +191,7 @@ impl Reader<'_> {
     }
 
     fn json(&self, path: &str) -> Result<Map<String, Value>> {
-        let full = self.folder.join(path);
-        let file = full.display().to_string();
-        let io = |source| Error::Io { file: file.clone(), source };
-        let size = fs::metadata(&full).map_err(io)?.len();
-        if size > MAX_JSON_BYTES {
-            let message = format!("it has {size} bytes, and at most {MAX_JSON_BYTES} are read");
-            return Err(Error::Config { file, message });
-        }
-        let text = fs::read(&full).map_err(io)?;
-        let parsed: serde_json::Result<Map<String, Value>> = serde_json::from_slice(&text);
-        parsed
-            .map_err(|error| Error::Config { file, message: format!("it should be a JSON object: {error}") })
+        read_json(&self.folder.join(path))
     }
 
     fn error(&self, message: String) -> Error {
@@ -207,6 +213,20 @@ fn canonical_name(name: &str) -> Option<String> {
     Some(format!("{folder}/{}", own.replacen(from, to, 1)))
 }
 
+/// The JSON object in the file at `path`.
+pub(crate) fn read_json(path: &Path) -> Result<Map<String, Value>> {
+    let file = path.display().to_string();
+    let io = |source| Error::Io { file: file.clone(), source };
+    let size = fs::metadata(path).map_err(io)?.len();
+    if size > MAX_JSON_BYTES {
+        let message = format!("it has {size} bytes, and at most {MAX_JSON_BYTES} are read");
+        return Err(Error::Config { file, message });
+    }
+    let text = fs::read(path).map_err(io)?;
+    let parsed: serde_json::Result<Map<String, Value>> = serde_json::from_slice(&text);
+    parsed.map_err(|error| Error::Config { file, message: format!("it should be a JSON object: {error}") })
+}
+
 fn task(components: &[Component]) -> Task {
     let unet = components.iter().find_map(|component| match &component.structure {
         Structure::UNet(unet) => Some(unet),
@@ -222,16 +242,19 @@ fn task(components: &[Component]) -> Task {
 }
 
 /// The tensors without a place; an error where they are weights.
-fn left_out(model: &Model, inventory: &Inventory) -> Result<Vec<Unplaced>> {
+fn left_out(model: &Model, inventory: &Inventory, options: &ReadOptions) -> Result<Vec<Unplaced>> {
     let placed = model.placed_names();
     let (mut left_out, mut unknown) = (Vec::new(), Vec::new());
     for name in inventory.names().filter(|name| !placed.contains(name)) {
         match bookkeeping(name) {
             Some(reason) => left_out.push(Unplaced { name: name.to_string(), reason }),
-            None => unknown.push(name.to_string()),
+            None => {
+                unknown.push(name.to_string());
+                left_out.push(Unplaced { name: name.to_string(), reason: NO_PLACE });
+            }
         }
     }
-    if unknown.is_empty() {
+    if unknown.is_empty() || options.allow_unknown {
         return Ok(left_out);
     }
     let count = unknown.len();

@@ -16,6 +16,7 @@ use crate::left_out::{
     EMA_WEIGHTS_TAKEN, NO_PLACE, OTHER_MODEL, SD2_LAST_LAYER, SD2_PROJECTION, Unplaced, bookkeeping,
 };
 use crate::model::{Component, Kind, Layout, Model};
+use crate::overrides::set_heads;
 use crate::recorded::Recorded;
 use crate::scheduler::scheduler_config;
 use crate::{Error, Result, Source};
@@ -188,7 +189,16 @@ impl Reader<'_> {
         }
     }
 
-    fn component(&self, place: Place, prefix: &str, found: Structure, config: Value) -> Result<Component> {
+    fn component(
+        &self,
+        place: Place,
+        prefix: &str,
+        found: Structure,
+        mut config: Value,
+    ) -> Result<Component> {
+        if let Some(heads) = self.options.heads {
+            set_heads(self.source, &found, heads, &mut config)?;
+        }
         let checked = (place, found.clone(), config.clone());
         let component = Component::place(self.source, self.inventory, Layout::Original, prefix, checked)?;
         Component::check_config(self.source, place, &found, &config)?;
@@ -198,10 +208,11 @@ impl Reader<'_> {
     /// What the UNet's input channels say it is made for.
     fn task(&self, family: Family, unet: &UNet) -> Result<Task> {
         let latents = unet.out_channels;
+        let both = latents.saturating_mul(2);
         match unet.in_channels {
             channels if channels == latents => Ok(Task::TextToImage),
-            channels if channels == 2 * latents + 1 => Ok(Task::Inpainting),
-            channels if channels == 2 * latents => Ok(Task::InstructPix2Pix),
+            channels if channels == both.saturating_add(1) => Ok(Task::Inpainting),
+            channels if channels == both => Ok(Task::InstructPix2Pix),
             channels => Err(Error::NotConverted {
                 file: self.source.to_string(),
                 what: match channels {
@@ -217,7 +228,7 @@ impl Reader<'_> {
 
     /// Fails where UNet and text encoders were not made for each other.
     fn check_widths(&self, family: Family, unet: &UNet, texts: &[&crate::ClipText]) -> Result<()> {
-        let text_width: usize = texts.iter().map(|text| text.hidden_size).sum();
+        let text_width = texts.iter().fold(0_usize, |width, text| width.saturating_add(text.hidden_size));
         let mixed = |first: String, second: String| {
             Err(Error::MixedFamilies { file: self.source.to_string(), first, second })
         };
@@ -298,7 +309,7 @@ impl Reader<'_> {
         if let Some(recorded) = self.recorded.component(place.folder) {
             let describes = Structure::from_config(self.source, place.model, &recorded);
             if describes.is_ok_and(|described| described == *found) {
-                return self.with_heads_asked_for(place, found, recorded);
+                return recorded;
             }
             notes.push(format!("the {} config in the file's metadata is of another model", found.label()));
         }
@@ -369,29 +380,12 @@ impl Reader<'_> {
             addition_time_embed_dim: unet.addition_embed_dim.map(time_id_width),
         }
     }
-
-    fn with_heads_asked_for(&self, place: &Place, found: &Structure, mut config: Value) -> Value {
-        let widths = match (place.model, found) {
-            (ModelKind::UNet, Structure::UNet(unet)) => &unet.block_out_channels,
-            (ModelKind::ControlNet, Structure::ControlNet(net)) => &net.encoder.block_out_channels,
-            _ => return config,
-        };
-        match self.options.heads {
-            None => {}
-            Some(Heads::Count(count)) => config["attention_head_dim"] = json!(count),
-            Some(Heads::Width(width)) => {
-                let heads = |channels: &usize| heads_of_width(*channels, width).0;
-                config["attention_head_dim"] = widths.iter().map(heads).collect();
-            }
-        }
-        config
-    }
 }
 
 fn unusual_heads(label: &str, width: usize, heads: &Value) -> String {
     format!(
         "the number of attention heads in the {label}, {heads}, is a guess: heads of the usual width 64 do not fit into {width} channels, and \
-         shapes do not tell; set them by a flag or in config.json"
+         shapes do not tell; set them by `--attention-heads` or `--attention-head-dim`, or in config.json"
     )
 }
 

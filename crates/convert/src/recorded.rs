@@ -86,6 +86,19 @@ pub(crate) fn metadata_of(model: &Model) -> BTreeMap<String, String> {
     metadata
 }
 
+/// The tensors without values by which stable-diffusion.cpp and web UIs know that a model of SDXL predicts the velocity, and that its
+/// noise schedule ends in pure noise. ComfyUI writes them so (`nodes_model_merging.py`); none of them looks at the metadata.
+pub(crate) fn markers_of(model: &Model) -> Vec<&'static str> {
+    let setting = |field: &str| model.scheduler.as_ref().and_then(|config| config.get(field));
+    let is_v = setting("prediction_type").and_then(Value::as_str) == Some(PredictionType::VPrediction.name());
+    let ends_in_noise = setting("rescale_betas_zero_snr") == Some(&Value::Bool(true));
+    match model.kind {
+        Kind::Pipeline(family, _) if family.is_xl() && is_v && ends_in_noise => vec!["v_pred", "ztsnr"],
+        Kind::Pipeline(family, _) if family.is_xl() && is_v => vec!["v_pred"],
+        _ => Vec::new(),
+    }
+}
+
 fn architecture(family: Family, task: Task, is_v: bool) -> String {
     let base = match family {
         Family::StableDiffusion1 => "stable-diffusion-v1",

@@ -1,12 +1,10 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
-
+use crate::contents::Contents;
 use crate::header::Header;
-use crate::{Error, Result, TensorInfo};
+use crate::{Result, TensorInfo};
 
 /// One safetensors file: its tensors by name, and their bytes.
 ///
@@ -21,11 +19,6 @@ pub struct TensorFile {
     metadata: BTreeMap<String, String>,
 }
 
-enum Contents {
-    Mapped(Mmap),
-    Memory(Cow<'static, [u8]>),
-}
-
 impl TensorFile {
     /// Maps the safetensors file at `path` and reads its header.
     ///
@@ -35,22 +28,7 @@ impl TensorFile {
     /// When the file cannot be opened, or its header is damaged in any of the ways that [`Error`] lists.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let source = path.display().to_string();
-        let io = |error| Error::Io { file: source.clone(), source: error };
-        let file = File::open(path).map_err(io)?;
-        let metadata = file.metadata().map_err(io)?;
-        if !metadata.is_file() {
-            return Err(Error::NotAFile { file: source });
-        }
-        if metadata.len() == 0 {
-            // An empty file cannot be mapped on every system.
-            return Err(Error::Empty { file: source });
-        }
-        // SAFETY: a map's bytes must not change under the references handed out. The map is private and read-only, so nothing in
-        // this process writes to it; what another process might do to the file is excluded by the contract in the docs above, as for
-        // every program that maps its weights.
-        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        Self::parse(source, Some(path.to_path_buf()), Contents::Mapped(map))
+        Self::parse(path.display().to_string(), Some(path.to_path_buf()), Contents::open(path)?)
     }
 
     /// Reads a safetensors file that is in memory already; `source` is its name in errors.
@@ -98,8 +76,8 @@ impl TensorFile {
     /// Without this, a program that has copied all tensors of a mapped file holds them twice. Looking at them again is
     /// allowed and reads them from disk again. Does nothing for files in memory and on systems other than Linux.
     pub fn release(&self, name: &str) {
-        if let (Contents::Mapped(map), Some(info)) = (&self.contents, self.get(name)) {
-            release_pages(map, info);
+        if let Some(info) = self.get(name) {
+            self.contents.release(&info.range);
         }
     }
 
@@ -119,26 +97,3 @@ impl std::fmt::Debug for TensorFile {
             .finish_non_exhaustive()
     }
 }
-
-impl Contents {
-    fn as_slice(&self) -> &[u8] {
-        match self {
-            Contents::Mapped(map) => map,
-            Contents::Memory(bytes) => bytes,
-        }
-    }
-}
-
-#[cfg(target_os = "linux")]
-fn release_pages(map: &Mmap, info: &TensorInfo) {
-    use memmap2::UncheckedAdvice;
-    // SAFETY: MADV_DONTNEED throws away what was written to private pages; this map is read-only, so there is nothing of
-    // that kind, and a page that another thread still reads comes back from the file with the same bytes.
-    let released =
-        unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, info.range.start, info.range.len()) };
-    // It is advice: where the system does not take it, only memory use is higher.
-    released.ok();
-}
-
-#[cfg(not(target_os = "linux"))]
-fn release_pages(_: &Mmap, _: &TensorInfo) {}

@@ -60,3 +60,35 @@ fn what_cannot_be_converted_is_named() {
     assert_eq!(workplace.run(["convert", "bad.ckpt"]).status, Some(2));
     assert_eq!(workplace.run(["convert", "a", "b", "--max-shard-size", "big"]).status, Some(2));
 }
+
+#[test]
+fn what_shapes_do_not_tell_is_set_by_flags() {
+    let workplace = Workplace::new();
+    let shapes = shapes();
+    let model = shapes.to_str().unwrap();
+    let flags = ["--scheduler", "dpmpp-2m-karras", "--prediction-type", "v_prediction"];
+    workplace.succeed(["convert", model, "folder"].iter().chain(&flags));
+    workplace.succeed(["convert", model, "one.safetensors"].iter().chain(&flags));
+    workplace.succeed(["convert", "one.safetensors", "again", "--attention-heads", "2"]);
+    let json = |path: &str| -> serde_json::Value {
+        serde_json::from_slice(&fs::read(workplace.path(path)).unwrap()).unwrap()
+    };
+    for folder in ["folder", "again"] {
+        let scheduler = json(&format!("{folder}/scheduler/scheduler_config.json"));
+        assert_eq!(scheduler["_class_name"], "DPMSolverMultistepScheduler");
+        assert_eq!(scheduler["use_karras_sigmas"], true);
+        assert_eq!(scheduler["prediction_type"], "v_prediction");
+        assert_eq!(scheduler["beta_schedule"], "scaled_linear");
+        let index = json(&format!("{folder}/model_index.json"));
+        assert_eq!(index["scheduler"], serde_json::json!(["diffusers", "DPMSolverMultistepScheduler"]));
+    }
+    assert_eq!(json("again/unet/config.json")["attention_head_dim"], 2);
+    workplace.refuse(
+        ["convert", "one.safetensors", "bad", "--attention-head-dim", "7"],
+        &["one.safetensors", "heads of width 7"],
+    );
+    workplace.refuse(["convert", model, "bad", "--attention-heads", "0"], &["0 attention heads"]);
+    let both = ["convert", model, "bad", "--attention-heads", "1", "--attention-head-dim", "8"];
+    assert_eq!(workplace.run(both).status, Some(2));
+    assert_eq!(workplace.run(["convert", model, "bad", "--scheduler", "odd"]).status, Some(2));
+}

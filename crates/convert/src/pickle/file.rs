@@ -1,11 +1,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-use memmap2::Mmap;
 
 use super::error::{self, PickleError, shown};
 use super::flatten::{Bookkeeping, Flat};
@@ -13,6 +9,7 @@ use super::machine::{self, Pickled};
 use super::value::{PickledTensor, Value};
 use super::zip::{self, Archive};
 use super::{build, gather, legacy};
+use crate::contents::Contents;
 use crate::{Error, Result};
 
 /// A checkpoint that `torch.save` wrote: its tensors by name, their bytes, and what else it holds.
@@ -35,11 +32,6 @@ pub struct PickledFile {
     metadata: BTreeMap<String, String>,
 }
 
-enum Contents {
-    Mapped(Mmap),
-    Memory(Cow<'static, [u8]>),
-}
-
 impl PickledFile {
     /// Maps the checkpoint at `path` and reads its pickle.
     ///
@@ -50,22 +42,7 @@ impl PickledFile {
     /// or is damaged in any of the ways that [`PickleError`] lists.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let source = path.display().to_string();
-        let io = |error| Error::Io { file: source.clone(), source: error };
-        let file = File::open(path).map_err(io)?;
-        let metadata = file.metadata().map_err(io)?;
-        if !metadata.is_file() {
-            return Err(Error::NotAFile { file: source });
-        }
-        if metadata.len() == 0 {
-            // An empty file cannot be mapped on every system.
-            return Self::parse(source, None, Contents::Memory(Cow::Borrowed(&[])));
-        }
-        // SAFETY: a map's bytes must not change under the references handed out. The map is private and read-only, so nothing in
-        // this process writes to it; what another process might do to the file is excluded by the contract in the docs above, as for
-        // every program that maps its weights.
-        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        Self::parse(source, Some(path.to_path_buf()), Contents::Mapped(map))
+        Self::parse(path.display().to_string(), Some(path.to_path_buf()), Contents::open(path)?)
     }
 
     /// Reads a checkpoint that is in memory already; `source` is its name in errors.
@@ -158,8 +135,8 @@ impl PickledFile {
     /// Looking at them again is allowed and reads them from disk again. Does nothing for files in memory and on systems other
     /// than Linux.
     pub fn release(&self, name: &str) {
-        if let (Contents::Mapped(map), Some(tensor)) = (&self.contents, self.get(name)) {
-            release_pages(map, &tensor.span);
+        if let Some(tensor) = self.get(name) {
+            self.contents.release(&tensor.span);
         }
     }
 
@@ -182,15 +159,6 @@ impl std::fmt::Debug for PickledFile {
             .field("source", &self.source)
             .field("tensors", &self.tensors.len())
             .finish_non_exhaustive()
-    }
-}
-
-impl Contents {
-    fn as_slice(&self) -> &[u8] {
-        match self {
-            Contents::Mapped(map) => map,
-            Contents::Memory(bytes) => bytes,
-        }
     }
 }
 
@@ -273,16 +241,3 @@ fn not_torch(bytes: &[u8]) -> PickleError {
     };
     PickleError::NotTorch { found: found.to_string() }
 }
-
-#[cfg(target_os = "linux")]
-fn release_pages(map: &Mmap, range: &Range<usize>) {
-    use memmap2::UncheckedAdvice;
-    // SAFETY: MADV_DONTNEED throws away what was written to private pages; this map is read-only, so there is nothing of
-    // that kind, and a page that another thread still reads comes back from the file with the same bytes.
-    let released = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
-    // It is advice: where the system does not take it, only memory use is higher.
-    released.ok();
-}
-
-#[cfg(not(target_os = "linux"))]
-fn release_pages(_: &Mmap, _: &Range<usize>) {}

@@ -22,7 +22,8 @@ pub(super) fn is_float(dtype: Dtype) -> bool {
 
 /// The element type `to`, if values of `from` can be converted to it.
 pub(super) fn check(from: Dtype, to: Dtype) -> Result<Dtype, ()> {
-    let reads = matches!(from, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16);
+    use Dtype::{BF16, F8_E4M3, F8_E5M2, F16, F32, F64};
+    let reads = matches!(from, F64 | F32 | F16 | BF16 | F8_E4M3 | F8_E5M2);
     let writes = matches!(to, Dtype::F32 | Dtype::F16 | Dtype::BF16);
     if reads && writes { Ok(to) } else { Err(()) }
 }
@@ -54,6 +55,8 @@ impl Buffers {
                 self.floats.extend(words::<8>(bytes).map(|word| f64::from_le_bytes(word) as f32));
             }
             Dtype::F32 => self.floats.extend(words::<4>(bytes).map(f32::from_le_bytes)),
+            Dtype::F8_E4M3 => self.floats.extend(bytes.iter().copied().map(f8_e4m3_to_f32)),
+            Dtype::F8_E5M2 => self.floats.extend(bytes.iter().copied().map(f8_e5m2_to_f32)),
             _ => {
                 self.halves.clear();
                 self.halves.extend(words::<2>(bytes).map(u16::from_le_bytes));
@@ -84,7 +87,24 @@ impl Buffers {
     }
 }
 
-/// Whether any of the little-endian numbers is infinite or not a number; never for other element types than the common four.
+/// Float8 with four bits of exponent and three of mantissa, without infinities (torch's `float8_e4m3fn`; Micikevicius et al., "FP8
+/// Formats for Deep Learning").
+fn f8_e4m3_to_f32(byte: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(byte >> 3 & 0xf), f32::from(byte & 7));
+    let magnitude = match (exponent, byte & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => mantissa * 2f32.powi(-9),
+        _ => (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
+    };
+    magnitude.copysign(if byte & 0x80 == 0 { 1.0 } else { -1.0 })
+}
+
+/// Float8 with five bits of exponent and two of mantissa: the upper half of a float16.
+fn f8_e5m2_to_f32(byte: u8) -> f32 {
+    f16::from_bits(u16::from(byte) << 8).to_f32()
+}
+
+/// Whether any of the little-endian numbers is infinite or not a number; never for integers and uncommon element types.
 pub fn has_non_finite(bytes: &[u8], dtype: Dtype) -> bool {
     // In blocks, so that each is a loop without branches and the first that has one ends it.
     const BLOCK: usize = 1 << 16;
@@ -99,6 +119,8 @@ pub fn has_non_finite(bytes: &[u8], dtype: Dtype) -> bool {
         Dtype::BF16 => {
             words::<2>(block).fold(false, |any, word| any | (u16::from_le_bytes(word) & 0x7f80 == 0x7f80))
         }
+        Dtype::F8_E4M3 => block.iter().fold(false, |any, byte| any | (byte & 0x7f == 0x7f)),
+        Dtype::F8_E5M2 => block.iter().fold(false, |any, byte| any | (byte & 0x7c == 0x7c)),
         _ => false,
     };
     bytes.chunks(BLOCK).any(any)
@@ -151,6 +173,22 @@ mod tests {
             buffers.convert(&floats, Dtype::F32, dtype);
             assert_eq!(buffers.out, all, "{dtype}");
         }
+    }
+
+    #[test]
+    fn eight_bits_as_torch_reads_them() {
+        // torch.tensor(bytes, dtype=torch.uint8).view(torch.float8_e4m3fn).float(), and for float8_e5m2.
+        let e4m3 =
+            [(0x00, 0.0), (0x01, 0.001_953_125), (0x07, 0.013_671_875), (0x08, 0.015_625), (0x38, 1.0)];
+        for (byte, value) in e4m3.into_iter().chain([(0x7e, 448.0), (0xc5, -3.25), (0x80, -0.0)]) {
+            assert_eq!(f8_e4m3_to_f32(byte).to_bits(), f32::to_bits(value), "{byte:#x}");
+        }
+        for (byte, value) in [(0x01, 2f32.powi(-16)), (0x3c, 1.0), (0x7b, 57344.0), (0xc5, -5.0)] {
+            assert_eq!(f8_e5m2_to_f32(byte), value, "{byte:#x}");
+        }
+        assert!(f8_e4m3_to_f32(0x7f).is_nan() && f8_e4m3_to_f32(0xff).is_nan());
+        assert!(has_non_finite(&[0, 0xff], Dtype::F8_E4M3) && !has_non_finite(&[0x7e, 0x78], Dtype::F8_E4M3));
+        assert!(has_non_finite(&[0x7c], Dtype::F8_E5M2) && !has_non_finite(&[0x7b], Dtype::F8_E5M2));
     }
 
     #[test]

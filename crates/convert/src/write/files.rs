@@ -100,9 +100,22 @@ pub(crate) fn lay_out(
 
 impl WeightFile {
     /// A file of `tensors`, which get their places in it.
-    pub(crate) fn new(path: String, mut tensors: Vec<Laid>, metadata: &BTreeMap<String, String>) -> Self {
+    pub(crate) fn new(path: String, tensors: Vec<Laid>, metadata: &BTreeMap<String, String>) -> Self {
+        Self::with_markers(path, tensors, metadata, &[])
+    }
+
+    fn with_markers(
+        path: String,
+        mut tensors: Vec<Laid>,
+        metadata: &BTreeMap<String, String>,
+        markers: &[&str],
+    ) -> Self {
         let mut entries = Map::new();
         entries.insert("__metadata__".to_string(), json!(metadata));
+        for marker in markers {
+            let entry = json!({"dtype": Dtype::F32.to_string(), "shape": [0], "data_offsets": [0, 0]});
+            entries.insert(marker.to_string(), entry);
+        }
         let mut offset = 0_u64;
         for laid in &mut tensors {
             laid.start = offset;
@@ -123,7 +136,7 @@ impl WeightFile {
         Self { path, header, tensors }
     }
 
-    /// One file of `tensors` that is the destination itself.
+    /// One file of `tensors` that is the destination itself, and of `markers`: names of tensors without values.
     ///
     /// # Errors
     /// As [`lay_out`].
@@ -131,9 +144,9 @@ impl WeightFile {
         tensors: Vec<PlannedTensor>,
         source: &dyn Source,
         options: &WriteOptions,
-        metadata: &BTreeMap<String, String>,
+        (metadata, markers): (&BTreeMap<String, String>, &[&str]),
     ) -> Result<Self> {
-        Ok(Self::new(String::new(), in_order(tensors, source, options)?, metadata))
+        Ok(Self::with_markers(String::new(), in_order(tensors, source, options)?, metadata, markers))
     }
 }
 
