@@ -275,3 +275,22 @@ fn pieces_of_other_things_are_left_out_and_told() {
         assert!(Plan::new(&model, Layout::Original).tensors().all(|(_, tensor)| tensor.name != extra));
     }
 }
+
+#[test]
+fn a_checkpoint_with_pieces_of_a_lora_is_a_checkpoint() {
+    let place = tempfile::tempdir().unwrap();
+    let at = |name: &str| place.path().join(name);
+    let mut tensors = tensors_of(&Case::read("small_sd1"));
+    for part in ["lora_down.weight", "lora_up.weight", "alpha"] {
+        let name = format!("lora_unet_mid_block_attentions_0_proj_in.{part}");
+        tensors.insert(name, (vec![1, 1], Dtype::F16, vec![0; 2]));
+    }
+    write(&tensors, &at("model.safetensors"));
+    let report = run(&at("model.safetensors"), &at("folder"), &ConvertOptions::default()).unwrap();
+    assert!(at("folder/model_index.json").exists());
+    assert!(
+        report.lines().iter().any(|line| line.contains("lora_unet_mid") && line.contains("LoRA")),
+        "{:?}",
+        report.lines()
+    );
+}

@@ -78,6 +78,12 @@ impl LoraFile {
 
     /// Whether these tensors are those of a LoRA in any of the layouts.
     pub fn looks_like_one(inventory: &Inventory) -> bool {
+        // What has these is a checkpoint, in which a tool has left pieces of a LoRA.
+        const OF_CHECKPOINTS: [&str; 2] =
+            ["model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.decoder.conv_in.weight"];
+        if OF_CHECKPOINTS.iter().any(|name| inventory.get(name).is_some()) {
+            return false;
+        }
         let is_distinctive = |name: &str| Part::split(name).is_some_and(|(_, part)| part.is_distinctive());
         let is_difference = |name: &str| {
             ["lora_", "lycoris_"].iter().any(|prefix| name.starts_with(prefix)) && Part::split(name).is_some()
