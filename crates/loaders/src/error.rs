@@ -3,6 +3,8 @@ use std::io;
 use candle_core::DType;
 use candle_diffusers_convert as convert;
 
+use crate::lora::AdapterError;
+
 /// What can go wrong between a name and a model on a device. Every message names the file, tensor or field.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -189,6 +191,9 @@ pub enum Error {
         /// What the tensor library said.
         source: Box<candle_core::Error>,
     },
+    /// A LoRA that does not fit the models, or a name or weight of one that cannot be used.
+    #[error(transparent)]
+    Adapter(Box<AdapterError>),
     /// A name that is no model on the hub can have.
     #[error(
         "{id:?} is neither a folder nor the id of a model on the hub (owner/name, or owner/name@revision): {reason}"
@@ -235,6 +240,13 @@ pub enum Error {
         /// What is wrong.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+impl From<AdapterError> for Error {
+    fn from(error: AdapterError) -> Self {
+        // Boxed, as it is much larger than the others.
+        Self::Adapter(Box::new(error))
+    }
 }
 
 /// A `Result` whose error is [`Error`].

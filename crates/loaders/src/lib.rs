@@ -10,6 +10,7 @@ mod hub_download;
 #[cfg(feature = "hub")]
 mod hub_id;
 mod key_names;
+pub mod lora;
 mod model_index;
 #[cfg(feature = "hub")]
 mod open;

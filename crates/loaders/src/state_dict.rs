@@ -239,7 +239,7 @@ fn stored_name(name: &str, entry: &Entry) -> String {
 }
 
 /// The element types that both sides have.
-fn candle_dtype(dtype: Dtype) -> Option<DType> {
+pub(crate) fn candle_dtype(dtype: Dtype) -> Option<DType> {
     match dtype {
         Dtype::F64 => Some(DType::F64),
         Dtype::F32 => Some(DType::F32),

@@ -52,7 +52,8 @@ impl LayerAdapter for LowRank {
 #[test]
 fn an_adapter_changes_the_output_and_leaves_no_trace() {
     let (linear, conv) = (linear(), conv());
-    let cases: [(&dyn Layers, &dyn Fn(&Tensor) -> Result<Tensor>, Tensor, LowRank); 2] = [
+    type Forward<'a> = &'a dyn Fn(&Tensor) -> Result<Tensor>;
+    let cases: [(&dyn Layers, Forward, Tensor, LowRank); 2] = [
         (
             &linear,
             &|x| linear.forward(x),
