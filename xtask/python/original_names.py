@@ -4,6 +4,7 @@ Counted as the modules of latent-diffusion, generative-models and open_clip add 
 converters prove where scripts use them: from these names they make exactly the tensors of the model.
 """
 
+import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTextModel
 
@@ -77,17 +78,21 @@ def vae_modules(vae):
     return pairs + [(f"{a}.{x}", f"{b}.{y}") for a, b in places for x, y in resnet]
 
 
-def renamed(model, modules):
-    """Original names and shapes of the model's tensors."""
-    names = {}
+def original_tensors(model, modules):
+    """The model's tensors by their original names, in their original shapes."""
+    tensors = {}
     for name, tensor in model.state_dict().items():
         original, diffusers = next(pair for pair in modules if name.startswith(pair[1] + "."))
-        shape = list(tensor.shape)
-        if ".mid_block.attentions.0." in f".{name}" and isinstance(model, AutoencoderKL) and len(shape) == 2:
-            shape += [1, 1]
-        names[original + name[len(diffusers):]] = shape
-    assert len(names) == len(model.state_dict())
-    return names
+        if ".mid_block.attentions.0." in f".{name}" and isinstance(model, AutoencoderKL) and tensor.dim() == 2:
+            tensor = tensor[:, :, None, None]
+        tensors[original + name[len(diffusers):]] = tensor
+    assert len(tensors) == len(model.state_dict())
+    return tensors
+
+
+def renamed(model, modules):
+    """Original names and shapes of the model's tensors."""
+    return {name: list(tensor.shape) for name, tensor in original_tensors(model, modules).items()}
 
 
 def clip_names(config):
@@ -110,3 +115,22 @@ def open_clip_names(config, layers):
                   f"{at}.mlp.c_fc.weight": [inner, width], f"{at}.mlp.c_fc.bias": [inner],
                   f"{at}.mlp.c_proj.weight": [width, inner], f"{at}.mlp.c_proj.bias": [width]}
     return names
+
+
+def open_clip_tensors(model):
+    """The tensors of a text encoder of transformers by OpenCLIP's names: q, k and v in one, the projection the other way round."""
+    state = {name.removeprefix("text_model."): tensor for name, tensor in model.state_dict().items()}
+    tensors = {"token_embedding.weight": state["embeddings.token_embedding.weight"],
+               "positional_embedding": state["embeddings.position_embedding.weight"],
+               "ln_final.weight": state["final_layer_norm.weight"], "ln_final.bias": state["final_layer_norm.bias"]}
+    if "text_projection.weight" in state:
+        tensors["text_projection"] = state["text_projection.weight"].T
+    for i in range(model.config.num_hidden_layers):
+        layer, at = f"encoder.layers.{i}", f"transformer.resblocks.{i}"
+        for part in ("weight", "bias"):
+            fused = [state[f"{layer}.self_attn.{which}_proj.{part}"] for which in "qkv"]
+            tensors[f"{at}.attn.in_proj_{part}"] = torch.cat(fused)
+            for theirs, ours in [("attn.out_proj", "self_attn.out_proj"), ("ln_1", "layer_norm1"), ("ln_2", "layer_norm2"),
+                                 ("mlp.c_fc", "mlp.fc1"), ("mlp.c_proj", "mlp.fc2")]:
+                tensors[f"{at}.{theirs}.{part}"] = state[f"{layer}.{ours}.{part}"]
+    return tensors

@@ -7,6 +7,7 @@ use clap::Args;
 use serde::Deserialize;
 
 use crate::python::{self, Python};
+use crate::statistics::median;
 use crate::worker::{Cost, Worker};
 use crate::workspace;
 
@@ -18,8 +19,8 @@ const PIXEL_BOUND: f64 = 2.0;
 #[derive(Args)]
 pub(crate) struct ParityArguments {
     /// Stable Diffusion 1.5 at full size with random weights (4 GB, made once): one UNet forward, one VAE decode, one picture
-    #[arg(long, required = true)]
-    full: bool,
+    #[arg(long)]
+    pub(crate) full: bool,
     #[command(flatten)]
     common: CommonArguments,
     /// Denoising steps of the picture; 0 leaves it out
@@ -86,7 +87,7 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
     for work in [Work::model("unet"), Work::model("vae")] {
         let comparison = sides.compare(&work, arguments.repetitions)?;
         comparison.print_each(&work);
-        let (reference, ours) = (median(&comparison.reference), median(&comparison.ours));
+        let (reference, ours) = (median_seconds(&comparison.reference), median_seconds(&comparison.ours));
         println!("  medians      {reference:.2} s and {ours:.2} s, ratio {:.2}", ours / reference);
     }
     Ok(())
@@ -115,14 +116,8 @@ struct Sides {
 impl Sides {
     fn prepare(threads: usize) -> Result<Self> {
         let python = Python::find_or_install()?;
-        let folder = workspace::target().join("full-size/stable-diffusion-1.5");
-        let sides = Self { ours: build()?, python, folder, threads };
-        if !sides.folder.exists() {
-            fs::create_dir_all(sides.outputs())?;
-            eprintln!("making {} (4 GB, once)", sides.folder.display());
-            python::run(sides.reference_command().arg("make").arg(&sides.folder))?;
-        }
-        Ok(sides)
+        let folder = full_size_folder(&python)?;
+        Ok(Self { ours: build()?, python, folder, threads })
     }
 
     /// The folder for what both sides write.
@@ -131,7 +126,7 @@ impl Sides {
     }
 
     fn reference_command(&self) -> Command {
-        let mut command = self.python.script(&workspace::root().join("xtask/python/full_size.py"));
+        let mut command = reference_script(&self.python);
         command.env("OMP_NUM_THREADS", self.threads.to_string());
         command
     }
@@ -175,6 +170,21 @@ impl Comparison {
     }
 }
 
+/// A Stable Diffusion 1.5 of full size with random weights in float32, made where it is not there yet.
+pub(crate) fn full_size_folder(python: &Python) -> Result<PathBuf> {
+    let folder = workspace::target().join("full-size/stable-diffusion-1.5");
+    if !folder.exists() {
+        fs::create_dir_all(folder.parent().unwrap_or(&folder))?;
+        eprintln!("making {} (4 GB, once)", folder.display());
+        python::run(reference_script(python).arg("make").arg(&folder))?;
+    }
+    Ok(folder)
+}
+
+fn reference_script(python: &Python) -> Command {
+    python.script(&workspace::root().join("xtask/python/full_size.py"))
+}
+
 /// Builds our side of the comparison, optimised, and says where it is.
 fn build() -> Result<PathBuf> {
     let mut command = Command::new("cargo");
@@ -188,26 +198,6 @@ fn build() -> Result<PathBuf> {
     program.canonicalize().with_context(|| program.display().to_string())
 }
 
-fn median(costs: &[Cost]) -> f64 {
-    let mut seconds: Vec<f64> = costs.iter().map(|cost| cost.seconds).collect();
-    seconds.sort_by(f64::total_cmp);
-    let middle = seconds.len() / 2;
-    let upper = seconds.get(middle).copied().unwrap_or(f64::NAN);
-    let lower = seconds.get(seconds.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN);
-    (lower + upper) / 2.0
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_median_of_an_even_count_lies_between_the_middle_two() {
-        let costs = |seconds: &[f64]| -> Vec<Cost> {
-            seconds.iter().map(|&seconds| Cost { seconds, peak_bytes: 0 }).collect()
-        };
-        assert_eq!(median(&costs(&[3.0, 1.0, 2.0])), 2.0);
-        assert_eq!(median(&costs(&[4.0, 1.0, 2.0, 9.0])), 3.0);
-        assert!(median(&[]).is_nan());
-    }
+fn median_seconds(costs: &[Cost]) -> f64 {
+    median(costs.iter().map(|cost| cost.seconds))
 }

@@ -1,8 +1,11 @@
 //! What developers of this repository run: `cargo xtask <chore>`.
 
+mod conversion;
 mod fixtures;
 mod full_size;
+mod measure;
 mod python;
+mod statistics;
 mod worker;
 mod workspace;
 
@@ -27,18 +30,33 @@ enum Chore {
         #[arg(long)]
         list: bool,
     },
-    /// Compare with the reference library on models too large to keep
+    /// Open converted folders of every family in the reference library and paint with them; with --full, compare models too large to
+    /// keep instead
     Parity(full_size::ParityArguments),
     /// Time this project and the reference library in turn, and print medians and their ratio
-    Bench(full_size::BenchArguments),
+    #[command(args_conflicts_with_subcommands = true)]
+    Bench {
+        #[command(subcommand)]
+        what: Option<Benched>,
+        #[command(flatten)]
+        models: full_size::BenchArguments,
+    },
+}
+
+#[derive(Subcommand)]
+enum Benched {
+    /// Conversion of a 2 GB checkpoint to a folder and back, beside cp and the reference (needs 15 GB of disk)
+    Convert(conversion::BenchArguments),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().chore {
         Chore::Fixtures { filter, list: true } => fixtures::list(filter.as_deref()),
         Chore::Fixtures { filter, list: false } => fixtures::make(filter.as_deref()),
-        Chore::Parity(arguments) => full_size::parity(&arguments),
-        Chore::Bench(arguments) => full_size::bench(&arguments),
+        Chore::Parity(arguments) if arguments.full => full_size::parity(&arguments),
+        Chore::Parity(_) => conversion::parity(),
+        Chore::Bench { what: Some(Benched::Convert(arguments)), .. } => conversion::bench(&arguments),
+        Chore::Bench { what: None, models } => full_size::bench(&models),
     };
     if let Err(error) = result {
         eprintln!("error: {error:#}");
