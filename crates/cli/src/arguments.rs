@@ -1,7 +1,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use candle_diffusers_convert::{Heads, LoraFormat, PredictionType, ReadOptions};
+use candle_diffusers_convert::{EmbeddingFormat, Heads, LoraFormat, PredictionType, ReadOptions};
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -83,6 +83,10 @@ pub(crate) struct GenerateArguments {
     /// How many of the text encoder's last layers are left out
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) clip_skip: Option<usize>,
+    /// A textual inversion embedding, for the prompt to use by its token; may be repeated [default token: what the file says,
+    /// else its name]
+    #[arg(long = "embedding", value_name = "FILE[:TOKEN]")]
+    pub(crate) embeddings: Vec<OsString>,
     /// In what precision to compute; auto is the fastest that the device runs well
     #[arg(long, value_enum, default_value_t = DtypeChoice::Auto)]
     pub(crate) dtype: DtypeChoice,
@@ -123,6 +127,10 @@ pub(crate) struct ConvertArguments {
     /// [default: kohya]
     #[arg(long, value_name = "LAYOUT")]
     pub(crate) lora_format: Option<LoraFormatChoice>,
+    /// The layout of a textual inversion embedding; those of Stable Diffusion XL have clip_l and clip_g in both
+    /// [default: diffusers]
+    #[arg(long, value_name = "LAYOUT")]
+    pub(crate) embedding_format: Option<EmbeddingFormatChoice>,
     /// Replace DESTINATION where it exists
     #[arg(long)]
     pub(crate) overwrite: bool,
@@ -231,6 +239,24 @@ impl From<LoraFormatChoice> for LoraFormat {
             LoraFormatChoice::Kohya => Self::Kohya,
             LoraFormatChoice::Peft => Self::Peft,
             LoraFormatChoice::Diffusers => Self::Diffusers,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EmbeddingFormatChoice {
+    /// A tensor called as the token
+    Diffusers,
+    /// One tensor emb_params
+    #[value(name = "webui")]
+    WebUi,
+}
+
+impl From<EmbeddingFormatChoice> for EmbeddingFormat {
+    fn from(choice: EmbeddingFormatChoice) -> Self {
+        match choice {
+            EmbeddingFormatChoice::Diffusers => Self::Diffusers,
+            EmbeddingFormatChoice::WebUi => Self::WebUi,
         }
     }
 }

@@ -17,6 +17,7 @@ pub(crate) fn run(arguments: &ConvertArguments, progress: &Progress) -> Result<(
         scheduler,
         write: write_options(arguments),
         lora_format: arguments.lora_format.map(Into::into),
+        embedding_format: arguments.embedding_format.map(Into::into),
     };
     let shown = progress.bytes("converting");
     let report = convert(&arguments.source, &arguments.destination, &options, &|written| {

@@ -13,7 +13,7 @@ use crate::arguments::GenerateArguments;
 use crate::output::{self, Outputs, utf8_name};
 use crate::parameters::Parameters;
 use crate::progress::Progress;
-use crate::{device, embedded, prompts, scheduler_names, terminal};
+use crate::{device, embedded, embeddings, prompts, scheduler_names, terminal};
 
 /// More files than anyone means to write to one folder at once.
 const MAX_PICTURES: usize = 100_000;
@@ -30,8 +30,11 @@ pub(crate) fn run(arguments: &GenerateArguments, progress: &Progress) -> Result<
     let outputs = Outputs::new(&arguments.output, count)?;
     output::finish_writing_on_interrupt();
 
+    // Small files first: what is wrong with them is told before a model is loaded.
+    let embeddings = embeddings::read(&arguments.embeddings)?;
     let (model, repository) = open_model(arguments, progress)?;
-    let pipeline = load_pipeline(arguments, &repository, progress)?;
+    let mut pipeline = load_pipeline(arguments, &repository, progress)?;
+    pipeline.add_textual_inversions(&embeddings)?;
     let seed = arguments.seed.unwrap_or_else(random_seed);
     let notes = repository.single_file_model().map(|model| model.notes.as_slice()).unwrap_or_default();
     // Only what was assumed matters here, not what training left in the file.

@@ -1,5 +1,6 @@
 mod checkpoint;
 mod component;
+mod embedding;
 mod family;
 mod lora;
 mod metadata;
@@ -12,7 +13,7 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use candle_diffusers_convert::{LoraFile, Source, open_file};
+use candle_diffusers_convert::{EmbeddingFile, LoraFile, Source, open_file};
 use serde_json::Value;
 
 use crate::arguments::InspectArguments;
@@ -46,6 +47,9 @@ fn inspect(source: &Path) -> Result<Value> {
         if !is_model && LoraFile::is_folder(source) {
             return lora::inspect_folder(source);
         }
+        if let Some(file) = EmbeddingFile::in_folder(source).filter(|_| !is_model) {
+            return inspect_tensors(open_file(&file)?.as_ref());
+        }
         return if source.join("config.json").exists() && !source.join("model_index.json").exists() {
             component::inspect(source)
         } else {
@@ -68,7 +72,9 @@ fn inspect(source: &Path) -> Result<Value> {
 /// What a file of tensors is, by what its tensors are called: whoever knows them says it, the particular before the general.
 fn inspect_tensors(source: &dyn Source) -> Result<Value> {
     let inventory = source.inventory();
-    let known = lora::inspect(source, &inventory).or_else(|| checkpoint::inspect(source, &inventory));
+    let known = lora::inspect(source, &inventory)
+        .or_else(|| embedding::inspect(source, &inventory))
+        .or_else(|| checkpoint::inspect(source, &inventory));
     Ok(known.unwrap_or_else(|| tensor_file::inspect(source, &inventory)))
 }
 

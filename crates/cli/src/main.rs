@@ -4,6 +4,7 @@ mod arguments;
 mod convert;
 mod device;
 mod embedded;
+mod embeddings;
 mod generate;
 mod inspect;
 mod output;

@@ -1,16 +1,18 @@
 use std::fs;
 use std::path::{Component as PathComponent, Path, PathBuf};
 
+use crate::embedding::convert_embedding;
 use crate::left_out::NO_LORA_LAYER;
 use crate::model::{Kind, Layout, Model};
 use crate::overrides::changed_configs;
 use crate::pipeline_files::weights_stem;
 use crate::plan::{Plan, PlannedTensor};
+use crate::read_folder::is_diffusers_folder;
 use crate::recorded::{markers_of, metadata_of};
 use crate::write::{Contents, CopiedFile, WeightFile, lay_out, write};
 use crate::{
-    Checkpoint, Error, LoraError, LoraFile, LoraFormat, PickledFile, Progress, ReadOptions, Result,
-    SchedulerChoice, Source, Unplaced, WriteOptions,
+    Checkpoint, EmbeddingError, EmbeddingFile, EmbeddingFormat, Error, LoraError, LoraFile, LoraFormat,
+    PickledFile, Progress, ReadOptions, Result, SchedulerChoice, Source, Unplaced, WriteOptions,
 };
 
 /// How a checkpoint is converted.
@@ -24,6 +26,8 @@ pub struct ConvertOptions {
     pub write: WriteOptions,
     /// The layout of a LoRA, kohya's where `None`; an error for other sources.
     pub lora_format: Option<LoraFormat>,
+    /// The layout of an embedding, diffusers' where `None`; an error for other sources.
+    pub embedding_format: Option<EmbeddingFormat>,
 }
 
 /// What was converted.
@@ -60,6 +64,7 @@ pub fn convert(
     check_variant(&options.write)?;
     check_apart(source, destination)?;
     if let Some(opened) = open_lora(source)? {
+        check_no_embedding_format(source, options)?;
         return convert_lora(opened.as_ref(), destination, options, progress);
     }
     if options.lora_format.is_some() {
@@ -67,6 +72,11 @@ pub fn convert(
         return Err(LoraError::NotForLora { file }.into());
     }
     let to = layout_of_destination(destination)?;
+    if let Some(opened) = open_embedding(source)? {
+        let how = (to == Layout::Diffusers, options.embedding_format.unwrap_or_default());
+        return convert_embedding(opened.as_ref(), destination, how, &options.write, progress);
+    }
+    check_no_embedding_format(source, options)?;
     let (mut model, opened): (Model, Box<dyn Source>) = if source.is_dir() {
         let variant = options.write.variant.as_deref();
         let (model, opened) = Model::from_folder_with(source, variant, &options.read)?;
@@ -122,6 +132,24 @@ fn convert_lora(
     report.left_out.extend(unknown.into_iter().map(|name| Unplaced { name, reason: NO_LORA_LAYER }));
     report.left_out.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(report)
+}
+
+/// The tensors of an embedding; `None` where `source` is something else.
+fn open_embedding(source: &Path) -> Result<Option<Box<dyn Source>>> {
+    if source.is_dir() {
+        let file = if is_diffusers_folder(source) { None } else { EmbeddingFile::in_folder(source) };
+        return file.map(|file| open_file(&file)).transpose();
+    }
+    let opened = open_file(source)?;
+    Ok(EmbeddingFile::looks_like_one(&opened.inventory()).then_some(opened))
+}
+
+/// Fails where a layout for embeddings is asked for, and the source is none.
+fn check_no_embedding_format(source: &Path, options: &ConvertOptions) -> Result<()> {
+    match options.embedding_format {
+        None => Ok(()),
+        Some(_) => Err(EmbeddingError::NotForEmbedding { file: source.display().to_string() }.into()),
+    }
 }
 
 /// Opens a checkpoint that is one file: safetensors, or what `torch.save` wrote, by its first bytes.

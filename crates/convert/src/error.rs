@@ -240,6 +240,9 @@ pub enum Error {
         /// What is wrong.
         problem: Box<PickleError>,
     },
+    /// An embedding file that cannot be used.
+    #[error(transparent)]
+    Embedding(Box<crate::EmbeddingError>),
     /// The bytes of a tensor that a source lists cannot be had.
     #[error("{file}: the bytes of tensor {tensor} cannot be read; the file has changed or is damaged")]
     Unreadable {

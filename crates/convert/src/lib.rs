@@ -7,6 +7,7 @@ mod contents;
 mod convert;
 mod detect;
 mod ema;
+mod embedding;
 mod error;
 mod family;
 mod folder_source;
@@ -35,6 +36,10 @@ mod write;
 pub use checkpoint::Checkpoint;
 pub use component_source::ComponentSource;
 pub use convert::{ConvertOptions, Report, convert, open_file};
+pub use embedding::{
+    Embedding, EmbeddingError, EmbeddingFile, EmbeddingFormat, EmbeddingLayout, MAX_EMBEDDING_TOKEN_BYTES,
+    MAX_EMBEDDING_VECTORS, TokenOrigin, looks_like,
+};
 pub use error::{Error, Result};
 pub use family::{Family, Heads, ModelKind, Place, PredictionType, Task};
 pub use folder_source::FolderSource;

@@ -232,6 +232,9 @@ pub enum Error {
         /// What is wrong.
         message: String,
     },
+    /// A textual inversion embedding does not fit.
+    #[error(transparent)]
+    TextualInversion(Box<crate::TextualInversionError>),
     /// A component's config or weights did not make a model.
     #[error("{component}: {source}")]
     Component {
@@ -246,6 +249,12 @@ impl From<AdapterError> for Error {
     fn from(error: AdapterError) -> Self {
         // Boxed, as it is much larger than the others.
         Self::Adapter(Box::new(error))
+    }
+}
+
+impl From<crate::TextualInversionError> for Error {
+    fn from(error: crate::TextualInversionError) -> Self {
+        Self::TextualInversion(Box::new(error))
     }
 }
 

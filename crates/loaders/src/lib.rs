@@ -19,7 +19,9 @@ mod pipeline_files;
 mod repository;
 mod single_file;
 mod state_dict;
+mod textual_inversion;
 mod tokenizer;
+mod tokenizer_added;
 mod tokenizer_config;
 mod weights;
 
@@ -35,5 +37,9 @@ pub use hub_id::HubId;
 pub use model_index::{ComponentClass, KNOWN_PIPELINES, MODEL_INDEX, ModelIndex};
 pub use repository::Repository;
 pub use state_dict::StateDict;
+pub use textual_inversion::{
+    TextEncoderPlace, TextualInversion, TextualInversionError, TokenVectors, load_textual_inversion,
+    unload_textual_inversion,
+};
 pub use tokenizer::{ClipTokenizer, Encoded};
 pub use weights::{check_variant, find_weights};

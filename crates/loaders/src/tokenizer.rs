@@ -7,6 +7,7 @@ use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{SplitDelimiterBehavior, Tokenizer};
 
+use crate::tokenizer_added::Loaded;
 use crate::tokenizer_config::TokenizerConfig;
 use crate::weights::join;
 use crate::{Error, Repository, Result};
@@ -23,7 +24,9 @@ const WORDS: &str =
 /// The ids equal those of `CLIPTokenizer` of transformers 5 for the same files.
 #[derive(Debug, Clone)]
 pub struct ClipTokenizer {
-    tokenizer: Tokenizer,
+    pub(crate) tokenizer: Tokenizer,
+    /// The tokenizer before tokens were added to it, and those tokens in the order of their ids.
+    pub(crate) loaded: Loaded,
     file: String,
     bos_id: u32,
     eos_id: u32,
@@ -83,7 +86,15 @@ impl ClipTokenizer {
         let bos_id = id("bos_token", &config.bos_token)?;
         let eos_id = id("eos_token", &config.eos_token)?;
         let pad_id = id("pad_token", &config.pad_token)?;
-        Ok(Self { tokenizer, bos_id, eos_id, pad_id, max_length: config.max_length, file })
+        Ok(Self {
+            tokenizer,
+            loaded: Loaded::default(),
+            bos_id,
+            eos_id,
+            pad_id,
+            max_length: config.max_length,
+            file,
+        })
     }
 
     /// The ids of `text`, cut and padded to [`max_length`](Self::max_length).
@@ -155,8 +166,12 @@ impl ClipTokenizer {
         self.tokenizer.token_to_id(token)
     }
 
-    fn error(&self, error: tokenizers::Error) -> Error {
-        Error::Tokenizer { file: self.file.clone(), message: error.to_string() }
+    pub(crate) fn error(&self, error: tokenizers::Error) -> Error {
+        self.message(error.to_string())
+    }
+
+    pub(crate) fn message(&self, message: String) -> Error {
+        Error::Tokenizer { file: self.file.clone(), message }
     }
 }
 

@@ -16,6 +16,6 @@ pub use guidance::{classifier_free_guidance, guidance_scale_embedding};
 pub use image_processor::{denormalize, to_pictures};
 pub use latents::{decode_latents, prepare_latents, scale_initial_latents};
 pub use memory::working_memory;
-pub use prompt::{PromptEmbeds, encode_prompt};
+pub use prompt::{PromptEmbeds, encode_prompt, maybe_convert_prompt};
 pub use scheduler_config::load_scheduler_config;
 pub use stable_diffusion::{Schedule, StableDiffusionPipeline, TextToImage, seeded_generators};

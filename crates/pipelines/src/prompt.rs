@@ -1,5 +1,7 @@
 //! From words to what the UNet sees of them.
 
+use std::collections::HashSet;
+
 use candle_core::{Device, Tensor};
 use candle_diffusers_loaders::ClipTokenizer;
 use candle_diffusers_models::ClipTextModel;
@@ -47,8 +49,46 @@ impl PromptEmbeds {
     }
 }
 
+/// The longest prompt that embeddings may make, in bytes: far more than a text encoder sees.
+const MAX_CONVERTED_BYTES: usize = 4 << 20;
+
+/// Writes out the tokens of a prompt that stand for several vectors: `<cat>` becomes `<cat> <cat>_1 <cat>_2`.
+///
+/// This is `maybe_convert_prompt` of diffusers (loaders/textual_inversion.py): each token that `tokenizer` finds in the prompt, and
+/// knows as one that was added, is replaced wherever its very text stands. Found in another case it is not replaced, so that only its
+/// first vector counts. Where one token is a part of another, diffusers leaves to chance which is replaced first; here it is the one
+/// that comes first in the prompt.
+///
+/// # Errors
+/// When the tokenizer cannot read the prompt, or the prompt would become longer than any text that makes sense.
+pub fn maybe_convert_prompt(prompt: &str, tokenizer: &ClipTokenizer) -> Result<String> {
+    let mut seen = HashSet::new();
+    let mut converted = prompt.to_string();
+    for token in tokenizer.tokenize(prompt)? {
+        if !tokenizer.is_added_token(&token) || !seen.insert(token.clone()) {
+            continue;
+        }
+        let further = (1_usize..).map(|number| format!("{token}_{number}"));
+        let further: Vec<String> = further.take_while(|name| tokenizer.is_added_token(name)).collect();
+        if further.is_empty() {
+            continue;
+        }
+        let replacement = format!("{token} {}", further.join(" "));
+        let length = converted.matches(&token).count().saturating_mul(replacement.len());
+        if length > MAX_CONVERTED_BYTES {
+            let problem = format!(
+                "would have {length} bytes with the vectors of {token:?} written out, at most {MAX_CONVERTED_BYTES} are read"
+            );
+            return argument("prompt", problem);
+        }
+        converted = converted.replace(&token, &replacement);
+    }
+    Ok(converted)
+}
+
 /// Encodes prompts with a CLIP text encoder: `(prompts.len(), tokens, hidden_size)`.
 ///
+/// Tokens of textual inversion embeddings are written out first ([`maybe_convert_prompt`]).
 /// A prompt of more tokens than the tokenizer's limit is cut, with a warning (through `tracing`) that says what was cut.
 /// `clip_skip` leaves out the encoder's last layers, as diffusers' `clip_skip` does (1: the one before the last).
 ///
@@ -63,7 +103,7 @@ pub fn encode_prompt(
 ) -> Result<Tensor> {
     let mut ids = Vec::new();
     for prompt in prompts {
-        let encoded = tokenizer.encode(prompt.as_ref())?;
+        let encoded = tokenizer.encode(&maybe_convert_prompt(prompt.as_ref(), tokenizer)?)?;
         if let Some(removed) = &encoded.removed {
             tracing::warn!(
                 "the text encoder sees no more than {} tokens; this part of the prompt was cut: {}",

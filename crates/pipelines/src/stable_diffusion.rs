@@ -2,6 +2,7 @@
 
 mod load;
 mod request;
+mod textual_inversion;
 
 use candle_core::{DType, Device, Tensor};
 use candle_diffusers_loaders::ClipTokenizer;

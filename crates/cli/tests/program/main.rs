@@ -6,6 +6,7 @@
 mod bad_input;
 mod bad_models;
 mod convert;
+mod embeddings;
 mod generate;
 mod inspect;
 mod lora_files;

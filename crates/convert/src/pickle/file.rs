@@ -56,7 +56,10 @@ impl PickledFile {
     /// Whether `start`, the first bytes of a file (1024 are enough), are those of a file that this type reads or refuses with a
     /// better message than "not a safetensors file": an archive, or a pickle.
     pub fn looks_like_one(start: &[u8]) -> bool {
-        start.starts_with(zip::SIGNATURE) || legacy::is_legacy(start) || is_tar(start) || is_pickle(start)
+        start.starts_with(zip::SIGNATURE)
+            || legacy::is_legacy(start)
+            || is_tar(start)
+            || (is_pickle(start) && !is_safetensors(start))
     }
 
     /// The file's name, for messages.
@@ -216,6 +219,11 @@ fn read_archive(bytes: &[u8]) -> error::Result<Pickled> {
 /// The first pickles of a file begin with PROTO, or in protocols 0 and 1 with a container.
 fn is_pickle(start: &[u8]) -> bool {
     matches!(start, [0x80, 0..=5, ..])
+}
+
+/// Whether the file begins with the length of a safetensors header and the header: a length of 128 bytes begins as a pickle does.
+fn is_safetensors(start: &[u8]) -> bool {
+    matches!(start, [_, _, _, _, 0, 0, 0, 0, b'{', ..])
 }
 
 /// Whether the magic of a tar archive is where it should be; torch wrote such archives before 0.2.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::error::{PickleError, Result, check_limit, shown};
 use super::limits::{MAX_PICKLE_NAME_BYTES, MAX_PICKLE_TENSORS};
+use super::numpy;
 use super::value::{Dict, PickledTensor, Value};
 
 /// Something in a checkpoint that is not among its tensors.
@@ -134,6 +135,7 @@ impl Flat {
             Value::Int(value) => Some(value.to_string()),
             Value::Float(value) => Some(value.to_string()),
             Value::Text(text) if text.len() <= MAX_METADATA_BYTES => Some(text.to_string()),
+            Value::Object(object) => numpy::number(object),
             _ => None,
         };
         if let Some(text) = text {

@@ -14,6 +14,7 @@ mod item;
 mod legacy;
 mod limits;
 mod machine;
+mod numpy;
 mod storage;
 mod text;
 mod value;

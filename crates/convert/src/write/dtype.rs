@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 
 /// Whether tensors of that element type are converted at all: integers and the like keep theirs.
-pub(super) fn is_float(dtype: Dtype) -> bool {
+pub(crate) fn is_float(dtype: Dtype) -> bool {
     !matches!(
         dtype,
         Dtype::BOOL

@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use crate::embedding::FILE_IN_FOLDER as EMBEDDING;
 use crate::read_folder::is_diffusers_folder;
 use crate::{Error, LoraFile, Result};
 
@@ -171,6 +172,13 @@ fn remove_stale(parent: &Path, prefix: &str, destination: &Path) {
     }
 }
 
+/// Whether the folder has the file of an embedding and nothing else.
+fn is_embedding_folder(folder: &Path) -> bool {
+    let is_embedding =
+        |entry: io::Result<fs::DirEntry>| entry.is_ok_and(|entry| entry.file_name() == EMBEDDING);
+    fs::read_dir(folder).is_ok_and(|mut entries| entries.all(is_embedding))
+}
+
 /// Fails where something stands at the destination that may not be replaced.
 fn check_free(destination: &Path, is_folder: bool, overwrite: bool) -> Result<()> {
     let Ok(metadata) = fs::symlink_metadata(destination) else {
@@ -190,7 +198,10 @@ fn check_free(destination: &Path, is_folder: bool, overwrite: bool) -> Result<()
         (false, true) => refuse("it is a folder, and a file is to be written; choose another name"),
         (true, true) => {
             let is_empty = fs::read_dir(destination).is_ok_and(|mut entries| entries.next().is_none());
-            if is_empty || is_diffusers_folder(destination) || LoraFile::is_folder(destination) {
+            let is_ours = is_diffusers_folder(destination)
+                || LoraFile::is_folder(destination)
+                || is_embedding_folder(destination);
+            if is_empty || is_ours {
                 return Ok(());
             }
             refuse("it is a folder with something else than a model in it, which is not overwritten")

@@ -3,5 +3,6 @@
 // Clippy knows the test functions only, not what they call.
 #![allow(clippy::unwrap_used)]
 
+mod added_tokens;
 mod clip_tokenizer;
 mod lora;

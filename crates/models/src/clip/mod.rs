@@ -7,6 +7,7 @@
 mod config;
 mod layer;
 mod model;
+mod token_embedding;
 
 pub use config::{ClipTextConfig, EosTokenId};
 pub use model::{ClipTextModel, ClipTextModelOutput, ClipTextModelWithProjection, ClipTextOutput};

@@ -2,6 +2,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 
 use super::layer::ClipEncoderLayer;
+use super::token_embedding::TokenEmbedding;
 use super::{ClipTextConfig, EosTokenId};
 use crate::error::{Error, Result};
 use crate::layers::{Embedding, LayerList, LayerNorm, Layers, Linear};
@@ -32,7 +33,7 @@ pub struct ClipTextModelOutput {
 /// CLIP's text encoder, `CLIPTextModel` in transformers.
 #[derive(Clone, Debug)]
 pub struct ClipTextModel {
-    token_embedding: Embedding,
+    token_embedding: TokenEmbedding,
     position_embedding: Embedding,
     layers: Vec<ClipEncoderLayer>,
     final_layer_norm: LayerNorm,
@@ -53,7 +54,8 @@ impl ClipTextModel {
         }
         let vb = vb.pp("text_model");
         let embeddings = vb.pp("embeddings");
-        let token_embedding = Embedding::new(config.vocab_size, width, embeddings.pp("token_embedding"))?;
+        let token_embedding =
+            TokenEmbedding::new(config.vocab_size, width, embeddings.pp("token_embedding"))?;
         let position_embedding =
             Embedding::new(config.max_position_embeddings, width, embeddings.pp("position_embedding"))?;
         let layers = (0..config.num_hidden_layers)
@@ -113,6 +115,42 @@ impl ClipTextModel {
         self.layers.len()
     }
 
+    /// How wide the vector of a token is.
+    pub fn hidden_size(&self) -> usize {
+        self.token_embedding.width()
+    }
+
+    /// In which dtype it computes.
+    pub fn dtype(&self) -> DType {
+        self.token_embedding.dtype()
+    }
+
+    /// How many token ids there are, those of added embeddings included.
+    pub fn vocab_size(&self) -> usize {
+        self.token_embedding.count()
+    }
+
+    /// Gives the ids `first_id`, `first_id + 1` and so on the rows of `vectors`, `(added, hidden_size)`, as textual inversion does.
+    ///
+    /// The first addition may begin at any id that the vocabulary has, or at the one after it: tables are sometimes longer than the
+    /// tokenizer's vocabulary, and their surplus is then hidden. Later additions go on where the last one ended. The
+    /// vectors are converted to the model's dtype and device; the model's own table stays as it is, also that of clones.
+    ///
+    /// # Errors
+    /// When `vectors` has no rows or another width, or there would be ids without a row before `first_id`.
+    pub fn add_token_embeddings(&mut self, first_id: u32, vectors: &Tensor) -> Result<()> {
+        self.token_embedding.add(first_id, vectors)
+    }
+
+    /// Takes rows away that were added; those after them move up, as their tokens do in a tokenizer. With the last of them gone the
+    /// model is exactly what was loaded.
+    ///
+    /// # Errors
+    /// When an id is not one that was added.
+    pub fn remove_token_embeddings(&mut self, ids: &[u32]) -> Result<()> {
+        self.token_embedding.remove(ids)
+    }
+
     /// The most tokens that a prompt can have.
     pub fn max_position_embeddings(&self) -> usize {
         self.position_embedding.count()
@@ -147,9 +185,9 @@ impl ClipTextModel {
 
     /// `(batch, tokens, hidden_size)`.
     fn embed(&self, ids: &TokenIds) -> Result<Tensor> {
-        let input_ids = Tensor::from_slice(&ids.ids, (ids.batch, ids.tokens), &self.device)?;
         let positions = Tensor::arange(0, ids.tokens as u32, &self.device)?;
-        let embeddings = self.token_embedding.forward(&input_ids)?;
+        let embeddings = self.token_embedding.forward(&ids.ids, &self.device)?;
+        let embeddings = embeddings.reshape((ids.batch, ids.tokens, self.hidden_size()))?;
         Ok(embeddings.broadcast_add(&self.position_embedding.forward(&positions)?)?)
     }
 
@@ -193,7 +231,7 @@ struct TokenIds {
     tokens: usize,
 }
 
-fn input_error(input: &'static str, problem: String) -> Error {
+pub(super) fn input_error(input: &'static str, problem: String) -> Error {
     Error::Input { model: "CLIPTextModel", input, problem }
 }
 
@@ -230,6 +268,11 @@ impl ClipTextModelWithProjection {
     /// The encoder without the projection.
     pub fn text_model(&self) -> &ClipTextModel {
         &self.text_model
+    }
+
+    /// The same, to add token embeddings to.
+    pub fn text_model_mut(&mut self) -> &mut ClipTextModel {
+        &mut self.text_model
     }
 }
 

@@ -26,6 +26,16 @@ impl Embedding {
         Ok(self.weight.index_select(&ids.flatten_all()?.contiguous()?, 0)?.reshape(shape)?)
     }
 
+    /// The table, `(count, features)`.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// How wide a vector is.
+    pub fn features(&self) -> usize {
+        self.weight.dims()[1]
+    }
+
     /// How many vectors there are.
     pub fn count(&self) -> usize {
         self.weight.dims()[0]

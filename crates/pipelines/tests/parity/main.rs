@@ -5,3 +5,4 @@
 
 mod single_file;
 mod text_to_image;
+mod textual_inversion;

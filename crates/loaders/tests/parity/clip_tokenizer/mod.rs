@@ -15,7 +15,7 @@ fn here(name: &str) -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/parity/clip_tokenizer")).join(name)
 }
 
-fn read_json<T: serde::de::DeserializeOwned>(name: &str) -> T {
+pub(crate) fn read_json<T: serde::de::DeserializeOwned>(name: &str) -> T {
     serde_json::from_slice(&fs::read(here(name)).unwrap()).unwrap()
 }
 
@@ -39,7 +39,7 @@ fn write_clip_vocabulary(folder: &Path) {
     fs::write(folder.join("merges.txt"), format!("#version: 0.2\n{}\n", merges.join("\n"))).unwrap();
 }
 
-fn load(case: &Value) -> ClipTokenizer {
+pub(crate) fn load(case: &Value) -> ClipTokenizer {
     let folder = tempfile::tempdir().unwrap();
     match case["vocabulary"].as_str().unwrap() {
         "clip" => write_clip_vocabulary(folder.path()),

@@ -128,6 +128,76 @@ fn a_prompt_gives_the_same_bits_alone_and_among_others() {
     }
 }
 
+/// The reference's fixture has 60 rows; those from `first` on are taken for rows that are added to a shorter table.
+fn split_model(fixture: &Fixture, first: usize) -> (ClipTextModel, Tensor) {
+    const TABLE: &str = "text_model.embeddings.token_embedding.weight";
+    let mut tensors = fixture.state_dict("legacy.model.");
+    let table = tensors[TABLE].clone();
+    tensors.insert(TABLE.into(), table.i(..first).unwrap());
+    let weights = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
+    let config = ClipTextConfig { vocab_size: first, ..config(Activation::QuickGelu, 2, EosTokenId::Legacy) };
+    (ClipTextModel::new(&config, weights).unwrap(), table.i(first..).unwrap())
+}
+
+#[test]
+fn added_rows_are_as_good_as_those_of_the_table() {
+    let fixture = fixture();
+    let (mut model, rows) = split_model(&fixture, 40);
+    model.add_token_embeddings(40, &rows.i(..7).unwrap()).unwrap();
+    model.add_token_embeddings(47, &rows.i(7..).unwrap()).unwrap();
+    assert_eq!(model.vocab_size(), 60);
+    check_text_model(&fixture, "legacy", &model);
+    let whole = legacy_model(&fixture, DType::F32).forward(fixture.get("input_ids")).unwrap();
+    let added = model.forward(fixture.get("input_ids")).unwrap();
+    assert_eq!(values(&added.last_hidden_state), values(&whole.last_hidden_state));
+    assert_eq!(values(&added.pooler_output), values(&whole.pooler_output));
+}
+
+#[test]
+fn rows_that_are_taken_away_leave_what_was_loaded() {
+    let fixture = fixture();
+    let (pristine, rows) = split_model(&fixture, 40);
+    let ids = |ids: &[u32]| Tensor::from_slice(ids, (1, ids.len()), &Device::Cpu).unwrap();
+    let run = |model: &ClipTextModel, ids: &Tensor| values(&model.forward(ids).unwrap().last_hidden_state);
+    let mut model = pristine.clone();
+    model.add_token_embeddings(40, &rows).unwrap();
+    let before = run(&model, &ids(&[1, 45, 59, 40]));
+    // 45 moves up to 42, 59 to 56.
+    model.remove_token_embeddings(&[44, 41, 42]).unwrap();
+    let error = model.remove_token_embeddings(&[41, 57]).unwrap_err().to_string();
+    assert!(error.contains("57") && error.contains("not added"), "{error}");
+    let after = run(&model, &ids(&[1, 42, 56, 40]));
+    assert_eq!(before, after);
+    let all: Vec<u32> = (40..57).collect();
+    model.remove_token_embeddings(&all).unwrap();
+    assert_eq!(model.vocab_size(), 40);
+    let known = ids(&[1, 39, 7, 0, 22]);
+    assert_eq!(run(&model, &known), run(&pristine, &known));
+    let error = model.forward(&ids(&[40])).unwrap_err().to_string();
+    assert!(error.contains("contains 40, but the vocabulary has 40 tokens"), "{error}");
+    assert!(model.remove_token_embeddings(&[]).is_ok() && model.remove_token_embeddings(&[39]).is_err());
+}
+
+#[test]
+fn rows_may_hide_a_surplus_of_the_table_but_leave_no_gap() {
+    let fixture = fixture();
+    let (mut model, rows) = split_model(&fixture, 40);
+    for (first, vectors, message) in [
+        (41, rows.clone(), "first_id is 41, but the table has 40 rows"),
+        (40, rows.i(..0).unwrap(), "vectors are [0, 24], expected at least one of width 24"),
+        (40, rows.narrow(1, 0, 23).unwrap(), "vectors are [20, 23]"),
+    ] {
+        let error = model.add_token_embeddings(first, &vectors).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+    let half = rows.to_dtype(DType::F16).unwrap();
+    model.add_token_embeddings(30, &half.i(..2).unwrap()).unwrap();
+    assert_eq!(model.vocab_size(), 32);
+    assert!(model.add_token_embeddings(40, &rows).is_err());
+    model.remove_token_embeddings(&[30, 31]).unwrap();
+    assert_eq!(model.vocab_size(), 40);
+}
+
 #[test]
 fn half_precision_stays_near() {
     let fixture = fixture();
