@@ -134,6 +134,9 @@ pub(crate) struct ConvertArguments {
     /// Replace DESTINATION where it exists
     #[arg(long)]
     pub(crate) overwrite: bool,
+    /// Wait until all is on the disk before DESTINATION appears, so that a loss of power leaves it whole or absent as well
+    #[arg(long)]
+    pub(crate) sync: bool,
 }
 
 /// How a checkpoint in one file is understood.

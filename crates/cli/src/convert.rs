@@ -43,5 +43,6 @@ fn write_options(arguments: &ConvertArguments) -> WriteOptions {
         variant: arguments.variant.clone(),
         max_shard_size: Some(arguments.max_shard_size),
         overwrite: arguments.overwrite,
+        sync: arguments.sync,
     }
 }

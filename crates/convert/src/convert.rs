@@ -89,7 +89,7 @@ pub fn convert(
         model.set_scheduler(scheduler);
     }
     let contents = contents(&model, to, source, opened.as_ref(), &options.write)?;
-    let seen = write(destination, options.write.overwrite, &contents, opened.as_ref(), progress)?;
+    let seen = write(destination, &options.write, &contents, opened.as_ref(), progress)?;
     let texts = contents.texts.iter().map(|(path, text)| (path.clone(), text.len() as u64));
     let mut files: Vec<_> =
         contents.weights.iter().map(|file| (file.path.clone(), file.bytes())).chain(texts).collect();

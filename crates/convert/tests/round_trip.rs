@@ -117,6 +117,7 @@ fn shards_variant_and_dtype() {
         variant: Some("full".to_string()),
         max_shard_size: Some(1_000_000),
         overwrite: false,
+        sync: true,
     };
     let options = ConvertOptions { write, ..ConvertOptions::default() };
     run(&at("model.safetensors"), &at("folder"), &options).unwrap();

@@ -30,6 +30,9 @@ pub struct WriteOptions {
     pub max_shard_size: Option<u64>,
     /// Replace the destination where it exists. An error otherwise.
     pub overwrite: bool,
+    /// Wait until everything is on the disk before the destination appears, so that it is whole or absent also when the machine loses
+    /// its power. Takes as long as the disk does.
+    pub sync: bool,
 }
 
 /// How far writing is, in bytes of the destination.
@@ -68,16 +71,16 @@ pub(crate) struct Seen {
 /// Writes `contents` to `destination`.
 ///
 /// # Errors
-/// When it exists and `overwrite` is not set, or cannot be written; then nothing of it is left.
+/// When it exists and may not be replaced, or cannot be written; then nothing of it is left.
 pub(crate) fn write(
     destination: &Path,
-    overwrite: bool,
+    options: &WriteOptions,
     contents: &Contents,
     source: &dyn Source,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Seen> {
     let is_folder = contents.weights.iter().all(|file| !file.path.is_empty());
-    let staging = Staging::begin(destination, is_folder, overwrite)?;
+    let staging = Staging::begin(destination, is_folder, options.overwrite)?;
     let failed = |source| Error::Write { destination: destination.display().to_string(), source };
     for (path, text) in &contents.texts {
         staging.write_text(path, text).map_err(failed)?;
@@ -86,7 +89,13 @@ pub(crate) fn write(
         staging.copy(&file.from, &file.to).map_err(failed)?;
     }
     let seen = workers::write_weights(&staging, &contents.weights, source, progress)?;
+    if options.sync {
+        staging.sync().map_err(failed)?;
+    }
     staging.commit()?;
+    if options.sync {
+        staging::sync_parent(destination).map_err(failed)?;
+    }
     Ok(seen)
 }
 

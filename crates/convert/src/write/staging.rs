@@ -39,10 +39,7 @@ impl Staging {
         let refuse =
             |message: String| Error::Destination { destination: destination.display().to_string(), message };
         let name = destination.file_name().ok_or_else(|| refuse("it has no name".to_string()))?;
-        let parent = match destination.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        };
+        let parent = parent_of(destination);
         if !parent.is_dir() {
             return Err(refuse(format!("there is no folder {} to put it in", parent.display())));
         }
@@ -92,6 +89,11 @@ impl Staging {
         io::copy(&mut File::open(from)?, &mut to).map(|_| ())
     }
 
+    /// Waits until all that was made is on the disk.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        sync_all(&self.content())
+    }
+
     /// Puts what was made in the place of the destination.
     ///
     /// # Errors
@@ -131,6 +133,41 @@ impl Drop for Staging {
     fn drop(&mut self) {
         // What cannot be removed now is removed by the next run.
         fs::remove_dir_all(&self.folder).ok();
+    }
+}
+
+/// Waits until the name of `destination` is on the disk.
+pub(crate) fn sync_parent(destination: &Path) -> io::Result<()> {
+    sync_folder(parent_of(destination))
+}
+
+/// Waits until a file, or a folder with all that is in it, is on the disk.
+fn sync_all(path: &Path) -> io::Result<()> {
+    if !path.is_dir() {
+        // Some systems ask for the right to write.
+        return OpenOptions::new().write(true).open(path)?.sync_all();
+    }
+    for entry in fs::read_dir(path)? {
+        sync_all(&entry?.path())?;
+    }
+    sync_folder(path)
+}
+
+#[cfg(unix)]
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Elsewhere folders cannot be opened, and names are written with the files.
+#[cfg(not(unix))]
+fn sync_folder(_: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+fn parent_of(destination: &Path) -> &Path {
+    match destination.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
     }
 }
 

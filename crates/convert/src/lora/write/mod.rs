@@ -99,7 +99,7 @@ impl LoraFile {
         notes.extend(output.notes.iter().cloned());
         let with_made = WithMade::new(source);
         let (contents, with_made) = lay_out(output, with_made, options)?;
-        let seen = write(destination, options.overwrite, &contents, &with_made, progress)?;
+        let seen = write(destination, options, &contents, &with_made, progress)?;
         let texts = contents.texts.iter().map(|(path, text)| (path.clone(), text.len() as u64));
         let mut files: Vec<_> =
             contents.weights.iter().map(|file| (file.path.clone(), file.bytes())).chain(texts).collect();
