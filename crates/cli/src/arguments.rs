@@ -1,11 +1,12 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use candle_diffusers_convert::{EmbeddingFormat, Heads, LoraFormat, PredictionType, ReadOptions};
+use candle_diffusers_convert::{Dtype, EmbeddingFormat, Heads, LoraFormat, PredictionType, ReadOptions};
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::device::DeviceChoice;
+use crate::lora::LoraArguments;
 use crate::scheduler_names;
 
 /// Paint with diffusion models.
@@ -23,6 +24,7 @@ pub(crate) enum Command {
     Generate(Box<GenerateArguments>),
     Convert(ConvertArguments),
     Inspect(InspectArguments),
+    Lora(LoraArguments),
 }
 
 /// Paint pictures from a text
@@ -210,6 +212,18 @@ pub(crate) enum ConvertDtype {
     Bf16,
     F16,
     Keep,
+}
+
+impl ConvertDtype {
+    /// The element type; `None` for that of the source.
+    pub(crate) fn dtype(self) -> Option<Dtype> {
+        match self {
+            Self::F32 => Some(Dtype::F32),
+            Self::Bf16 => Some(Dtype::BF16),
+            Self::F16 => Some(Dtype::F16),
+            Self::Keep => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

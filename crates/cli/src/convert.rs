@@ -1,7 +1,7 @@
 use anyhow::Result;
-use candle_diffusers_convert::{ConvertOptions, Dtype, SchedulerChoice, WriteOptions, convert};
+use candle_diffusers_convert::{ConvertOptions, SchedulerChoice, WriteOptions, convert};
 
-use crate::arguments::{ConvertArguments, ConvertDtype};
+use crate::arguments::ConvertArguments;
 use crate::progress::Progress;
 use crate::{scheduler_names, terminal};
 
@@ -32,14 +32,8 @@ pub(crate) fn run(arguments: &ConvertArguments, progress: &Progress) -> Result<(
 }
 
 fn write_options(arguments: &ConvertArguments) -> WriteOptions {
-    let dtype = match arguments.dtype {
-        ConvertDtype::F32 => Some(Dtype::F32),
-        ConvertDtype::Bf16 => Some(Dtype::BF16),
-        ConvertDtype::F16 => Some(Dtype::F16),
-        ConvertDtype::Keep => None,
-    };
     WriteOptions {
-        dtype,
+        dtype: arguments.dtype.dtype(),
         variant: arguments.variant.clone(),
         max_shard_size: Some(arguments.max_shard_size),
         overwrite: arguments.overwrite,

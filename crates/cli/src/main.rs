@@ -7,10 +7,12 @@ mod embedded;
 mod embeddings;
 mod generate;
 mod inspect;
+mod lora;
 mod output;
 mod parameters;
 mod progress;
 mod prompts;
+mod scaled_file;
 mod scheduler_names;
 mod terminal;
 
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
         Command::Generate(arguments) => generate::run(arguments, &progress),
         Command::Convert(arguments) => convert::run(arguments, &progress),
         Command::Inspect(arguments) => inspect::run(arguments),
+        Command::Lora(arguments) => lora::run(arguments, &progress),
     };
     progress.clear();
     match result {

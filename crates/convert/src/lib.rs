@@ -48,8 +48,8 @@ pub use inventory::{Entry, Inventory};
 pub use layout::{ClipText, ControlNet, MidBlock, Named, Relation, Row, Structure, TextLayout, UNet, Vae};
 pub use left_out::Unplaced;
 pub use lora::{
-    AdaptedLayer, LokrFactor, LoraComponent, LoraError, LoraFile, LoraFormat, LoraLayout, LoraWeights,
-    TensorRef,
+    AdaptedLayer, ComputedLora, ExtractOptions, LokrFactor, LoraComponent, LoraError, LoraFile, LoraFormat,
+    LoraLayout, LoraWeights, TensorRef, WeightedLora, extract_lora, merge_loras, resize_lora,
 };
 pub use model::{Component, Kind, Layout, Model, Placed};
 pub use overrides::SchedulerChoice;

@@ -10,6 +10,10 @@ fn help_pages() {
         ("help_generate", &["generate", "--help"]),
         ("help_convert", &["convert", "--help"]),
         ("help_inspect", &["inspect", "--help"]),
+        ("help_lora", &["lora", "--help"]),
+        ("help_lora_merge", &["lora", "merge", "--help"]),
+        ("help_lora_extract", &["lora", "extract", "--help"]),
+        ("help_lora_resize", &["lora", "resize", "--help"]),
     ] {
         insta::assert_snapshot!(name, workplace.succeed(arguments).stdout);
     }

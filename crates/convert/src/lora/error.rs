@@ -165,6 +165,84 @@ pub enum LoraError {
         /// The models.
         components: Vec<&'static str>,
     },
+    /// A LoRA with DoRA's lengths, whose change depends on the weights of the model.
+    #[error(
+        "{what} has lengths of DoRA, which cannot be merged without the model; merge it into the model by fusing instead"
+    )]
+    DoraWithoutModel {
+        /// The file and the layer.
+        what: String,
+    },
+    /// Several LoRAs for models that are built otherwise.
+    #[error("{first} is a LoRA for {first_family} and {second} one for {second_family}: they cannot be one")]
+    DifferentFamilies {
+        /// One file.
+        first: String,
+        /// What it is for.
+        first_family: &'static str,
+        /// Another file.
+        second: String,
+        /// What that is for.
+        second_family: &'static str,
+    },
+    /// A change that is no product where no rank is given.
+    #[error(
+        "{what} is changed by LoHa or LoKr, of which only an approximation can be a LoRA; give its rank (--rank 16)"
+    )]
+    NeedsRank {
+        /// The file and the layer.
+        what: String,
+    },
+    /// Two changes of one layer that are of different sizes.
+    #[error(
+        "{what} changes a weight of {found:?}, another file one of {expected:?}; they are for different models"
+    )]
+    OtherShape {
+        /// The file and the layer.
+        what: String,
+        /// The shape there.
+        found: Vec<usize>,
+        /// The shape in the other file.
+        expected: Vec<usize>,
+    },
+    /// A matrix that has no singular values.
+    #[error("{what} has values that are infinite or not numbers, so that it cannot be decomposed")]
+    NotDecomposed {
+        /// The file and the layer.
+        what: String,
+    },
+    /// Two models that are not built alike.
+    #[error(
+        "{base} and {tuned} are not built alike: {tensor} is {in_base} in the first and {in_tuned} in the second"
+    )]
+    NotAlike {
+        /// One model.
+        base: String,
+        /// The other.
+        tuned: String,
+        /// A tensor that differs, by its name in diffusers.
+        tensor: String,
+        /// What it is in the first.
+        in_base: String,
+        /// What it is in the second.
+        in_tuned: String,
+    },
+    /// Two models between which there is no difference.
+    #[error("{base} and {tuned} have the same weights: there is nothing to extract")]
+    Equal {
+        /// One model.
+        base: String,
+        /// The other.
+        tuned: String,
+    },
+    /// A model without layers that LoRAs change.
+    #[error("{file} is {title}: a LoRA is extracted from a UNet or text encoders")]
+    NothingToAdapt {
+        /// The file.
+        file: String,
+        /// What it is.
+        title: String,
+    },
 }
 
 impl LoraError {

@@ -3,6 +3,7 @@
 mod adapted_layer;
 mod adapter_config;
 mod assemble;
+mod calculate;
 mod cloneofsimo;
 mod component_folders;
 mod error;
@@ -16,6 +17,7 @@ mod scalar;
 mod write;
 
 pub use adapted_layer::{AdaptedLayer, LokrFactor, LoraComponent, LoraWeights, TensorRef};
+pub use calculate::{ComputedLora, ExtractOptions, WeightedLora, extract_lora, merge_loras, resize_lora};
 pub use error::LoraError;
 pub use file::LoraFile;
 pub use layout::LoraLayout;

@@ -80,14 +80,7 @@ impl LoraFile {
         options: &WriteOptions,
         progress: &(dyn Fn(Progress) + Sync),
     ) -> Result<Report> {
-        if !self.unmatched.is_empty() {
-            return Err(Error::UnknownTensors {
-                file: self.source.clone(),
-                title: self.title(),
-                count: self.unmatched.len(),
-                names: self.unmatched.iter().take(3).cloned().collect(),
-            });
-        }
+        self.check_all_matched()?;
         let is_file = is_file(destination, format)?;
         let output = match format {
             LoraFormat::Kohya => kohya::output(self)?,
@@ -115,6 +108,19 @@ impl LoraFile {
             left_out: self.embeddings.iter().map(embedding).collect(),
             not_finite: seen.not_finite,
             overflowed: seen.overflowed,
+        })
+    }
+
+    /// Fails where there are tensors that no rule understands.
+    pub(super) fn check_all_matched(&self) -> Result<()> {
+        if self.unmatched.is_empty() {
+            return Ok(());
+        }
+        Err(Error::UnknownTensors {
+            file: self.source.clone(),
+            title: self.title(),
+            count: self.unmatched.len(),
+            names: self.unmatched.iter().take(3).cloned().collect(),
         })
     }
 
