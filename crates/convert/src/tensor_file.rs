@@ -25,7 +25,7 @@ impl TensorFile {
     /// The file must not be changed or cut short while this value lives; replacing it by renaming another over it is fine.
     ///
     /// # Errors
-    /// When the file cannot be opened, or its header is damaged in any of the ways that [`Error`] lists.
+    /// When the file cannot be opened, or its header is damaged in any of the ways that [`Error`](crate::Error) lists.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         Self::parse(path.display().to_string(), Some(path.to_path_buf()), Contents::open(path)?)
@@ -34,7 +34,7 @@ impl TensorFile {
     /// Reads a safetensors file that is in memory already; `source` is its name in errors.
     ///
     /// # Errors
-    /// When the header is damaged in any of the ways that [`Error`] lists.
+    /// When the header is damaged in any of the ways that [`Error`](crate::Error) lists.
     pub fn from_bytes(source: impl Into<String>, bytes: impl Into<Cow<'static, [u8]>>) -> Result<Self> {
         Self::parse(source.into(), None, Contents::Memory(bytes.into()))
     }
