@@ -48,7 +48,7 @@ pub(crate) fn convert_embedding(
     }
     let files = vec![(weights.path.clone(), weights.bytes())];
     let contents = Contents { weights: vec![weights], ..Contents::default() };
-    let seen = write(destination, options.overwrite, &contents, source, progress)?;
+    let seen = write(destination, options, &contents, source, progress)?;
     Ok(Report {
         title: "a textual inversion embedding".to_string(),
         files,
