@@ -52,6 +52,12 @@ pub(crate) struct GenerateArguments {
     /// Take the weight files of this variant, such as fp16
     #[arg(long, value_name = "NAME")]
     pub(crate) variant: Option<String>,
+    /// A LoRA of any layout (also LoCon, LoHa, LoKr, DoRA), with its strength where that is not 1; may be repeated
+    #[arg(long, value_name = "FILE[:SCALE]")]
+    pub(crate) lora: Vec<OsString>,
+    /// Leave out parts of a LoRA that match no layer of the model
+    #[arg(long)]
+    pub(crate) allow_unmatched: bool,
     /// What the picture should not show
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) negative_prompt: Option<String>,

@@ -3,6 +3,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
+use candle_diffusers_loaders::lora::UnmatchedKeys;
 use candle_diffusers_loaders::{LoadOptions, Repository};
 use candle_diffusers_pipelines::{
     Guidance, PromptEmbeds, Schedule, StableDiffusionPipeline, TextToImage, seeded_generators,
@@ -10,6 +11,7 @@ use candle_diffusers_pipelines::{
 use image::RgbImage;
 
 use crate::arguments::GenerateArguments;
+use crate::loras::{self, LoraChoice};
 use crate::output::{self, Outputs, utf8_name};
 use crate::parameters::Parameters;
 use crate::progress::Progress;
@@ -32,9 +34,11 @@ pub(crate) fn run(arguments: &GenerateArguments, progress: &Progress) -> Result<
 
     // Small files first: what is wrong with them is told before a model is loaded.
     let embeddings = embeddings::read(&arguments.embeddings)?;
+    let loras = loras::read(&arguments.lora)?;
     let (model, repository) = open_model(arguments, progress)?;
     let mut pipeline = load_pipeline(arguments, &repository, progress)?;
     pipeline.add_textual_inversions(&embeddings)?;
+    apply_loras(arguments, &mut pipeline, &loras, progress)?;
     let seed = arguments.seed.unwrap_or_else(random_seed);
     let notes = repository.single_file_model().map(|model| model.notes.as_slice()).unwrap_or_default();
     // Only what was assumed matters here, not what training left in the file.
@@ -43,7 +47,7 @@ pub(crate) fn run(arguments: &GenerateArguments, progress: &Progress) -> Result<
     if arguments.seed.is_none() {
         unsaid.push(format!("seed: {seed}"));
     }
-    let mut painter = Painter { arguments, pipeline, model, progress, unsaid, encoded: None };
+    let mut painter = Painter { arguments, pipeline, model, loras, progress, unsaid, encoded: None };
     for index in 0..count {
         let seed = seed.wrapping_add(index as u64);
         let prompt = &prompts[index / arguments.num_images];
@@ -133,12 +137,27 @@ fn load_pipeline(
     }
 }
 
+fn apply_loras(
+    arguments: &GenerateArguments,
+    pipeline: &mut StableDiffusionPipeline,
+    loras: &[LoraChoice],
+    progress: &Progress,
+) -> Result<()> {
+    if loras.is_empty() {
+        return Ok(());
+    }
+    let _shown = progress.activity("applying LoRA");
+    let unmatched = if arguments.allow_unmatched { UnmatchedKeys::Skip } else { UnmatchedKeys::Refuse };
+    loras::apply(pipeline, loras, unmatched)
+}
+
 /// Paints one picture after the other: on a CPU that is as fast as several together, and takes one picture's memory.
 struct Painter<'a> {
     arguments: &'a GenerateArguments,
     pipeline: StableDiffusionPipeline,
     /// For the pictures' parameters.
     model: String,
+    loras: Vec<LoraChoice>,
     progress: &'a Progress,
     /// What was assumed of the model, and a random seed: told when the work has begun, so that an error stands alone.
     unsaid: Vec<String>,
@@ -192,7 +211,7 @@ impl Painter<'_> {
     fn describe(&self, prompt: &str, seed: u64, picture: &RgbImage) -> Parameters {
         let arguments = self.arguments;
         let mut parameters = Parameters {
-            prompt: prompt.to_string(),
+            prompt: self.loras.iter().fold(prompt.to_string(), |prompt, lora| prompt + " " + &lora.tag()),
             negative_prompt: arguments.negative_prompt.clone().unwrap_or_default(),
             settings: Vec::new(),
         };

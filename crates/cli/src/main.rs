@@ -8,6 +8,7 @@ mod embeddings;
 mod generate;
 mod inspect;
 mod lora;
+mod loras;
 mod output;
 mod parameters;
 mod progress;

@@ -1,11 +1,13 @@
 //! Text to image with Stable Diffusion 1.x and 2.x (diffusers' `pipelines/stable_diffusion/pipeline_stable_diffusion.py`).
 
 mod load;
+mod lora;
 mod request;
 mod textual_inversion;
 
 use candle_core::{DType, Device, Tensor};
 use candle_diffusers_loaders::ClipTokenizer;
+use candle_diffusers_loaders::lora::LoraAdapters;
 use candle_diffusers_models::{AutoencoderKL, ClipTextModel, UNet2DConditionModel};
 use candle_diffusers_schedulers::{
     NoiseSource, Scheduler, StepOptions, TorchGenerator, scheduler_with_overrides,
@@ -35,6 +37,8 @@ pub struct StableDiffusionPipeline {
     pub unet: UNet2DConditionModel,
     /// Between latents and pictures.
     pub vae: AutoencoderKL,
+    /// The LoRAs on the UNet and the text encoder.
+    pub loras: LoraAdapters,
     scheduler: Box<dyn Scheduler>,
     /// What another scheduler is made from.
     scheduler_config: Value,

@@ -9,6 +9,7 @@ mod convert;
 mod embeddings;
 mod generate;
 mod inspect;
+mod lora;
 mod lora_files;
 #[path = "../parity/pictures/mod.rs"]
 mod pictures;

@@ -61,7 +61,10 @@ impl<'a> LoraModels<'a> {
     /// Reads the changes that `source` holds for these models.
     pub(super) fn read(&self, source: &dyn Source, unmatched: UnmatchedKeys) -> Result<Vec<Matched>> {
         let unet = self.unet.map(|unet| unet.layers()).unwrap_or_default();
-        let file = LoraFile::read_for(source, &[unet_structure(&unet)])?;
+        // A file for a model of another build may make no sense by this one's block names: then it is read as one for a published
+        // model, so that it can be said which.
+        let file = LoraFile::read_for(source, &[unet_structure(&unet)])
+            .or_else(|error| LoraFile::read(source).map_err(|_| error))?;
         let model = family_of(&unet);
         let mut layers: HashMap<(LoraComponent, String), Layer> = HashMap::new();
         for component in LoraComponent::ALL {

@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use candle_diffusers_loaders::lora::LoraAdapters;
 use candle_diffusers_loaders::{
     ClipTokenizer, LoadOptions, ModelIndex, ReadOptions, Repository, check_variant, load_text_encoder,
     load_unet, load_vae,
@@ -83,6 +84,7 @@ impl StableDiffusionPipeline {
             text_encoder,
             unet,
             vae,
+            loras: LoraAdapters::new(),
             scheduler,
             scheduler_config,
             sample_size,
