@@ -11,11 +11,11 @@ use candle_diffusers_pipelines::{
 use image::RgbImage;
 
 use crate::arguments::GenerateArguments;
-use crate::loras::{self, LoraChoice};
 use crate::output::{self, Outputs, utf8_name};
 use crate::parameters::Parameters;
 use crate::progress::Progress;
-use crate::{device, embedded, embeddings, prompts, scheduler_names, terminal};
+use crate::scaled_file::ScaledFile;
+use crate::{device, embedded, embeddings, loras, prompts, scheduler_names, terminal};
 
 /// More files than anyone means to write to one folder at once.
 const MAX_PICTURES: usize = 100_000;
@@ -140,7 +140,7 @@ fn load_pipeline(
 fn apply_loras(
     arguments: &GenerateArguments,
     pipeline: &mut StableDiffusionPipeline,
-    loras: &[LoraChoice],
+    loras: &[ScaledFile],
     progress: &Progress,
 ) -> Result<()> {
     if loras.is_empty() {
@@ -157,7 +157,7 @@ struct Painter<'a> {
     pipeline: StableDiffusionPipeline,
     /// For the pictures' parameters.
     model: String,
-    loras: Vec<LoraChoice>,
+    loras: Vec<ScaledFile>,
     progress: &'a Progress,
     /// What was assumed of the model, and a random seed: told when the work has begun, so that an error stands alone.
     unsaid: Vec<String>,
@@ -211,7 +211,10 @@ impl Painter<'_> {
     fn describe(&self, prompt: &str, seed: u64, picture: &RgbImage) -> Parameters {
         let arguments = self.arguments;
         let mut parameters = Parameters {
-            prompt: self.loras.iter().fold(prompt.to_string(), |prompt, lora| prompt + " " + &lora.tag()),
+            prompt: self
+                .loras
+                .iter()
+                .fold(prompt.to_string(), |prompt, lora| prompt + " " + &loras::tag(lora)),
             negative_prompt: arguments.negative_prompt.clone().unwrap_or_default(),
             settings: Vec::new(),
         };

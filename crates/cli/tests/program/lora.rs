@@ -96,9 +96,9 @@ fn loras_that_cannot_be_used() {
     fs::copy(vae, workplace.path("vae.safetensors")).unwrap();
     for (lora, culprits) in [
         ("missing.safetensors", &["--lora", "missing.safetensors", "no such file"][..]),
-        ("missing.safetensors:0.5", &["--lora", "none called missing.safetensors"]),
-        ("whole.safetensors:much", &["--lora", "\"much\"", "number"]),
-        ("whole.safetensors:inf", &["--lora", "\"inf\"", "number"]),
+        ("missing.safetensors:0.5", &["--lora", "missing.safetensors", "no such file"]),
+        ("whole.safetensors:much", &["whole.safetensors", "\"much\"", "number"]),
+        ("whole.safetensors:inf", &["whole.safetensors", "\"inf\"", "number"]),
         ("damaged.safetensors", &["damaged.safetensors"]),
         ("text.safetensors", &["text.safetensors"]),
         ("vae.safetensors", &["vae.safetensors", "not a LoRA"]),
