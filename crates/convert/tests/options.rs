@@ -277,7 +277,7 @@ fn pieces_of_other_things_are_left_out_and_told() {
 }
 
 #[test]
-fn a_checkpoint_with_pieces_of_a_lora_is_a_checkpoint() {
+fn a_checkpoint_with_pieces_of_loras_and_embeddings_is_a_checkpoint() {
     let place = tempfile::tempdir().unwrap();
     let at = |name: &str| place.path().join(name);
     let mut tensors = tensors_of(&Case::read("small_sd1"));
@@ -285,6 +285,7 @@ fn a_checkpoint_with_pieces_of_a_lora_is_a_checkpoint() {
         let name = format!("lora_unet_mid_block_attentions_0_proj_in.{part}");
         tensors.insert(name, (vec![1, 1], Dtype::F16, vec![0; 2]));
     }
+    tensors.insert("bundle_emb.hands.string_to_param.*".to_string(), (vec![1, 1], Dtype::F16, vec![0; 2]));
     write(&tensors, &at("model.safetensors"));
     let report = run(&at("model.safetensors"), &at("folder"), &ConvertOptions::default()).unwrap();
     assert!(at("folder/model_index.json").exists());
