@@ -2,5 +2,6 @@
 
 mod embedding_layouts;
 mod lora_layouts;
+mod lora_operations;
 mod pickle;
 mod single_file;

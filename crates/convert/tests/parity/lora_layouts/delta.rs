@@ -106,7 +106,7 @@ fn delta(weights: &LoraWeights, source: &dyn Source) -> Matrix {
 }
 
 /// The scaled change, all axes but the first taken together, times the vector 1, 1/2, 1/3 ...
-pub(super) fn times_vector(layer: &AdaptedLayer, source: &dyn Source) -> Vec<f64> {
+pub(crate) fn times_vector(layer: &AdaptedLayer, source: &dyn Source) -> Vec<f64> {
     let delta = delta(&layer.weights, source);
     let row = |row: usize| {
         let terms = (0..delta.columns).map(|column| delta.at(row, column) / (column + 1) as f64);

@@ -14,7 +14,7 @@ use candle_diffusers_convert::{
 };
 use flate2::read::GzDecoder;
 
-mod delta;
+pub(crate) mod delta;
 mod written;
 
 pub(crate) fn folder() -> PathBuf {
