@@ -1,6 +1,7 @@
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Shape, Tensor};
 
 use crate::dtype::{per_channel, product_dtype};
+use crate::product::{self, PackedWeight};
 
 /// How a convolution moves over its input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,21 +20,11 @@ pub struct Conv2dParams {
 /// # Errors
 /// When the shapes or dtypes do not fit.
 pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, params: Conv2dParams) -> Result<Tensor> {
-    let (_, channels, height, width) = x.dims4()?;
-    if params.stride == 0 {
-        candle_core::bail!("conv2d: a stride of 0");
+    output_size(x, weight.shape(), params)?;
+    if product::computes(x, weight, bias) {
+        return PackedWeight::pack(weight)?.conv2d(x, bias, params);
     }
-    let (_, in_channels, kernel_height, kernel_width) = weight.dims4()?;
-    if channels != in_channels {
-        candle_core::bail!("conv2d: the weight is {:?}, but the input is {:?}", weight.dims(), x.dims());
-    }
-    let padded = |side: usize| params.padding.saturating_mul(2).saturating_add(side);
-    if padded(height) < kernel_height || padded(width) < kernel_width {
-        candle_core::bail!(
-            "conv2d: an input of {height}x{width} with padding {} is smaller than the kernel, {kernel_height}x{kernel_width}",
-            params.padding
-        );
-    }
+    let (_, _, kernel_height, kernel_width) = weight.dims4()?;
     let (dtype, result_dtype) = (product_dtype(x), x.dtype());
     let (x, padding) = pad_for_backward(x.to_dtype(dtype)?, kernel_height, kernel_width, params)?;
     let product = x.conv2d(&weight.to_dtype(dtype)?, padding, params.stride, 1, 1)?;
@@ -41,6 +32,32 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, params: Conv2d
     match bias {
         Some(bias) => product.broadcast_add(&per_channel(bias)?),
         None => Ok(product),
+    }
+}
+
+/// The height and width of the result.
+///
+/// # Errors
+/// When the shapes do not fit each other or the parameters.
+pub(crate) fn output_size(x: &Tensor, weight: &Shape, params: Conv2dParams) -> Result<(usize, usize)> {
+    let (_, channels, height, width) = x.dims4()?;
+    let Conv2dParams { stride, padding } = params;
+    if stride == 0 {
+        candle_core::bail!("conv2d: a stride of 0");
+    }
+    let (_, in_channels, kernel_height, kernel_width) = weight.dims4()?;
+    if channels != in_channels || kernel_height == 0 || kernel_width == 0 {
+        candle_core::bail!("conv2d: the weight is {:?}, but the input is {:?}", weight.dims(), x.dims());
+    }
+    let size = |side: usize, kernel: usize| {
+        let padded = padding.checked_mul(2)?.checked_add(side)?;
+        Some(padded.checked_sub(kernel)? / stride + 1)
+    };
+    match (size(height, kernel_height), size(width, kernel_width)) {
+        (Some(height), Some(width)) => Ok((height, width)),
+        _ => candle_core::bail!(
+            "conv2d: an input of {height}x{width} with padding {padding} does not fit the kernel, {kernel_height}x{kernel_width}"
+        ),
     }
 }
 

@@ -6,6 +6,7 @@ mod conv2d;
 mod dtype;
 mod linear;
 mod norm;
+mod product;
 mod softmax;
 mod upsample;
 
@@ -14,5 +15,6 @@ pub use attention::attention;
 pub use conv2d::{Conv2dParams, conv2d};
 pub use linear::linear;
 pub use norm::{group_norm, group_norm_silu, layer_norm};
+pub use product::{Level, PackedWeight};
 pub use softmax::softmax_last_dim;
 pub use upsample::{upsample_nearest2d, upsample_nearest2d_to};

@@ -1,6 +1,7 @@
 use candle_core::{Result, Tensor};
 
 use crate::dtype::product_dtype;
+use crate::product::{self, PackedWeight};
 
 /// `x @ weight^T + bias`, as `torch.nn.functional.linear`.
 ///
@@ -14,6 +15,9 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     let mut shape = x.dims().to_vec();
     if shape.len() < 2 || shape.last() != Some(&in_features) {
         candle_core::bail!("linear: the weight is {:?}, but the input is {shape:?}", weight.dims());
+    }
+    if product::computes(x, weight, bias) {
+        return PackedWeight::pack(weight)?.linear(x, bias);
     }
     let (batch, rows) = (shape[0], shape[1..shape.len() - 1].iter().product::<usize>());
     let dtype = product_dtype(x);

@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use candle_diffusers_kernels::Conv2dParams;
 use candle_diffusers_models::Result;
 use candle_diffusers_models::layers::{Conv2d, Layer, LayerAdapter, Layers, Linear};
-use candle_diffusers_test_support::values;
+use candle_diffusers_test_support::{assert_close, values};
 use candle_nn::VarBuilder;
 
 fn random(shape: &[usize]) -> Tensor {
@@ -94,6 +94,46 @@ fn gradients_flow_through_an_adapter() {
         let gradient = gradients.get(var).unwrap();
         assert!(values(gradient).iter().any(|value| *value != 0.0));
     }
+}
+
+#[test]
+fn a_weight_in_use_is_given_back_number_for_number() {
+    let (weight, bias) = (random(&[4, 6]), random(&[4]));
+    let linear = Linear::new(6, 4, builder(weight.clone(), bias)).unwrap();
+    let (layer, input) = (handle(&linear), random(&[2, 3, 6]));
+    let first = linear.forward(&input).unwrap();
+    assert_eq!(values(&layer.weight()), values(&weight));
+    assert_eq!(values(&linear.forward(&input).unwrap()), values(&first));
+    assert_eq!(values(&layer.replace_weight(random(&[4, 6])).unwrap()), values(&weight));
+}
+
+#[test]
+fn a_layer_in_use_gives_gradients_when_asked() {
+    let conv = conv();
+    let input = random(&[1, 3, 8, 8]);
+    let before = conv.forward(&input).unwrap();
+    let variable = Var::from_tensor(&input).unwrap();
+    let output = conv.forward(variable.as_tensor()).unwrap();
+    let gradients = output.sum_all().unwrap().backward().unwrap();
+    assert!(values(gradients.get(&variable).unwrap()).iter().any(|value| *value != 0.0));
+    assert_close("with a gradient", &output, &before, 1e-5);
+    let params = Conv2dParams { stride: 2, padding: 1 };
+    let (weight, bias) = (handle(&conv).weight(), handle(&conv).bias().unwrap());
+    let by_hand = candle_diffusers_kernels::conv2d(&input, &weight, Some(&bias), params).unwrap();
+    assert_eq!(values(&conv.forward(&input).unwrap()), values(&by_hand));
+    assert_eq!(values(&before), values(&by_hand));
+}
+
+#[test]
+fn a_variable_is_trained_where_it_is() {
+    let variable = Var::from_tensor(&random(&[4, 6])).unwrap();
+    let linear = Linear::new(6, 4, builder(variable.as_tensor().clone(), random(&[4]))).unwrap();
+    let input = random(&[1, 3, 6]);
+    let before = linear.forward(&input).unwrap();
+    variable.set(&random(&[4, 6])).unwrap();
+    let after = linear.forward(&input).unwrap();
+    assert_ne!(values(&after), values(&before));
+    assert!(after.sum_all().unwrap().backward().unwrap().get(&variable).is_some());
 }
 
 #[test]

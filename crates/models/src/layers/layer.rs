@@ -1,9 +1,10 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use candle_core::Tensor;
-use candle_diffusers_kernels::{Conv2dParams, conv2d, linear};
+use candle_diffusers_kernels::{Conv2dParams, PackedWeight, conv2d, linear};
 
 use super::LayerAdapter;
+use super::weight::Weight;
 use crate::error::{Error, Result};
 
 /// A linear layer or a convolution of a model, to look at and to change from outside through a shared reference; all of a model's
@@ -12,6 +13,9 @@ use crate::error::{Error, Result};
 /// This is a handle: its clones, and the [`Linear`](super::Linear) or [`Conv2d`](super::Conv2d) that it came from, are the same layer.
 /// (The clone of a `Linear`, and so of a model, is another layer that begins with the same tensors, which take no memory of their
 /// own.) A change takes effect with the layer's next forward; one that runs goes on with what it began with.
+///
+/// On the CPU a float32 weight is packed for the processor ([`PackedWeight`]) with the first forward that has nothing to differentiate, and
+/// the packed weight takes the place of the plain one. A weight that is a variable, or depends on one, stays plain.
 #[derive(Clone, Debug)]
 pub struct Layer {
     operation: Operation,
@@ -39,6 +43,13 @@ impl Operation {
         })
     }
 
+    fn forward_packed(self, x: &Tensor, weight: &PackedWeight, bias: Option<&Tensor>) -> Result<Tensor> {
+        Ok(match self {
+            Self::Linear => weight.linear(x, bias)?,
+            Self::Conv2d(params) => weight.conv2d(x, bias, params)?,
+        })
+    }
+
     /// The operation on each pixel alone, for kernels of 1x1: a convolution without stride and padding. A linear layer is so anyway.
     pub fn pointwise(self) -> Self {
         match self {
@@ -50,7 +61,7 @@ impl Operation {
 
 #[derive(Clone, Debug)]
 struct State {
-    weight: Tensor,
+    weight: Weight,
     bias: Option<Tensor>,
     adapter: Option<Arc<dyn LayerAdapter>>,
 }
@@ -58,7 +69,10 @@ struct State {
 impl Layer {
     /// A layer without an adapter.
     pub(super) fn new(operation: Operation, weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self { operation, state: Arc::new(RwLock::new(State { weight, bias, adapter: None })) }
+        Self {
+            operation,
+            state: Arc::new(RwLock::new(State { weight: Weight::new(weight), bias, adapter: None })),
+        }
     }
 
     /// Another layer that begins as this one is.
@@ -69,7 +83,12 @@ impl Layer {
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         // A copy, so that the lock is not held while the layer computes: an adapter may ask for the weight again.
         let State { weight, bias, adapter } = self.state();
-        let output = self.operation.forward(x, &weight, bias.as_ref())?;
+        let bias = bias.as_ref();
+        let packed = if PackedWeight::takes(x, bias) { weight.packed()? } else { None };
+        let output = match packed {
+            Some(weight) => self.operation.forward_packed(x, &weight, bias)?,
+            None => self.operation.forward(x, &weight.unpacked(), bias)?,
+        };
         match adapter {
             Some(adapter) => adapter.forward(self, x, output),
             None => Ok(output),
@@ -81,9 +100,10 @@ impl Layer {
         self.operation
     }
 
-    /// `(out_features, in_features)`, or `(out_channels, in_channels, kernel_height, kernel_width)`.
+    /// `(out_features, in_features)`, or `(out_channels, in_channels, kernel_height, kernel_width)`. Where the layer holds it packed, this is
+    /// a copy.
     pub fn weight(&self) -> Tensor {
-        self.read(|state| state.weight.clone())
+        self.read(|state| state.weight.clone()).plain()
     }
 
     /// `(out_features)` or `(out_channels)`, where the layer has one.
@@ -108,7 +128,8 @@ impl Layer {
     pub fn replace_weight(&self, weight: Tensor) -> Result<Tensor> {
         let old = self.weight();
         check("weight", &weight, old.dims(), &old)?;
-        Ok(self.write(|state| std::mem::replace(&mut state.weight, weight)))
+        self.write(|state| state.weight = Weight::new(weight));
+        Ok(old)
     }
 
     /// Computes with another bias from now on, or with none, and gives back the one before.

@@ -9,6 +9,7 @@ mod layer;
 mod linear;
 mod list;
 mod norm;
+mod weight;
 
 pub use activation::Activation;
 pub use adapter::LayerAdapter;

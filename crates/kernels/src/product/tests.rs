@@ -1,0 +1,272 @@
+//! Every level that the machine has, at odd sizes, against plain float64.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::panels::DEPTH;
+use super::{Level, PackedWeight};
+use crate::Conv2dParams;
+
+/// Of the largest sum of absolute products: each of a few hundred to a few thousand float32 additions rounds by 6e-8 at most.
+const BOUND: f64 = 1e-6;
+
+fn levels() -> impl Iterator<Item = Level> {
+    Level::ALL.into_iter().filter(|level| level.is_available())
+}
+
+/// Numbers from -1 to 1 that look random and are the same in every run.
+fn numbers(shape: &[usize], seed: u64) -> Tensor {
+    let mut state = seed.wrapping_mul(2).wrapping_add(1);
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+    };
+    let values: Vec<f32> = (0..shape.iter().product()).map(|_| next()).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+fn values(tensor: &Tensor) -> Vec<f64> {
+    tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn bits(tensor: &Tensor) -> Vec<u32> {
+    tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
+}
+
+/// Compares with sums of products and the sums of the absolute products.
+fn assert_sums(name: &str, actual: &Tensor, expected: &[(f64, f64)]) {
+    let actual = values(actual);
+    assert_eq!(actual.len(), expected.len(), "{name}");
+    for (index, (actual, (sum, scale))) in actual.iter().zip(expected).enumerate() {
+        assert!((actual - sum).abs() <= BOUND * scale, "{name}, number {index}: {actual}, expected {sum}");
+    }
+}
+
+fn plain_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Vec<(f64, f64)> {
+    let (features, depth) = weight.dims2().unwrap();
+    let (x, weight, bias) = (values(x), values(weight), bias.map(values));
+    let mut sums = Vec::new();
+    for row in 0..x.len() / depth {
+        for feature in 0..features {
+            let first = bias.as_ref().map_or(0.0, |bias| bias[feature]);
+            let products = (0..depth).map(|k| x[row * depth + k] * weight[feature * depth + k]);
+            sums.push(products.fold((first, first.abs()), |(sum, scale), p| (sum + p, scale + p.abs())));
+        }
+    }
+    sums
+}
+
+fn plain_conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, params: Conv2dParams) -> Vec<(f64, f64)> {
+    let Conv2dParams { stride, padding } = params;
+    let (batch, channels, height, width) = x.dims4().unwrap();
+    let (out_channels, _, kernel_height, kernel_width) = weight.dims4().unwrap();
+    let (x, weight, bias) = (values(x), values(weight), bias.map(values));
+    let out = |side: usize, kernel: usize| (side + 2 * padding - kernel) / stride + 1;
+    let mut sums = Vec::new();
+    for picture in 0..batch {
+        for out_channel in 0..out_channels {
+            for index in 0..out(height, kernel_height) * out(width, kernel_width) {
+                let (out_y, out_x) = (index / out(width, kernel_width), index % out(width, kernel_width));
+                let first = bias.as_ref().map_or(0.0, |bias| bias[out_channel]);
+                let (mut sum, mut scale) = (first, first.abs());
+                for tap in 0..channels * kernel_height * kernel_width {
+                    let channel = tap / (kernel_height * kernel_width);
+                    let y = out_y * stride + tap / kernel_width % kernel_height;
+                    let x_position = out_x * stride + tap % kernel_width;
+                    let inside =
+                        |position: usize, side: usize| position >= padding && position - padding < side;
+                    if inside(y, height) && inside(x_position, width) {
+                        let row = (picture * channels + channel) * height + y - padding;
+                        let product = x[row * width + x_position - padding]
+                            * weight[out_channel * channels * kernel_height * kernel_width + tap];
+                        sum += product;
+                        scale += product.abs();
+                    }
+                }
+                sums.push((sum, scale));
+            }
+        }
+    }
+    sums
+}
+
+#[test]
+fn linear_at_odd_sizes() {
+    for level in levels() {
+        for rows in [1, 3, 17, 31, 33] {
+            for features in [1, 3, 12, 17, 32, 33, 65] {
+                for depth in [1, 3, 17, 31, 33, DEPTH + 1, 5 * DEPTH + 17] {
+                    let (x, weight) = (numbers(&[rows, depth], 1), numbers(&[features, depth], 2));
+                    let bias = numbers(&[features], 3);
+                    let packed = PackedWeight::pack_at(level, &weight).unwrap();
+                    for bias in [None, Some(&bias)] {
+                        let name = format!("{level:?}, {rows} x {depth} x {features}");
+                        let result = packed.linear(&x, bias).unwrap();
+                        assert_eq!(result.dims(), [rows, features]);
+                        assert_sums(&name, &result, &plain_linear(&x, &weight, bias));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn conv2d_at_odd_sizes() {
+    let pictures = [(1, 1), (1, 3), (3, 1), (3, 17), (17, 3), (31, 33), (33, 31), (8, 8)];
+    let kernels = [(1, 1, 0), (3, 1, 1), (3, 2, 1), (2, 1, 0), (1, 2, 0), (3, 1, 0), (5, 3, 2), (1, 1, 2)];
+    for level in levels() {
+        for (height, width) in pictures {
+            for (kernel, stride, padding) in kernels {
+                if height.min(width) + 2 * padding < kernel {
+                    continue;
+                }
+                for (batch, channels, out_channels) in [(1, 1, 1), (2, 3, 17), (3, 31, 3), (1, 33, 33)] {
+                    let x = numbers(&[batch, channels, height, width], 1);
+                    let weight = numbers(&[out_channels, channels, kernel, kernel], 2);
+                    let bias = numbers(&[out_channels], 3);
+                    let bias = (out_channels > 1).then_some(&bias);
+                    let params = Conv2dParams { stride, padding };
+                    let name = format!("{level:?}, {:?} by {:?}, {params:?}", x.dims(), weight.dims());
+                    let result =
+                        PackedWeight::pack_at(level, &weight).unwrap().conv2d(&x, bias, params).unwrap();
+                    assert_sums(&name, &result, &plain_conv2d(&x, &weight, bias, params));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn kernels_need_not_be_square() {
+    for level in levels() {
+        let (x, weight) = (numbers(&[2, 135, 9, 7], 1), numbers(&[13, 135, 2, 4], 2));
+        let params = Conv2dParams { stride: 2, padding: 1 };
+        let result = PackedWeight::pack_at(level, &weight).unwrap().conv2d(&x, None, params).unwrap();
+        assert_eq!(result.dims(), [2, 13, 5, 3]);
+        assert_sums(&format!("{level:?}"), &result, &plain_conv2d(&x, &weight, None, params));
+    }
+}
+
+#[test]
+fn views_are_read_by_their_strides() -> Result<()> {
+    for level in levels() {
+        let (wide, weight) = (numbers(&[5, 40, 70], 1), numbers(&[70, 33], 2));
+        let x = wide.narrow(2, 3, 33)?.narrow(0, 1, 3)?.narrow(1, 2, 31)?;
+        let transposed = weight.t()?.contiguous()?.t()?;
+        let result = PackedWeight::pack_at(level, &transposed)?.linear(&x, None)?;
+        assert_sums(&format!("{level:?}"), &result, &plain_linear(&x.contiguous()?, &weight, None));
+
+        let params = Conv2dParams { stride: 1, padding: 1 };
+        let channels_last = numbers(&[2, 19, 18, 7], 3).permute((0, 3, 1, 2))?.narrow(3, 2, 13)?;
+        let weight = numbers(&[9, 20, 3, 3], 4).narrow(1, 5, 7)?;
+        let result = PackedWeight::pack_at(level, &weight)?.conv2d(&channels_last, None, params)?;
+        assert_sums(&format!("{level:?}"), &result, &plain_conv2d(&channels_last, &weight, None, params));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_batch_gives_the_bits_of_its_items() -> Result<()> {
+    for level in levels() {
+        let linear = PackedWeight::pack_at(level, &numbers(&[100, DEPTH + 3], 1))?;
+        let x = numbers(&[3, 77, DEPTH + 3], 2);
+        let together = linear.linear(&x, None)?;
+        // A picture of 25 pixels: the second one's pixels begin within a panel.
+        let conv = PackedWeight::pack_at(level, &numbers(&[33, 31, 3, 3], 3))?;
+        let params = Conv2dParams { stride: 1, padding: 1 };
+        let pictures = numbers(&[3, 31, 5, 5], 4);
+        let convolved = conv.conv2d(&pictures, Some(&numbers(&[33], 5)), params)?;
+        for item in 0..3 {
+            let alone = linear.linear(&x.narrow(0, item, 1)?, None)?;
+            assert!(bits(&alone) == bits(&together.narrow(0, item, 1)?), "{level:?}, item {item}");
+            let alone = conv.conv2d(&pictures.narrow(0, item, 1)?, Some(&numbers(&[33], 5)), params)?;
+            assert!(bits(&alone) == bits(&convolved.narrow(0, item, 1)?), "{level:?}, picture {item}");
+        }
+        let row = linear.linear(&x.get(1)?.narrow(0, 40, 1)?, None)?;
+        assert!(bits(&row) == bits(&together.get(1)?.narrow(0, 40, 1)?), "{level:?}, a row");
+    }
+    Ok(())
+}
+
+#[test]
+fn unpacking_gives_the_weight_back() {
+    for level in levels() {
+        for shape in
+            [&[1, 1][..], &[33, DEPTH + 17], &[7, 3, 3, 3], &[320, 40, 3, 3], &[5, 0], &[0, 5], &[0, 3, 1, 1]]
+        {
+            let weight = numbers(shape, 1);
+            let packed = PackedWeight::pack_at(level, &weight).unwrap();
+            let unpacked = packed.unpack();
+            assert_eq!((packed.shape().dims(), unpacked.dims()), (shape, shape));
+            assert!(bits(&unpacked) == bits(&weight), "{level:?}, {shape:?}");
+        }
+    }
+}
+
+#[test]
+fn nothing_to_sum_and_nothing_to_write() -> Result<()> {
+    let params = Conv2dParams { stride: 1, padding: 0 };
+    for level in levels() {
+        let bias = numbers(&[3], 1);
+        let sums =
+            PackedWeight::pack_at(level, &numbers(&[3, 0], 1))?.linear(&numbers(&[2, 0], 1), Some(&bias))?;
+        assert_eq!(sums.to_vec2::<f32>()?, [bias.to_vec1::<f32>()?, bias.to_vec1()?]);
+        assert_eq!(
+            PackedWeight::pack_at(level, &numbers(&[3, 5], 1))?.linear(&numbers(&[0, 5], 1), None)?.dims(),
+            [0, 3]
+        );
+        assert_eq!(
+            PackedWeight::pack_at(level, &numbers(&[0, 5], 1))?.linear(&numbers(&[2, 5], 1), None)?.dims(),
+            [2, 0]
+        );
+        let conv = PackedWeight::pack_at(level, &numbers(&[3, 5, 1, 1], 1))?;
+        assert_eq!(conv.conv2d(&numbers(&[0, 5, 4, 4], 1), None, params)?.dims(), [0, 3, 4, 4]);
+    }
+    Ok(())
+}
+
+#[test]
+fn half_precision_is_summed_in_float32_and_rounded_once() -> Result<()> {
+    for level in levels() {
+        for dtype in [DType::F16, DType::BF16] {
+            let (x, weight) =
+                (numbers(&[5, 700], 1).to_dtype(dtype)?, numbers(&[9, 700], 2).to_dtype(dtype)?);
+            let bias = numbers(&[9], 3).to_dtype(dtype)?;
+            let packed = PackedWeight::pack_at(level, &weight)?;
+            let float = packed.linear(&x.to_dtype(DType::F32)?, Some(&bias.to_dtype(DType::F32)?))?;
+            let half = packed.linear(&x, Some(&bias))?;
+            assert_eq!(half.dtype(), dtype);
+            assert_eq!(values(&half), values(&float.to_dtype(dtype)?));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn misuse_is_an_error_with_both_shapes() -> Result<()> {
+    let params = Conv2dParams { stride: 1, padding: 0 };
+    let (linear, conv) =
+        (PackedWeight::pack(&numbers(&[3, 4], 1))?, PackedWeight::pack(&numbers(&[3, 4, 3, 3], 1))?);
+    let x = numbers(&[2, 5], 1);
+    let picture = numbers(&[1, 2, 8, 8], 1);
+    let absurd = Conv2dParams { stride: 1, padding: usize::MAX / 4 };
+    let problems = [
+        (linear.linear(&x, None), "[3, 4], but the input is [2, 5]"),
+        (conv.linear(&x, None), "[3, 4, 3, 3], but the input is [2, 5]"),
+        (conv.conv2d(&picture, None, params), "[3, 4, 3, 3], but the input is [1, 2, 8, 8]"),
+        (linear.conv2d(&picture, None, params), "[3, 4], but the input is [1, 2, 8, 8]"),
+        (linear.linear(&numbers(&[2, 4], 1), Some(&x)), "the bias is [2, 5] of f32, expected [3] of f32"),
+        (
+            conv.conv2d(&numbers(&[1, 4, 2, 2], 1), None, params),
+            "2x2 with padding 0 does not fit the kernel, 3x3",
+        ),
+        (conv.conv2d(&numbers(&[1, 4, 8, 8], 1), None, absurd), "more numbers than can be counted"),
+    ];
+    for (result, expected) in problems {
+        let problem = result.unwrap_err().to_string();
+        assert!(problem.contains(expected), "{problem}");
+    }
+    let problem = PackedWeight::pack(&numbers(&[3], 1)).unwrap_err().to_string();
+    assert!(problem.contains("this one is [3]"), "{problem}");
+    Ok(())
+}

@@ -1,0 +1,67 @@
+use std::sync::{Arc, PoisonError, RwLock};
+
+use candle_core::{DType, Device, Tensor};
+use candle_diffusers_kernels::PackedWeight;
+
+use crate::error::Result;
+
+/// A layer's weight: plain, or packed for the processor in place of the plain tensor, so that memory holds it once. Clones share it
+/// and the form that it has.
+#[derive(Clone, Debug)]
+pub(super) struct Weight {
+    form: Arc<RwLock<Form>>,
+}
+
+#[derive(Clone, Debug)]
+enum Form {
+    Plain(Tensor),
+    Packed(PackedWeight),
+}
+
+impl Weight {
+    pub(super) fn new(plain: Tensor) -> Self {
+        Self { form: Arc::new(RwLock::new(Form::Plain(plain))) }
+    }
+
+    /// The plain weight; where it is packed, a copy.
+    pub(super) fn plain(&self) -> Tensor {
+        match self.form() {
+            Form::Plain(plain) => plain,
+            Form::Packed(packed) => packed.unpack(),
+        }
+    }
+
+    /// The packed weight, which is the weight's form from now on; none where a weight is of use in its plain form only: where it is
+    /// trained, half precision (packed it would take twice the memory), or not on the CPU.
+    pub(super) fn packed(&self) -> Result<Option<PackedWeight>> {
+        let plain = match self.form() {
+            Form::Packed(packed) => return Ok(Some(packed)),
+            Form::Plain(plain) => plain,
+        };
+        if plain.track_op() || plain.dtype() != DType::F32 || !matches!(plain.device(), Device::Cpu) {
+            return Ok(None);
+        }
+        // Not under the lock: another thread that packs at the same time does what is not needed, and no harm.
+        let packed = PackedWeight::pack(&plain)?;
+        self.set_form(Form::Packed(packed.clone()));
+        Ok(Some(packed))
+    }
+
+    /// The plain weight, which is the weight's form from now on.
+    pub(super) fn unpacked(&self) -> Tensor {
+        let plain = match self.form() {
+            Form::Plain(plain) => return plain,
+            Form::Packed(packed) => packed.unpack(),
+        };
+        self.set_form(Form::Plain(plain.clone()));
+        plain
+    }
+
+    fn form(&self) -> Form {
+        self.form.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_form(&self, form: Form) {
+        *self.form.write().unwrap_or_else(PoisonError::into_inner) = form;
+    }
+}
