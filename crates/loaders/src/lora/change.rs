@@ -56,7 +56,7 @@ impl Change {
         layer: &Layer,
         not_finite: &mut Vec<String>,
     ) -> Result<Self> {
-        let device = layer.weight().device().clone();
+        let device = layer.device();
         let mut read = |tensor: &TensorRef| read_tensor(source, tensor, &device, not_finite);
         let weights = match &adapted.weights {
             LoraWeights::Lora { down, up, mid } => Weights::Product {
@@ -104,8 +104,7 @@ impl Change {
                 Branch { down: matrix(down)?, mid: None, up }
             }
             (Operation::Conv2d(_), None) => {
-                let weight = layer.weight();
-                let (_, input, height, width) = weight.dims4()?;
+                let (_, input, height, width) = layer.shape().dims4()?;
                 let (rank, out) = (down.dim(0)?, up.dim(0)?);
                 let down = down.reshape((rank, input, height, width))?;
                 Branch { down, mid: None, up: up.reshape((out, rank, 1, 1))? }
@@ -193,8 +192,8 @@ fn float(tensor: &Tensor) -> candle_core::Result<Tensor> {
 ///
 /// A linear layer and a convolution of one pixel are the same, and a kernel may be written as one axis with the inputs.
 pub(super) fn misfit(adapted: &AdaptedLayer, layer: &Layer) -> Option<(Vec<usize>, String)> {
-    let weight = layer.weight();
-    let expected = weight.dims();
+    let shape = layer.shape();
+    let expected = shape.dims();
     let (tensor, found) = delta_shape(&adapted.weights);
     if let Some(found) = found.filter(|found| !fits(found, expected)) {
         return Some((found, tensor.to_string()));
@@ -211,7 +210,7 @@ pub(super) fn misfit(adapted: &AdaptedLayer, layer: &Layer) -> Option<(Vec<usize
 }
 
 fn is_per_input(adapted: &AdaptedLayer, layer: &Layer) -> bool {
-    let inputs = layer.weight().dims()[1];
+    let inputs = layer.shape().dims()[1];
     let scale = adapted.dora_scale.as_ref();
     adapted.dora_is_per_input() && scale.is_some_and(|scale| scale.shape.iter().product::<usize>() == inputs)
 }

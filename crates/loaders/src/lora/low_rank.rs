@@ -20,7 +20,7 @@ pub(super) struct Branch {
 impl LowRank {
     /// The branches with their strengths, in the dtype of `layer`. Those without `mid` are joined to one.
     pub(super) fn new(layer: &Layer, branches: &[(Branch, f64)]) -> candle_core::Result<Self> {
-        let dtype = layer.weight().dtype();
+        let dtype = layer.dtype();
         let mut with_mid = Vec::new();
         let (mut downs, mut ups) = (Vec::new(), Vec::new());
         for (Branch { down, mid, up }, strength) in branches {

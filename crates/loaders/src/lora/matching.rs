@@ -119,7 +119,7 @@ impl<'f> Places<'f> {
                 Some(layer) => match misfit(adapted, layer) {
                     None => places.found.push((adapted, layer.clone())),
                     Some((found, tensor)) => {
-                        let expected = layer.weight().dims().to_vec();
+                        let expected = layer.shape().dims().to_vec();
                         places.misfits.push((adapted, found, tensor, expected));
                     }
                 },
@@ -200,7 +200,7 @@ fn listed(names: &[String]) -> Vec<String> {
 /// The family of the UNet with these layers, by the width of the text that it looks at.
 fn family_of(unet: &[(String, Layer)]) -> Option<Family> {
     let (_, layer) = unet.iter().find(|(name, _)| name.ends_with("attn2.to_k"))?;
-    match layer.weight().dims()[1] {
+    match layer.shape().dims()[1] {
         768 => Some(Family::StableDiffusion1),
         1024 => Some(Family::StableDiffusion2),
         1280 => Some(Family::StableDiffusionXlRefiner),

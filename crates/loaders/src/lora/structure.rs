@@ -31,10 +31,10 @@ pub(super) fn unet_structure(layers: &[(String, Layer)]) -> Structure {
         down: (0..levels).map(|level| block(format!("down_blocks.{level}"))).collect(),
         mid,
         up: (0..listed.count("up_blocks")).map(|level| block(format!("up_blocks.{level}"))).collect(),
-        cross_attention_dim: text.map_or(0, |(_, layer)| layer.weight().dims()[1]),
+        cross_attention_dim: text.map_or(0, |(_, layer)| layer.shape().dims()[1]),
         use_linear_projection: layers
             .iter()
-            .any(|(name, layer)| name.ends_with(".proj_in") && layer.weight().rank() == 2),
+            .any(|(name, layer)| name.ends_with(".proj_in") && layer.shape().rank() == 2),
         time_embed_dim: listed.axis("time_embedding.linear_1", 0),
         addition_embed_dim: listed.has("add_embedding").then(|| listed.axis("add_embedding.linear_1", 1)),
     })
@@ -54,6 +54,6 @@ impl Listed<'_> {
 
     fn axis(&self, layer: &str, axis: usize) -> usize {
         let found = self.0.iter().find(|(name, _)| name == layer);
-        found.and_then(|(_, layer)| layer.weight().dims().get(axis).copied()).unwrap_or_default()
+        found.and_then(|(_, layer)| layer.shape().dims().get(axis).copied()).unwrap_or_default()
     }
 }

@@ -1,6 +1,6 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Shape, Tensor};
 use candle_diffusers_kernels::{Conv2dParams, PackedWeight, conv2d, linear};
 
 use super::LayerAdapter;
@@ -106,6 +106,21 @@ impl Layer {
         self.read(|state| state.weight.clone()).plain()
     }
 
+    /// The shape of the weight, also where it is packed without a copy of it.
+    pub fn shape(&self) -> Shape {
+        self.read(|state| state.weight.clone()).shape()
+    }
+
+    /// The dtype of the weight.
+    pub fn dtype(&self) -> DType {
+        self.read(|state| state.weight.clone()).dtype()
+    }
+
+    /// Where the weight is.
+    pub fn device(&self) -> Device {
+        self.read(|state| state.weight.clone()).device()
+    }
+
     /// `(out_features)` or `(out_channels)`, where the layer has one.
     pub fn bias(&self) -> Option<Tensor> {
         self.read(|state| state.bias.clone())
@@ -126,10 +141,8 @@ impl Layer {
     /// # Errors
     /// When its shape, dtype or device is another; the layer is then as it was.
     pub fn replace_weight(&self, weight: Tensor) -> Result<Tensor> {
-        let old = self.weight();
-        check("weight", &weight, old.dims(), &old)?;
-        self.write(|state| state.weight = Weight::new(weight));
-        Ok(old)
+        self.check("weight", &weight, self.shape().dims())?;
+        Ok(self.write(|state| std::mem::replace(&mut state.weight, Weight::new(weight))).plain())
     }
 
     /// Computes with another bias from now on, or with none, and gives back the one before.
@@ -138,8 +151,7 @@ impl Layer {
     /// When it is not `(out_features)` or `(out_channels)`, or its dtype or device is not the weight's; the layer is then as it was.
     pub fn replace_bias(&self, bias: Option<Tensor>) -> Result<Option<Tensor>> {
         if let Some(bias) = &bias {
-            let weight = self.weight();
-            check("bias", bias, &weight.dims()[..1], &weight)?;
+            self.check("bias", bias, &self.shape().dims()[..1])?;
         }
         Ok(self.write(|state| std::mem::replace(&mut state.bias, bias)))
     }
@@ -161,21 +173,21 @@ impl Layer {
     fn write<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         change(&mut self.state.write().unwrap_or_else(PoisonError::into_inner))
     }
-}
 
-/// Fails unless `tensor` has the shape, and the dtype and device of `like`.
-fn check(input: &'static str, tensor: &Tensor, shape: &[usize], like: &Tensor) -> Result<()> {
-    let same_device = tensor.device().same_device(like.device());
-    if tensor.dims() == shape && tensor.dtype() == like.dtype() && same_device {
-        return Ok(());
+    /// Fails unless `tensor` has the shape, and the weight's dtype and device.
+    fn check(&self, input: &'static str, tensor: &Tensor, shape: &[usize]) -> Result<()> {
+        let (dtype, device) = (self.dtype(), self.device());
+        if tensor.dims() == shape && tensor.dtype() == dtype && tensor.device().same_device(&device) {
+            return Ok(());
+        }
+        let problem = format!(
+            "is {:?} of {} on {:?}, expected {shape:?} of {} on {:?}",
+            tensor.dims(),
+            tensor.dtype().as_str(),
+            tensor.device().location(),
+            dtype.as_str(),
+            device.location()
+        );
+        Err(Error::Input { model: "Layer", input, problem })
     }
-    let problem = format!(
-        "is {:?} of {} on {:?}, expected {shape:?} of {} on {:?}",
-        tensor.dims(),
-        tensor.dtype().as_str(),
-        tensor.device().location(),
-        like.dtype().as_str(),
-        like.device().location()
-    );
-    Err(Error::Input { model: "Layer", input, problem })
 }

@@ -1,6 +1,6 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Shape, Tensor};
 use candle_diffusers_kernels::PackedWeight;
 
 use crate::error::Result;
@@ -28,6 +28,27 @@ impl Weight {
         match self.form() {
             Form::Plain(plain) => plain,
             Form::Packed(packed) => packed.unpack(),
+        }
+    }
+
+    pub(super) fn shape(&self) -> Shape {
+        match self.form() {
+            Form::Plain(plain) => plain.shape().clone(),
+            Form::Packed(packed) => packed.shape().clone(),
+        }
+    }
+
+    pub(super) fn dtype(&self) -> DType {
+        match self.form() {
+            Form::Plain(plain) => plain.dtype(),
+            Form::Packed(_) => DType::F32,
+        }
+    }
+
+    pub(super) fn device(&self) -> Device {
+        match self.form() {
+            Form::Plain(plain) => plain.device().clone(),
+            Form::Packed(_) => Device::Cpu,
         }
     }
 
