@@ -19,10 +19,14 @@ mod terminal;
 
 use std::process::ExitCode;
 
+use candle_diffusers_kernels::PooledAllocator;
 use clap::Parser;
 
 use arguments::{Arguments, Command};
 use progress::Progress;
+
+#[global_allocator]
+static ALLOCATOR: PooledAllocator = PooledAllocator::new();
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
