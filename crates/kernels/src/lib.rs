@@ -4,6 +4,7 @@ mod activation;
 mod attention;
 mod conv2d;
 mod dtype;
+mod exponential;
 mod linear;
 mod memory;
 mod norm;

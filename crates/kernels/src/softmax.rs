@@ -1,5 +1,15 @@
+use std::mem::MaybeUninit;
+
 use candle_core::{CpuStorage, CustomOp1, D, DType, Device, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
+
+use crate::Level;
+use crate::exponential::exp;
+
+/// Numbers of a row that are computed at a time.
+const LANES: usize = 16;
+/// So many numbers at least are a task.
+const TASK: usize = 1 << 14;
 
 /// Softmax over the last dimension; any rank but 0, float32 on the CPU in one pass over each row, elsewhere by candle's
 /// operations. It can be differentiated.
@@ -29,14 +39,7 @@ impl CustomOp1 for SoftmaxLastDim {
         let Some(&width) = layout.dims().last() else {
             candle_core::bail!("softmax: a scalar has no last dimension");
         };
-        let mut result = vec![0f32; end - start];
-        if width > 0 {
-            result
-                .par_chunks_mut(width)
-                .zip(values[start..end].par_chunks(width))
-                .with_min_len(16)
-                .for_each(|(result, row)| softmax_row(row, result));
-        }
+        let result = softmax_at(Level::current()?, &values[start..end], width);
         Ok((CpuStorage::F32(result), layout.shape().clone()))
     }
 
@@ -47,13 +50,119 @@ impl CustomOp1 for SoftmaxLastDim {
     }
 }
 
-fn softmax_row(row: &[f32], result: &mut [f32]) {
-    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0f32;
-    for (result, value) in result.iter_mut().zip(row) {
-        *result = (value - max).exp();
-        sum += *result;
+/// The softmax of each of the rows, which are `width` numbers.
+fn softmax_at(level: Level, values: &[f32], width: usize) -> Vec<f32> {
+    let softmax_row = softmax_row_at(level);
+    let mut result = Vec::with_capacity(values.len());
+    if let Some(rows_per_task) = TASK.checked_div(width) {
+        result.spare_capacity_mut()[..values.len()]
+            .par_chunks_mut(width)
+            .zip(values.par_chunks(width))
+            .with_min_len(rows_per_task.max(1))
+            // SAFETY: `softmax_row_at` has asked whether the processor has the level.
+            .for_each(|(result, row)| unsafe { softmax_row(row, result) });
+        // SAFETY: each row has been written, and the rows are all of `values`.
+        unsafe { result.set_len(values.len()) };
     }
-    let scale = 1.0 / sum;
-    result.iter_mut().for_each(|value| *value *= scale);
+    result
+}
+
+type SoftmaxRow = unsafe fn(row: &[f32], result: &mut [MaybeUninit<f32>]);
+
+/// The one for a level; the portable one where the processor does not have it.
+fn softmax_row_at(level: Level) -> SoftmaxRow {
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 if level.is_available() => softmax_row_avx512,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 if level.is_available() => softmax_row_avx2,
+        _ => softmax_row::<false>,
+    }
+}
+
+/// # Safety
+/// The processor must have AVX-512F.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn softmax_row_avx512(row: &[f32], result: &mut [MaybeUninit<f32>]) {
+    softmax_row::<true>(row, result);
+}
+
+/// # Safety
+/// The processor must have AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn softmax_row_avx2(row: &[f32], result: &mut [MaybeUninit<f32>]) {
+    softmax_row::<true>(row, result);
+}
+
+/// Writes all of `result`, which is as long as `row`. Sums are taken in `LANES` parts, so that they are vectors' sums.
+#[inline(always)]
+fn softmax_row<const FMA: bool>(row: &[f32], result: &mut [MaybeUninit<f32>]) {
+    let (chunks, rest) = row.as_chunks::<LANES>();
+    let mut last = [f32::NEG_INFINITY; LANES];
+    last[..rest.len()].copy_from_slice(rest);
+
+    let mut greatest = last;
+    for chunk in chunks {
+        for (greatest, value) in greatest.iter_mut().zip(chunk) {
+            *greatest = if *value > *greatest { *value } else { *greatest };
+        }
+    }
+    let greatest = greatest.into_iter().fold(f32::NEG_INFINITY, f32::max);
+
+    let (result_chunks, result_rest) = result.as_chunks_mut::<LANES>();
+    let mut sums = last.map(|value| exp::<FMA>(value - greatest));
+    for (result, value) in result_rest.iter_mut().zip(sums) {
+        result.write(value);
+    }
+    sums[rest.len()..].fill(0.0);
+    for (result, chunk) in result_chunks.iter_mut().zip(chunks) {
+        let values = chunk.map(|value| exp::<FMA>(value - greatest));
+        for ((result, value), sum) in result.iter_mut().zip(values).zip(&mut sums) {
+            result.write(value);
+            *sum += value;
+        }
+    }
+
+    let scale = 1.0 / sums.into_iter().sum::<f32>();
+    for result in result {
+        // SAFETY: written above: each chunk, and what is left of the last.
+        result.write(unsafe { result.assume_init() } * scale);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_level_agrees_with_float64() {
+        for level in Level::ALL.into_iter().filter(|level| level.is_available()) {
+            for width in [1, 3, 15, 16, 17, 31, 33, 77, 1000] {
+                let row: Vec<f32> = (0..width).map(|i| ((i * i * 37) % 101) as f32 * 0.25 - 11.0).collect();
+                let exponentials: Vec<f64> = row.iter().map(|&value| f64::from(value).exp()).collect();
+                let sum: f64 = exponentials.iter().sum();
+                let found = softmax_at(level, &row, width);
+                for (found, exponential) in found.iter().zip(&exponentials) {
+                    let expected = exponential / sum;
+                    assert!(
+                        (f64::from(*found) - expected).abs() < 3e-7 * expected + 1e-38,
+                        "{level:?} {width}: {found} not {expected}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn infinities_and_nan() {
+        const NONE: f32 = f32::NEG_INFINITY;
+        for level in Level::ALL.into_iter().filter(|level| level.is_available()) {
+            assert_eq!(softmax_at(level, &[NONE, 0.0, NONE, 0.0], 2), [0.0, 1.0, 0.0, 1.0]);
+            assert!(softmax_at(level, &[NONE; 3], 3).iter().all(|value| value.is_nan()));
+            assert!(softmax_at(level, &[1.0, f32::NAN], 2).iter().all(|value| value.is_nan()));
+            assert_eq!(softmax_at(level, &[], 0), [0f32; 0]);
+        }
+    }
 }
