@@ -14,13 +14,7 @@ const LANES: usize = 16;
 /// # Safety
 /// As said there; the processor must have AVX-512F.
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn add_product(
-    depth: usize,
-    left: *const f32,
-    right: *const f32,
-    sums: *mut f32,
-    stride: usize,
-) {
+pub(super) unsafe fn add_product(depth: usize, left: *const f32, right: *const f32, sums: *mut f32) {
     let mut tile: [[__m512; 2]; ROWS] = [[_mm512_setzero_ps(); 2]; ROWS];
     for k in 0..depth {
         // SAFETY: k is below depth, and the caller promises `depth` times ROWS and COLUMNS numbers.
@@ -39,7 +33,7 @@ pub(super) unsafe fn add_product(
         for (part, value) in values.iter().enumerate() {
             // SAFETY: the caller promises that this row of the tile is there and ours.
             unsafe {
-                let sums = sums.add(row * stride + part * LANES);
+                let sums = sums.add(row * COLUMNS + part * LANES);
                 _mm512_storeu_ps(sums, _mm512_add_ps(_mm512_loadu_ps(sums), *value));
             }
         }

@@ -1,10 +1,14 @@
 use std::ops::Range;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Result, Tensor};
+use half::{bf16, f16};
 
-use super::multiply::{Activations, multiply};
-use super::packed::{PackedWeight, Side};
-use super::{bias_values, with_values};
+use super::microkernel::{MAX_COLUMNS, Microkernel};
+use super::multiply::{Activations, Factor, multiply};
+use super::packed::{Numbers, PackedWeight, Side};
+use super::panels::{Element, Source};
+use super::weight_panels::{Stored, WeightPanels};
+use super::{Float, bias_values, to_tensor, with_values};
 use crate::Conv2dParams;
 use crate::conv2d::output_size;
 
@@ -14,57 +18,87 @@ pub(super) fn conv2d(
     bias: Option<&Tensor>,
     params: Conv2dParams,
 ) -> Result<Tensor> {
-    let &[_, _, kernel_height, kernel_width] = weight.shape().dims() else {
+    if weight.side() != Side::Left {
         candle_core::bail!(
             "conv2d: the weight is {:?}, but the input is {:?}",
             weight.shape().dims(),
             x.dims()
         );
-    };
-    let (out_height, out_width) = output_size(x, weight.shape(), params)?;
-    let (batch, channels, height, width) = x.dims4()?;
-    let out_channels = weight.features();
-    let shape = [batch, out_channels, out_height, out_width];
-    let bytes = shape.iter().try_fold(size_of::<f32>(), |bytes, &size| bytes.checked_mul(size));
-    let Some(bytes) = bytes.filter(|&bytes| isize::try_from(bytes).is_ok()) else {
-        candle_core::bail!("conv2d: an output of {shape:?} has more numbers than can be counted");
-    };
-    debug_assert_eq!(weight.side(), Side::Left);
-    let bias = bias_values("conv2d", x, bias, out_channels)?;
-    let mut output = vec![0f32; bytes / size_of::<f32>()];
-    with_values(&x.to_dtype(DType::F32)?, |values| {
-        let pixels = Pixels {
-            values,
-            channels,
-            height,
-            width,
-            kernel_height,
-            kernel_width,
-            params,
-            batch,
-            out_channels,
-            out_width,
-            out_pixels: out_height * out_width,
-        };
-        multiply(weight, &pixels, bias.as_deref(), &mut output);
-        Ok(())
-    })?;
-    Tensor::from_vec(output, &shape, &Device::Cpu)?.to_dtype(x.dtype())
+    }
+    let geometry = Geometry::new(x, weight, params)?;
+    let bias = bias_values("conv2d", x, weight, bias)?;
+    let bias = bias.as_deref();
+    match weight.numbers() {
+        Numbers::F32(kernel, panels) => compute::<f32, _, _>(x, geometry, kernel, panels, bias),
+        Numbers::F16(kernel, panels) => compute::<f16, _, _>(x, geometry, kernel, panels, bias),
+        Numbers::Bf16(kernel, panels) => compute::<bf16, _, _>(x, geometry, kernel, panels, bias),
+        Numbers::Bf16Pairs(kernel, panels) => compute::<bf16, _, _>(x, geometry, kernel, panels, bias),
+    }
 }
 
-/// The output's pixels of all pictures in a row, each with the input's numbers that it is computed from: those under the kernel, channel
-/// by channel. They are read from `(batch, channels, height, width)` as they are; the output is `(batch, out_channels, out_pixels)`.
-struct Pixels<'a> {
-    values: &'a [f32],
+fn compute<S: Float + Source<E>, E: Element, T: Stored<E>>(
+    x: &Tensor,
+    geometry: Geometry,
+    kernel: &Microkernel<E>,
+    panels: &WeightPanels<T>,
+    bias: Option<&[f32]>,
+) -> Result<Tensor> {
+    let Geometry { batch, out_channels, out_height, out_width, .. } = geometry;
+    let mut output = vec![S::default(); batch * out_channels * out_height * out_width];
+    with_values(x, |values: &[S]| {
+        let factor = Factor { kernel, side: Side::Left, panels, bias };
+        multiply(&factor, &Pixels { values, geometry, out_pixels: out_height * out_width }, &mut output);
+        Ok(())
+    })?;
+    Ok(to_tensor(output, &[batch, out_channels, out_height, out_width]))
+}
+
+/// The sizes of a convolution.
+#[derive(Clone, Copy)]
+struct Geometry {
+    batch: usize,
     channels: usize,
     height: usize,
     width: usize,
     kernel_height: usize,
     kernel_width: usize,
     params: Conv2dParams,
-    batch: usize,
     out_channels: usize,
+    out_height: usize,
     out_width: usize,
+}
+
+impl Geometry {
+    /// Fails unless input and weight fit each other and the output can be counted.
+    fn new(x: &Tensor, weight: &PackedWeight, params: Conv2dParams) -> Result<Self> {
+        let (out_height, out_width) = output_size(x, weight.shape(), params)?;
+        let (batch, channels, height, width) = x.dims4()?;
+        let (out_channels, _, kernel_height, kernel_width) = weight.shape().dims4()?;
+        let shape = [batch, out_channels, out_height, out_width];
+        let bytes = shape.iter().try_fold(size_of::<f32>(), |bytes, &size| bytes.checked_mul(size));
+        if bytes.is_none_or(|bytes| isize::try_from(bytes).is_err()) {
+            candle_core::bail!("conv2d: an output of {shape:?} has more numbers than can be counted");
+        }
+        Ok(Self {
+            batch,
+            channels,
+            height,
+            width,
+            kernel_height,
+            kernel_width,
+            params,
+            out_channels,
+            out_height,
+            out_width,
+        })
+    }
+}
+
+/// The output's pixels of all pictures in a row, each with the input's numbers that it is computed from: those under the kernel, channel
+/// by channel. They are read from `(batch, channels, height, width)` as they are; the output is `(batch, out_channels, out_pixels)`.
+struct Pixels<'a, S> {
+    values: &'a [S],
+    geometry: Geometry,
     out_pixels: usize,
 }
 
@@ -80,15 +114,16 @@ struct Run {
     x: usize,
 }
 
-impl Pixels<'_> {
+impl<S: Copy + Default> Pixels<'_, S> {
     fn runs(&self, items: Range<usize>) -> Vec<Run> {
         let mut runs = Vec::new();
         let mut item = items.start;
         while item < items.end {
             let (picture, pixel) = (item / self.out_pixels, item % self.out_pixels);
-            let (y, x) = (pixel / self.out_width, pixel % self.out_width);
-            let length = (self.out_width - x).min(items.end - item);
-            let (start, stride) = (item - items.start, self.params.stride);
+            let Geometry { out_width, params, .. } = self.geometry;
+            let (y, x) = (pixel / out_width, pixel % out_width);
+            let length = (out_width - x).min(items.end - item);
+            let (start, stride) = (item - items.start, params.stride);
             runs.push(Run { picture, start, length, y: y * stride, x: x * stride });
             item += length;
         }
@@ -96,16 +131,17 @@ impl Pixels<'_> {
     }
 
     /// What one tap of the kernel meets in one channel along a run.
-    fn read(&self, run: &Run, channel: usize, tap: (usize, usize), numbers: &mut [f32]) {
-        let Conv2dParams { stride, padding } = self.params;
+    fn read(&self, run: &Run, channel: usize, tap: (usize, usize), numbers: &mut [S]) {
+        let Geometry { channels, height, width, params: Conv2dParams { stride, padding }, .. } =
+            self.geometry;
         let (y, x) = (run.y + tap.0, run.x + tap.1);
-        if y < padding || y - padding >= self.height {
-            return numbers.fill(0.0);
+        if y < padding || y - padding >= height {
+            return numbers.fill(S::default());
         }
-        let row = (run.picture * self.channels + channel) * self.height + y - padding;
-        let row = &self.values[row * self.width..][..self.width];
+        let row = (run.picture * channels + channel) * height + y - padding;
+        let row = &self.values[row * width..][..width];
         let reach = (numbers.len() - 1) * stride;
-        if x >= padding && x - padding + reach < self.width {
+        if x >= padding && x - padding + reach < width {
             let row = &row[x - padding..];
             return match stride {
                 1 => copy(&row[..numbers.len()], numbers),
@@ -117,61 +153,71 @@ impl Pixels<'_> {
             let row = row.get(x.saturating_sub(padding)..).unwrap_or(&[]);
             let (before, numbers) = numbers.split_at_mut(before);
             let (inside, after) = numbers.split_at_mut(row.len().min(numbers.len()));
-            before.fill(0.0);
+            before.fill(S::default());
             inside.copy_from_slice(&row[..inside.len()]);
-            return after.fill(0.0);
+            return after.fill(S::default());
         }
         for (index, number) in numbers.iter_mut().enumerate() {
             let x = (x + index * stride).checked_sub(padding);
-            *number = x.and_then(|x| row.get(x)).copied().unwrap_or(0.0);
+            *number = x.and_then(|x| row.get(x)).copied().unwrap_or_default();
         }
     }
 }
 
 /// Copies the usual lengths by a few vectors instead of a call.
-fn copy(from: &[f32], to: &mut [f32]) {
-    fn whole<const LENGTH: usize>(from: &[f32], to: &mut [f32]) -> Option<()> {
-        *<&mut [f32; LENGTH]>::try_from(to).ok()? = *<&[f32; LENGTH]>::try_from(from).ok()?;
+fn copy<S: Copy>(from: &[S], to: &mut [S]) {
+    fn whole<S: Copy, const LENGTH: usize>(from: &[S], to: &mut [S]) -> Option<()> {
+        *<&mut [S; LENGTH]>::try_from(to).ok()? = *<&[S; LENGTH]>::try_from(from).ok()?;
         Some(())
     }
-    if whole::<32>(from, to).or_else(|| whole::<16>(from, to)).or_else(|| whole::<8>(from, to)).is_none() {
+    if whole::<_, 32>(from, to)
+        .or_else(|| whole::<_, 16>(from, to))
+        .or_else(|| whole::<_, 8>(from, to))
+        .is_none()
+    {
         to.copy_from_slice(from);
     }
 }
 
-impl Activations for Pixels<'_> {
+impl<S: Source<E>, E: Element> Activations<E> for Pixels<'_, S> {
     fn items(&self) -> usize {
-        self.batch * self.out_pixels
+        self.geometry.batch * self.out_pixels
     }
 
-    fn pack(&self, items: Range<usize>, depths: Range<usize>, width: usize, panel: &mut [f32]) {
-        let count = items.len();
+    fn pack(&self, items: Range<usize>, steps: Range<usize>, width: usize, panel: &mut [E]) {
+        let Geometry { channels, kernel_height, kernel_width, .. } = self.geometry;
         let runs = self.runs(items);
-        let taps = self.kernel_height * self.kernel_width;
-        let (mut channel, tap) = (depths.start / taps, depths.start % taps);
-        let mut tap = (tap / self.kernel_width, tap % self.kernel_width);
-        for numbers in panel.chunks_exact_mut(width).take(depths.len()) {
-            for run in &runs {
-                self.read(run, channel, tap, &mut numbers[run.start..run.start + run.length]);
+        let taps = kernel_height * kernel_width;
+        let first = steps.start * S::PER_STEP;
+        let (mut channel, mut tap) = (first / taps, (first % taps / kernel_width, first % kernel_width));
+        // What the panel lacks stays zero.
+        let mut rows = [[S::default(); MAX_COLUMNS]; 2];
+        for steps in panel.chunks_exact_mut(width).take(steps.len()) {
+            for row in rows.iter_mut().take(S::PER_STEP) {
+                for run in &runs {
+                    let numbers = &mut row[run.start..run.start + run.length];
+                    match channel < channels {
+                        true => self.read(run, channel, tap, numbers),
+                        // The second half of the last step.
+                        false => numbers.fill(S::default()),
+                    }
+                }
+                // Counted up: a division for each would take longer than the copying.
+                tap.1 += 1;
+                if tap.1 == kernel_width {
+                    tap = (tap.0 + 1, 0);
+                }
+                if tap.0 == kernel_height {
+                    (channel, tap.0) = (channel + 1, 0);
+                }
             }
-            numbers[count..].fill(0.0);
-            // Counted up: a division for each would take longer than the copying.
-            tap.1 += 1;
-            if tap.1 == self.kernel_width {
-                tap = (tap.0 + 1, 0);
-            }
-            if tap.0 == self.kernel_height {
-                (channel, tap.0) = (channel + 1, 0);
-            }
+            S::join(&rows[0][..width], &rows[1][..width], steps);
         }
     }
 
     fn place(&self, feature: usize, item: usize) -> usize {
-        (item / self.out_pixels * self.out_channels + feature) * self.out_pixels + item % self.out_pixels
-    }
-
-    fn stride(&self) -> usize {
-        self.out_pixels
+        let (picture, pixel) = (item / self.out_pixels, item % self.out_pixels);
+        (picture * self.geometry.out_channels + feature) * self.out_pixels + pixel
     }
 
     fn adjoin(&self, items: &Range<usize>) -> bool {

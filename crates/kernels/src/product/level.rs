@@ -3,7 +3,7 @@ use std::sync::OnceLock;
 
 use candle_core::Result;
 
-/// Names the instructions to use at most: `portable`, `avx2` or `avx512`.
+/// Names the instructions to use at most: `portable`, `avx2`, `avx512` or `avx512bf16`.
 const VARIABLE: &str = "CANDLE_DIFFUSERS_CPU";
 
 /// The instructions that products on the CPU are computed with. A greater level is faster.
@@ -18,14 +18,16 @@ pub enum Level {
     Avx2,
     /// 512-bit vectors (x86-64).
     Avx512,
+    /// The same with dot products of bfloat16.
+    Avx512Bf16,
 }
 
 impl Level {
     /// All levels, the slowest first.
-    pub const ALL: [Self; 3] = [Self::Portable, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
 
     /// The level in use: the greatest that the processor has, or a lower one that the environment variable `CANDLE_DIFFUSERS_CPU`
-    /// names (`portable`, `avx2`, `avx512`). It is read once.
+    /// names (`portable`, `avx2`, `avx512`, `avx512bf16`). It is read once.
     ///
     /// # Errors
     /// When the variable names no level.
@@ -41,9 +43,9 @@ impl Level {
     /// The greatest level that the processor has, up to the one that is named.
     fn greatest(limit: Option<&str>) -> std::result::Result<Self, String> {
         let limit = match limit {
-            None | Some("") => Self::Avx512,
+            None | Some("") => Self::Avx512Bf16,
             Some(name) => Self::ALL.into_iter().find(|level| level.name() == name).ok_or_else(|| {
-                format!("the environment variable {VARIABLE} is {name:?}; it can be portable, avx2 or avx512")
+                format!("the environment variable {VARIABLE} is {name:?}; it can be portable, avx2, avx512 or avx512bf16")
             })?,
         };
         let available = Self::ALL.into_iter().filter(|level| *level <= limit && level.is_available());
@@ -58,8 +60,10 @@ impl Level {
             Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => is_x86_feature_detected!("avx512f"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16"),
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2 | Self::Avx512 => false,
+            Self::Avx2 | Self::Avx512 | Self::Avx512Bf16 => false,
         }
     }
 
@@ -69,6 +73,7 @@ impl Level {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512bf16",
         }
     }
 }
@@ -81,7 +86,7 @@ mod tests {
     fn the_variable_names_the_greatest_level() {
         assert_eq!(Level::greatest(Some("portable")), Ok(Level::Portable));
         assert!(Level::greatest(Some("avx2")).unwrap() <= Level::Avx2);
-        assert_eq!(Level::greatest(None), Level::greatest(Some("avx512")));
+        assert_eq!(Level::greatest(None), Level::greatest(Some("avx512bf16")));
         assert_eq!(Level::greatest(None), Level::greatest(Some("")));
         let problem = Level::greatest(Some("sse9")).unwrap_err();
         assert!(problem.contains("CANDLE_DIFFUSERS_CPU is \"sse9\"; it can be portable"), "{problem}");

@@ -1,58 +1,73 @@
 use std::ops::Range;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Result, Tensor};
+use half::{bf16, f16};
 
-use super::multiply::{Activations, multiply};
-use super::packed::{PackedWeight, Side};
-use super::panels::transpose_rows;
-use super::{bias_values, with_values};
+use super::microkernel::Microkernel;
+use super::multiply::{Activations, Factor, multiply};
+use super::packed::{Numbers, PackedWeight, Side};
+use super::panels::{Element, Source, transpose_rows};
+use super::weight_panels::{Stored, WeightPanels};
+use super::{Float, bias_values, to_tensor, with_values};
 
 pub(super) fn linear(x: &Tensor, weight: &PackedWeight, bias: Option<&Tensor>) -> Result<Tensor> {
-    let mut shape = x.dims().to_vec();
+    let shape = x.dims();
     if weight.side() != Side::Right || shape.len() < 2 || shape.last() != Some(&weight.depth()) {
         candle_core::bail!("linear: the weight is {:?}, but the input is {shape:?}", weight.shape().dims());
     }
-    let (depth, features) = (weight.depth(), weight.features());
-    let bias = bias_values("linear", x, bias, features)?;
-    shape.pop();
-    let items = shape.iter().product::<usize>();
+    let bias = bias_values("linear", x, weight, bias)?;
+    let bias = bias.as_deref();
+    match weight.numbers() {
+        Numbers::F32(kernel, panels) => compute::<f32, _, _>(x, kernel, panels, bias),
+        Numbers::F16(kernel, panels) => compute::<f16, _, _>(x, kernel, panels, bias),
+        Numbers::Bf16(kernel, panels) => compute::<bf16, _, _>(x, kernel, panels, bias),
+        Numbers::Bf16Pairs(kernel, panels) => compute::<bf16, _, _>(x, kernel, panels, bias),
+    }
+}
+
+fn compute<S: Float + Source<E>, E: Element, T: Stored<E>>(
+    x: &Tensor,
+    kernel: &Microkernel<E>,
+    panels: &WeightPanels<T>,
+    bias: Option<&[f32]>,
+) -> Result<Tensor> {
+    let mut shape = x.dims().to_vec();
+    let depth = shape.pop().unwrap_or_default();
+    let (items, features) = (shape.iter().product::<usize>(), panels.features());
     shape.push(features);
-    let mut output = vec![0f32; items * features];
-    with_values(&x.to_dtype(DType::F32)?, |values| {
-        multiply(weight, &Rows { values, items, depth, features }, bias.as_deref(), &mut output);
+    let mut output = vec![S::default(); items * features];
+    with_values(x, |values: &[S]| {
+        let rows = Rows { values, items, depth, features };
+        multiply(&Factor { kernel, side: Side::Right, panels, bias }, &rows, &mut output);
         Ok(())
     })?;
-    Tensor::from_vec(output, shape, &Device::Cpu)?.to_dtype(x.dtype())
+    Ok(to_tensor(output, &shape))
 }
 
 /// The rows of a matrix `(items, depth)`; the output is `(items, features)`.
-struct Rows<'a> {
-    values: &'a [f32],
+struct Rows<'a, S> {
+    values: &'a [S],
     items: usize,
     depth: usize,
     features: usize,
 }
 
-impl Activations for Rows<'_> {
+impl<S: Source<E>, E: Element> Activations<E> for Rows<'_, S> {
     fn items(&self) -> usize {
         self.items
     }
 
-    fn pack(&self, items: Range<usize>, depths: Range<usize>, width: usize, panel: &mut [f32]) {
-        let length = depths.len();
+    fn pack(&self, items: Range<usize>, steps: Range<usize>, width: usize, panel: &mut [E]) {
+        let depths = steps.start * S::PER_STEP..self.depth.min(steps.end * S::PER_STEP);
         let rows = items.map(|item| &self.values[item * self.depth..][depths.clone()]);
-        transpose_rows(rows, width, length, panel);
+        transpose_rows(rows, width, steps.len(), panel);
     }
 
     fn place(&self, feature: usize, item: usize) -> usize {
         item * self.features + feature
     }
 
-    fn stride(&self) -> usize {
-        self.features
-    }
-
     fn adjoin(&self, _: &Range<usize>) -> bool {
-        true
+        false
     }
 }

@@ -1,35 +1,36 @@
+use super::level::Level;
+use super::panels::{Element, Pair};
+use super::portable;
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512};
-use super::{level::Level, portable};
+use super::{avx2, avx512, avx512bf16};
 
-/// The most numbers that a tile has at any level.
-pub(super) const MAX_TILE: usize = 12 * 32;
+/// The most columns that a tile has at any level.
+pub(super) const MAX_COLUMNS: usize = 32;
 
 /// The innermost piece of a product: a tile of `rows` by `columns` sums that stays in registers.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Microkernel {
+pub(super) struct Microkernel<E = f32> {
     /// The width of a panel of the left factor.
     pub(super) rows: usize,
     /// The width of a panel of the right factor.
     pub(super) columns: usize,
-    add_product: AddProduct,
+    add_product: AddProduct<E>,
 }
 
-/// `sums[row * stride + column] += sum over k < depth of left[k * rows + row] * right[k * columns + column]`, summed from k = 0 on
+/// `sums[row * columns + column] += sum over k < steps of left[k * rows + row] * right[k * columns + column]`, summed from k = 0 on
 /// before it is added: so a sum's bits depend on nothing but its own factors.
 ///
 /// # Safety
-/// `left` must be valid for reads of `depth * rows` numbers and `right` of `depth * columns`; `sums` must be valid for reads and
-/// writes of `columns` numbers from each of `row * stride`, which nothing else uses meanwhile. The processor must have the level.
-pub(super) type AddProduct =
-    unsafe fn(depth: usize, left: *const f32, right: *const f32, sums: *mut f32, stride: usize);
+/// `left` must be valid for reads of `steps * rows` elements and `right` of `steps * columns`; `sums` must be valid for reads and
+/// writes of `rows * columns` numbers, which nothing else uses meanwhile. The processor must have the level.
+pub(super) type AddProduct<E> = unsafe fn(steps: usize, left: *const E, right: *const E, sums: *mut f32);
 
-impl Microkernel {
+impl Microkernel<f32> {
     /// The one for a level; the portable one where the processor does not have it.
     pub(super) fn new(level: Level) -> Self {
         match level {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 if level.is_available() => {
+            Level::Avx512 | Level::Avx512Bf16 if level.is_available() => {
                 Self { rows: avx512::ROWS, columns: avx512::COLUMNS, add_product: avx512::add_product }
             }
             #[cfg(target_arch = "x86_64")]
@@ -41,16 +42,31 @@ impl Microkernel {
             }
         }
     }
+}
 
-    /// Adds the product of two panels of equal depth to the tile whose first number `sums` points to.
-    ///
-    /// # Safety
-    /// `sums` must be valid for reads and writes of `columns` numbers from each of `row * stride`, which nothing else uses meanwhile.
-    pub(super) unsafe fn add_product(&self, left: &[f32], right: &[f32], sums: *mut f32, stride: usize) {
-        let depth = left.len() / self.rows;
-        assert!(left.len() == depth * self.rows && right.len() == depth * self.columns);
-        // SAFETY: the panels are as long as the line above says, `sums` is the caller's promise, and `new` has asked whether the
-        // processor has the level.
-        unsafe { (self.add_product)(depth, left.as_ptr(), right.as_ptr(), sums, stride) }
+impl Microkernel<Pair> {
+    /// The one for levels that multiply bfloat16.
+    pub(super) fn of_pairs(level: Level) -> Option<Self> {
+        match level {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 if level.is_available() => Some(Self {
+                rows: avx512bf16::ROWS,
+                columns: avx512bf16::COLUMNS,
+                add_product: avx512bf16::add_product,
+            }),
+            _ => None,
+        }
+    }
+}
+
+impl<E: Element> Microkernel<E> {
+    /// Adds the product of two panels of equal depth to a tile, `rows * columns` sums row by row.
+    pub(super) fn add_product(&self, left: &[E], right: &[E], tile: &mut [f32]) {
+        let steps = left.len() / self.rows;
+        assert!(left.len() == steps * self.rows && right.len() == steps * self.columns);
+        assert!(tile.len() == self.rows * self.columns);
+        // SAFETY: the panels and the tile are as long as the lines above say, and whoever made this has asked whether the processor has the
+        // level.
+        unsafe { (self.add_product)(steps, left.as_ptr(), right.as_ptr(), tile.as_mut_ptr()) }
     }
 }

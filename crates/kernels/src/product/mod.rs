@@ -4,6 +4,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512bf16;
 mod conv2d;
 mod level;
 mod linear;
@@ -14,36 +16,66 @@ mod panels;
 mod portable;
 #[cfg(test)]
 mod tests;
+mod weight_panels;
 
-use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor};
+use candle_core::op::BackpropOp;
+use candle_core::{DType, Result, Storage, Tensor, WithDType};
+use half::{bf16, f16};
+
+use panels::Element;
 
 pub use level::Level;
 pub use packed::PackedWeight;
 
-/// Whether these products compute what the tensors ask for: on the CPU, in floats of at most 32 bits, and with nothing to
+/// Whether these products compute what the tensors ask for: on the CPU, in one dtype of at most 32 bits, and with nothing to
 /// differentiate.
 pub(crate) fn computes(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> bool {
-    PackedWeight::takes(x, bias) && matches!(weight.device(), Device::Cpu) && !weight.track_op()
+    let fits =
+        |tensor: &Tensor| tensor.device().is_cpu() && tensor.dtype() == weight.dtype() && !tensor.track_op();
+    PackedWeight::packs(weight) && fits(weight) && fits(x) && bias.is_none_or(fits)
 }
 
-/// Fails unless the input is one that [`PackedWeight::takes`], and the bias one number for each of `features` in the dtype of `x`; gives the
+/// The dtypes of products.
+trait Float: Element + WithDType {
+    /// The nearest number.
+    fn of(value: f32) -> Self;
+
+    /// The nearest numbers.
+    fn of_all(values: &[f32], to: &mut [Self]) {
+        to.iter_mut().zip(values).for_each(|(to, value)| *to = Self::of(*value));
+    }
+}
+
+impl Float for f32 {
+    fn of(value: f32) -> Self {
+        value
+    }
+}
+
+impl Float for f16 {
+    fn of(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+}
+
+impl Float for bf16 {
+    fn of(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+}
+
+/// Fails unless the input is one that the weight [`takes`](PackedWeight::takes), and the bias one number for each of its features; gives the
 /// bias's numbers.
 fn bias_values(
     operation: &str,
     x: &Tensor,
+    weight: &PackedWeight,
     bias: Option<&Tensor>,
-    features: usize,
 ) -> Result<Option<Vec<f32>>> {
-    if !PackedWeight::takes(x, bias) {
-        candle_core::bail!(
-            "{operation}: a packed weight takes float32 or half precision on the CPU, without variables; the input is {} on {:?}{}",
-            x.dtype().as_str(),
-            x.device().location(),
-            if x.track_op() { " and depends on a variable" } else { "" }
-        );
-    }
-    let Some(bias) = bias else { return Ok(None) };
-    if bias.dims() != [features] || bias.dtype() != x.dtype() {
+    let features = weight.shape().dims()[0];
+    if let Some(bias) = bias
+        && (bias.dims() != [features] || bias.dtype() != x.dtype())
+    {
         candle_core::bail!(
             "{operation}: the bias is {:?} of {}, expected [{features}] of {}",
             bias.dims(),
@@ -51,22 +83,33 @@ fn bias_values(
             x.dtype().as_str()
         );
     }
-    Ok(Some(bias.to_dtype(DType::F32)?.to_vec1()?))
+    if !weight.takes(x, bias) {
+        candle_core::bail!(
+            "{operation}: a packed weight takes its own dtype, {}, on the CPU, without variables; the input is {} on {:?}{}",
+            weight.dtype().as_str(),
+            x.dtype().as_str(),
+            x.device().location(),
+            if x.track_op() { " and depends on a variable" } else { "" }
+        );
+    }
+    bias.map(|bias| bias.to_dtype(DType::F32)?.to_vec1()).transpose()
 }
 
-/// Calls `function` with the numbers of a float32 tensor on the CPU, in the order of its dimensions.
-fn with_values<T>(tensor: &Tensor, function: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
+/// Calls `function` with the numbers of a tensor on the CPU, in the order of its dimensions.
+fn with_values<S: Float, T>(tensor: &Tensor, function: impl FnOnce(&[S]) -> Result<T>) -> Result<T> {
     let tensor = tensor.contiguous()?;
     let (storage, layout) = tensor.storage_and_layout();
-    let Storage::Cpu(CpuStorage::F32(values)) = &*storage else {
-        candle_core::bail!(
-            "expected float32 on the CPU, found {:?} on {:?}",
-            tensor.dtype(),
-            tensor.device().location()
-        );
+    let Storage::Cpu(storage) = &*storage else {
+        candle_core::bail!("expected a tensor on the CPU, found one on {:?}", tensor.device().location());
     };
     let Some((start, end)) = layout.contiguous_offsets() else {
         candle_core::bail!("{:?} is not contiguous", layout.shape());
     };
-    function(&values[start..end])
+    function(&storage.as_slice::<S>()?[start..end])
+}
+
+/// A tensor on the CPU of as many numbers as the shape has.
+fn to_tensor<S: Float>(values: Vec<S>, shape: &[usize]) -> Tensor {
+    let storage = Storage::Cpu(S::to_cpu_storage_owned(values));
+    Tensor::from_storage(storage, shape, BackpropOp::none(), false)
 }

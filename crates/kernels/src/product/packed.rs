@@ -1,21 +1,20 @@
-use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::op::BackpropOp;
-use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor};
-use rayon::prelude::*;
+use candle_core::{DType, Device, Result, Shape, Tensor};
+use half::{bf16, f16};
 
 use super::level::Level;
 use super::microkernel::Microkernel;
-use super::panels::{AlignedBuffer, DEPTH, transpose_rows};
-use super::with_values;
+use super::panels::{Element, Pair};
+use super::weight_panels::{Unpacked, WeightPanels};
+use super::{Float, to_tensor, with_values};
 use crate::Conv2dParams;
 
 /// A weight of [`linear`](crate::linear()) or [`conv2d`](crate::conv2d()) in the order in which the processor's products read it:
 /// packed once, it is multiplied with many inputs.
 ///
-/// It is held in float32 on the CPU, takes the memory of the plain weight in float32 (rounded up by a few features), and has no gradient. Clones
-/// share it.
+/// It is on the CPU, keeps its dtype (float32, float16 or bfloat16), takes the memory of the plain weight (rounded up by a few features), and
+/// has no gradient. Clones share it.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -39,11 +38,19 @@ pub struct PackedWeight {
 #[derive(Debug)]
 struct Inner {
     shape: Shape,
-    kernel: Microkernel,
     side: Side,
-    features: usize,
     depth: usize,
-    values: AlignedBuffer,
+    numbers: Numbers,
+}
+
+/// The numbers of a weight, with what multiplies them.
+#[derive(Debug)]
+pub(super) enum Numbers {
+    F32(Microkernel<f32>, WeightPanels<f32>),
+    F16(Microkernel<f32>, WeightPanels<f16>),
+    /// For processors that multiply no bfloat16.
+    Bf16(Microkernel<f32>, WeightPanels<bf16>),
+    Bf16Pairs(Microkernel<Pair>, WeightPanels<Pair>),
 }
 
 /// Which factor of a product the weight is.
@@ -57,17 +64,15 @@ pub(super) enum Side {
 
 impl PackedWeight {
     /// Packs `(out_features, in_features)` for [`linear`](Self::linear), or `(out_channels, in_channels, kernel_height, kernel_width)` for
-    /// [`conv2d`](Self::conv2d). A weight of another dtype
-    /// is converted to float32.
+    /// [`conv2d`](Self::conv2d).
     ///
     /// # Errors
-    /// When the weight is of another rank or not on the CPU, or when `CANDLE_DIFFUSERS_CPU` names no [`Level`].
+    /// When the weight is of another rank or dtype or not on the CPU, or when `CANDLE_DIFFUSERS_CPU` names no [`Level`].
     pub fn pack(weight: &Tensor) -> Result<Self> {
         Self::pack_at(Level::current()?, weight)
     }
 
     pub(super) fn pack_at(level: Level, weight: &Tensor) -> Result<Self> {
-        let kernel = Microkernel::new(level);
         let (side, depth) = match *weight.dims() {
             [_, in_features] => (Side::Right, in_features),
             [_, in_channels, height, width] => (Side::Left, in_channels * height * width),
@@ -75,57 +80,69 @@ impl PackedWeight {
                 candle_core::bail!("a weight has 2 dimensions (linear) or 4 (conv2d), this one is {dims:?}")
             }
         };
-        if !matches!(weight.device(), Device::Cpu) {
+        if !Self::packs(weight) {
             candle_core::bail!(
-                "weights are packed on the CPU, this one is on {:?}",
+                "weights are packed in float32, float16 or bfloat16 on the CPU, this one is {} on {:?}",
+                weight.dtype().as_str(),
                 weight.device().location()
             );
         }
-        let features = weight.dims()[0];
-        let width = match side {
-            Side::Left => kernel.rows,
-            Side::Right => kernel.columns,
+        let kernel = Microkernel::new(level);
+        let numbers = match (weight.dtype(), Microkernel::of_pairs(level)) {
+            (DType::BF16, Some(pairs)) => {
+                Numbers::Bf16Pairs(pairs, pack_panels::<bf16, _, _>(weight, side, depth, &pairs)?)
+            }
+            (DType::BF16, None) => {
+                Numbers::Bf16(kernel, pack_panels::<bf16, _, _>(weight, side, depth, &kernel)?)
+            }
+            (DType::F16, _) => Numbers::F16(kernel, pack_panels::<f16, _, _>(weight, side, depth, &kernel)?),
+            _ => Numbers::F32(kernel, pack_panels::<f32, _, _>(weight, side, depth, &kernel)?),
         };
-        let pack = |values: &[f32]| Ok(pack_rows(values, features, depth, width));
-        let values = with_values(&weight.to_dtype(DType::F32)?, pack)?;
-        let inner = Inner { shape: weight.shape().clone(), kernel, side, features, depth, values };
+        let inner = Inner { shape: weight.shape().clone(), side, depth, numbers };
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Whether products with a packed weight compute what is asked for: `x` and `bias` are on the CPU, `x` is of float32 or half precision, and
-    /// neither is a variable or depends on one (products with a packed weight record nothing for a backward).
-    pub fn takes(x: &Tensor, bias: Option<&Tensor>) -> bool {
-        let is_float = matches!(x.dtype(), DType::F32 | DType::F16 | DType::BF16);
-        let fits = |tensor: &Tensor| matches!(tensor.device(), Device::Cpu) && !tensor.track_op();
-        is_float && fits(x) && bias.is_none_or(fits)
+    /// Whether a weight is one that can be packed: on the CPU, in float32, float16 or bfloat16.
+    pub fn packs(weight: &Tensor) -> bool {
+        matches!(weight.device(), Device::Cpu)
+            && matches!(weight.dtype(), DType::F32 | DType::F16 | DType::BF16)
     }
 
-    /// The plain weight again, number for number, in float32 on the CPU.
+    /// Whether products with this weight compute what is asked for: `x` and `bias` are on the CPU, of the weight's dtype, and
+    /// neither is a variable or depends on one (products with a packed weight record nothing for a backward).
+    pub fn takes(&self, x: &Tensor, bias: Option<&Tensor>) -> bool {
+        let fits = |tensor: &Tensor| {
+            matches!(tensor.device(), Device::Cpu) && tensor.dtype() == self.dtype() && !tensor.track_op()
+        };
+        fits(x) && bias.is_none_or(fits)
+    }
+
+    /// The plain weight again, number for number, on the CPU.
     pub fn unpack(&self) -> Tensor {
-        let Inner { features, depth, .. } = *self.inner;
-        let width = self.panel_width();
-        let mut values = vec![0f32; features * depth];
-        if depth > 0 {
-            values.par_chunks_mut(width * depth).enumerate().for_each(|(index, rows)| {
-                for depths in depth_blocks(0..depth) {
-                    let panel = self.panel(index, &depths);
-                    for (row, values) in rows.chunks_exact_mut(depth).enumerate() {
-                        let column = panel.chunks_exact(width).map(|numbers| numbers[row]);
-                        values[depths.clone()]
-                            .iter_mut()
-                            .zip(column)
-                            .for_each(|(value, number)| *value = number);
-                    }
-                }
-            });
+        match &self.inner.numbers {
+            Numbers::F32(_, panels) => self.unpacked::<f32, _>(panels),
+            Numbers::F16(_, panels) => self.unpacked::<f16, _>(panels),
+            Numbers::Bf16(_, panels) => self.unpacked::<bf16, _>(panels),
+            Numbers::Bf16Pairs(_, panels) => self.unpacked::<bf16, _>(panels),
         }
-        let storage = Storage::Cpu(CpuStorage::F32(values));
-        Tensor::from_storage(storage, self.shape().clone(), BackpropOp::none(), false)
+    }
+
+    fn unpacked<S: Float + Unpacked<T>, T: Element>(&self, panels: &WeightPanels<T>) -> Tensor {
+        to_tensor(panels.unpack::<S>(self.inner.depth), self.shape().dims())
     }
 
     /// The shape of the plain weight.
     pub fn shape(&self) -> &Shape {
         &self.inner.shape
+    }
+
+    /// The dtype of the plain weight.
+    pub fn dtype(&self) -> DType {
+        match self.inner.numbers {
+            Numbers::F32(..) => DType::F32,
+            Numbers::F16(..) => DType::F16,
+            Numbers::Bf16(..) | Numbers::Bf16Pairs(..) => DType::BF16,
+        }
     }
 
     /// [`linear`](crate::linear()) with this weight.
@@ -144,57 +161,28 @@ impl PackedWeight {
         super::conv2d::conv2d(x, self, bias, params)
     }
 
-    pub(super) fn kernel(&self) -> Microkernel {
-        self.inner.kernel
+    pub(super) fn numbers(&self) -> &Numbers {
+        &self.inner.numbers
     }
 
     pub(super) fn side(&self) -> Side {
         self.inner.side
     }
 
-    pub(super) fn features(&self) -> usize {
-        self.inner.features
-    }
-
     pub(super) fn depth(&self) -> usize {
         self.inner.depth
     }
-
-    /// How many features a panel has.
-    pub(super) fn panel_width(&self) -> usize {
-        match self.inner.side {
-            Side::Left => self.inner.kernel.rows,
-            Side::Right => self.inner.kernel.columns,
-        }
-    }
-
-    /// The panel of features that begins at `index * panel_width`, in one of the [`depth_blocks`].
-    pub(super) fn panel(&self, index: usize, depths: &Range<usize>) -> &[f32] {
-        let width = self.panel_width();
-        let padded_features = self.inner.features.next_multiple_of(width);
-        let start = depths.start * padded_features + index * width * depths.len();
-        &self.inner.values.values()[start..start + width * depths.len()]
-    }
 }
 
-/// A piece of the depth, which begins at a multiple of [`DEPTH`], in blocks of [`DEPTH`], the last of which may be less.
-pub(super) fn depth_blocks(depths: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    depths.clone().step_by(DEPTH).map(move |start| start..depths.end.min(start + DEPTH))
-}
-
-/// `features` rows of `depth` numbers as panels of `width` features: those of one depth block beside each other.
-fn pack_rows(values: &[f32], features: usize, depth: usize, width: usize) -> AlignedBuffer {
-    let padded_features = features.next_multiple_of(width);
-    let mut packed = AlignedBuffer::zeros(padded_features * depth);
-    let blocks =
-        packed.values_mut()[..padded_features * depth].par_chunks_mut((padded_features * DEPTH).max(1));
-    blocks.enumerate().for_each(|(block, panels)| {
-        let depths = block * DEPTH..depth.min((block + 1) * DEPTH);
-        panels.par_chunks_mut(width * depths.len()).enumerate().for_each(|(index, panel)| {
-            let rows = index * width..features.min((index + 1) * width);
-            let rows = rows.map(|row| &values[row * depth..][depths.clone()]);
-            transpose_rows(rows, width, depths.len(), panel);
-        });
-    });
-    packed
+fn pack_panels<S: Float + Unpacked<T>, T: Element, E: Element>(
+    weight: &Tensor,
+    side: Side,
+    depth: usize,
+    kernel: &Microkernel<E>,
+) -> Result<WeightPanels<T>> {
+    let width = match side {
+        Side::Left => kernel.rows,
+        Side::Right => kernel.columns,
+    };
+    with_values(weight, |values: &[S]| Ok(WeightPanels::pack(values, weight.dims()[0], depth, width)))
 }

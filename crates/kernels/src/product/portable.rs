@@ -7,13 +7,7 @@ pub(super) const COLUMNS: usize = 8;
 ///
 /// # Safety
 /// As said there.
-pub(super) unsafe fn add_product(
-    depth: usize,
-    left: *const f32,
-    right: *const f32,
-    sums: *mut f32,
-    stride: usize,
-) {
+pub(super) unsafe fn add_product(depth: usize, left: *const f32, right: *const f32, sums: *mut f32) {
     // SAFETY: the caller promises these lengths.
     let (left, right) = unsafe {
         (std::slice::from_raw_parts(left, depth * ROWS), std::slice::from_raw_parts(right, depth * COLUMNS))
@@ -30,7 +24,7 @@ pub(super) unsafe fn add_product(
     }
     for (row, values) in tile.iter().enumerate() {
         // SAFETY: the caller promises that this row of the tile is there and ours.
-        let sums = unsafe { std::slice::from_raw_parts_mut(sums.add(row * stride), COLUMNS) };
+        let sums = unsafe { std::slice::from_raw_parts_mut(sums.add(row * COLUMNS), COLUMNS) };
         sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
     }
 }

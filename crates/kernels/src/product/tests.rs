@@ -229,14 +229,42 @@ fn nothing_to_sum_and_nothing_to_write() -> Result<()> {
 fn half_precision_is_summed_in_float32_and_rounded_once() -> Result<()> {
     for level in levels() {
         for dtype in [DType::F16, DType::BF16] {
-            let (x, weight) =
-                (numbers(&[5, 700], 1).to_dtype(dtype)?, numbers(&[9, 700], 2).to_dtype(dtype)?);
-            let bias = numbers(&[9], 3).to_dtype(dtype)?;
-            let packed = PackedWeight::pack_at(level, &weight)?;
-            let float = packed.linear(&x.to_dtype(DType::F32)?, Some(&bias.to_dtype(DType::F32)?))?;
-            let half = packed.linear(&x, Some(&bias))?;
-            assert_eq!(half.dtype(), dtype);
-            assert_eq!(values(&half), values(&float.to_dtype(dtype)?));
+            // Half of a unit in the last place, and what float32 sums may differ by.
+            let round = if dtype == DType::F16 { 2f64.powi(-11) } else { 2f64.powi(-8) };
+            for (rows, depth, features) in
+                [(1, 1, 1), (5, 700, 9), (33, 2 * DEPTH + 1, 65), (13, 5 * DEPTH + 3, 31)]
+            {
+                let (x, weight) = (
+                    numbers(&[rows, depth], 1).to_dtype(dtype)?,
+                    numbers(&[features, depth], 2).to_dtype(dtype)?,
+                );
+                let bias = numbers(&[features], 3).to_dtype(dtype)?;
+                let packed = PackedWeight::pack_at(level, &weight)?;
+                assert_eq!((packed.dtype(), packed.unpack().dtype()), (dtype, dtype));
+                assert_eq!(values(&packed.unpack()), values(&weight));
+                let half = packed.linear(&x, Some(&bias))?;
+                assert_eq!(half.dtype(), dtype);
+                for (found, (sum, scale)) in values(&half).iter().zip(plain_linear(&x, &weight, Some(&bias)))
+                {
+                    let bound = BOUND * scale + round * sum.abs() * 1.01 + 1e-7;
+                    assert!((found - sum).abs() <= bound, "{level:?}, {dtype:?}: {found} and {sum}");
+                }
+            }
+            for (channels, out_channels, side, stride) in
+                [(1, 1, 1, 1), (3, 17, 9, 1), (35, 13, 7, 2), (120, 33, 6, 1)]
+            {
+                let x = numbers(&[2, channels, side, side + 1], 4).to_dtype(dtype)?;
+                let weight = numbers(&[out_channels, channels, 3, 3], 5).to_dtype(dtype)?;
+                let params = Conv2dParams { stride, padding: 1 };
+                let packed = PackedWeight::pack_at(level, &weight)?;
+                assert_eq!(values(&packed.unpack()), values(&weight));
+                let half = packed.conv2d(&x, None, params)?;
+                for (found, (sum, scale)) in values(&half).iter().zip(plain_conv2d(&x, &weight, None, params))
+                {
+                    let bound = BOUND * scale + round * sum.abs() * 1.01 + 1e-7;
+                    assert!((found - sum).abs() <= bound, "{level:?}, {dtype:?}: {found} and {sum}");
+                }
+            }
         }
     }
     Ok(())
@@ -266,6 +294,8 @@ fn misuse_is_an_error_with_both_shapes() -> Result<()> {
         let problem = result.unwrap_err().to_string();
         assert!(problem.contains(expected), "{problem}");
     }
+    let problem = linear.linear(&numbers(&[2, 4], 1).to_dtype(DType::BF16)?, None).unwrap_err().to_string();
+    assert!(problem.contains("its own dtype, f32") && problem.contains("the input is bf16"), "{problem}");
     let problem = PackedWeight::pack(&numbers(&[3], 1)).unwrap_err().to_string();
     assert!(problem.contains("this one is [3]"), "{problem}");
     Ok(())

@@ -41,7 +41,7 @@ impl Weight {
     pub(super) fn dtype(&self) -> DType {
         match self.form() {
             Form::Plain(plain) => plain.dtype(),
-            Form::Packed(_) => DType::F32,
+            Form::Packed(packed) => packed.dtype(),
         }
     }
 
@@ -53,13 +53,13 @@ impl Weight {
     }
 
     /// The packed weight, which is the weight's form from now on; none where a weight is of use in its plain form only: where it is
-    /// trained, half precision (packed it would take twice the memory), or not on the CPU.
+    /// trained, in double precision, or not on the CPU.
     pub(super) fn packed(&self) -> Result<Option<PackedWeight>> {
         let plain = match self.form() {
             Form::Packed(packed) => return Ok(Some(packed)),
             Form::Plain(plain) => plain,
         };
-        if plain.track_op() || plain.dtype() != DType::F32 || !matches!(plain.device(), Device::Cpu) {
+        if plain.track_op() || !PackedWeight::packs(&plain) {
             return Ok(None);
         }
         // Not under the lock: another thread that packs at the same time does what is not needed, and no harm.

@@ -1,0 +1,140 @@
+use std::ops::Range;
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::panels::{AlignedBuffer, DEPTH, Element, Pair, Source, transpose_rows};
+
+/// A weight, `features` rows of `depth` numbers, as panels of `width` features: those of one depth block beside each other.
+#[derive(Debug)]
+pub(super) struct WeightPanels<T> {
+    features: usize,
+    /// The depth, in what `T` holds.
+    steps: usize,
+    width: usize,
+    buffer: AlignedBuffer,
+    element: std::marker::PhantomData<T>,
+}
+
+impl<T: Element> WeightPanels<T> {
+    /// Packs `features` rows of `depth` numbers.
+    pub(super) fn pack<S: Source<T>>(values: &[S], features: usize, depth: usize, width: usize) -> Self {
+        let padded_features = features.next_multiple_of(width);
+        let steps = depth.div_ceil(S::PER_STEP);
+        let mut buffer = AlignedBuffer::zeros::<T>(padded_features * steps);
+        let blocks =
+            buffer.values_mut()[..padded_features * steps].par_chunks_mut((padded_features * DEPTH).max(1));
+        blocks.enumerate().for_each(|(block, panels)| {
+            let block = block * DEPTH..steps.min((block + 1) * DEPTH);
+            let depths = block.start * S::PER_STEP..depth.min(block.end * S::PER_STEP);
+            panels.par_chunks_mut(width * block.len()).enumerate().for_each(|(index, panel)| {
+                let rows = index * width..features.min((index + 1) * width);
+                let rows = rows.map(|row| &values[row * depth..][depths.clone()]);
+                transpose_rows(rows, width, block.len(), panel);
+            });
+        });
+        Self { features, steps, width, buffer, element: std::marker::PhantomData }
+    }
+
+    /// The plain rows again.
+    pub(super) fn unpack<S: Unpacked<T>>(&self, depth: usize) -> Vec<S> {
+        let mut values = vec![S::default(); self.features * depth];
+        if depth > 0 {
+            values.par_chunks_mut(self.width * depth).enumerate().for_each(|(index, rows)| {
+                for steps in depth_blocks(0..self.steps) {
+                    let panel = self.panel(index, &steps);
+                    for (row, values) in rows.chunks_exact_mut(depth).enumerate() {
+                        let column = panel.chunks_exact(self.width).map(|numbers| numbers[row]);
+                        S::write(column, &mut values[steps.start * S::PER_STEP..]);
+                    }
+                }
+            });
+        }
+        values
+    }
+
+    pub(super) fn features(&self) -> usize {
+        self.features
+    }
+
+    /// How many steps deep it is.
+    pub(super) fn steps(&self) -> usize {
+        self.steps
+    }
+
+    /// How many features a panel has.
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
+
+    /// The panel of features that begins at `index * width`, in one of the [`depth_blocks`].
+    pub(super) fn panel(&self, index: usize, steps: &Range<usize>) -> &[T] {
+        let padded_features = self.features.next_multiple_of(self.width);
+        let start = steps.start * padded_features + index * self.width * steps.len();
+        &self.buffer.values()[start..start + self.width * steps.len()]
+    }
+}
+
+/// A piece of the depth, which begins at a multiple of [`DEPTH`], in blocks of [`DEPTH`], the last of which may be less.
+pub(super) fn depth_blocks(steps: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    steps.clone().step_by(DEPTH).map(move |start| start..steps.end.min(start + DEPTH))
+}
+
+/// What comes out of panels again.
+pub(super) trait Unpacked<T: Element>: Source<T> {
+    /// Writes what these steps hold, as far as there is room.
+    fn write(steps: impl Iterator<Item = T>, values: &mut [Self]);
+}
+
+macro_rules! unpacked_as_it_is {
+    ($($type:ty),*) => {
+        $(impl Unpacked<$type> for $type {
+            fn write(steps: impl Iterator<Item = $type>, values: &mut [Self]) {
+                values.iter_mut().zip(steps).for_each(|(value, step)| *value = step);
+            }
+        })*
+    };
+}
+
+unpacked_as_it_is!(f32, f16, bf16);
+
+impl Unpacked<Pair> for bf16 {
+    fn write(steps: impl Iterator<Item = Pair>, values: &mut [Self]) {
+        let halves = steps.flat_map(|Pair(pair)| [pair as u16, (pair >> 16) as u16]);
+        values.iter_mut().zip(halves).for_each(|(value, half)| *value = bf16::from_bits(half));
+    }
+}
+
+/// A weight's element, which products take as `E`.
+pub(super) trait Stored<E: Element>: Element {
+    /// The panel as products take it; `room` is for those that must be converted.
+    fn as_factor<'a>(panel: &'a [Self], room: &'a mut AlignedBuffer) -> &'a [E];
+}
+
+macro_rules! stored_as_factor {
+    ($($type:ty),*) => {
+        $(impl Stored<$type> for $type {
+            fn as_factor<'a>(panel: &'a [Self], _: &'a mut AlignedBuffer) -> &'a [$type] {
+                panel
+            }
+        })*
+    };
+}
+
+stored_as_factor!(f32, Pair);
+
+/// Half precision takes half the memory, and is made float32 a panel at a time, which is then multiplied several times.
+macro_rules! stored_in_half {
+    ($($type:ty),*) => {
+        $(impl Stored<f32> for $type {
+            fn as_factor<'a>(panel: &'a [Self], room: &'a mut AlignedBuffer) -> &'a [f32] {
+                let numbers = &mut room.reserve::<f32>(panel.len())[..panel.len()];
+                panel.convert_to_f32_slice(numbers);
+                numbers
+            }
+        })*
+    };
+}
+
+stored_in_half!(f16, bf16);
