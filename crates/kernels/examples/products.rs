@@ -1,10 +1,13 @@
-//! Times products at sizes that occur in Stable Diffusion 1.5: `products [REPETITIONS]` prints billions of operations a second.
-//! `CANDLE_DIFFUSERS_CPU` (portable, avx2, avx512) and `RAYON_NUM_THREADS` choose what with.
+//! Times products at sizes that occur in Stable Diffusion 1.5: `products [f32|f16|bf16] [REPETITIONS]` prints billions of operations a
+//! second, of the quickest and of the median repetition. `CANDLE_DIFFUSERS_CPU` (portable, avx2, avx512, avx512bf16) and `RAYON_NUM_THREADS` choose what with.
 
 use std::time::Instant;
 
-use candle_core::{Device, Result, Tensor};
-use candle_diffusers_kernels::{Conv2dParams, Level, PackedWeight};
+use candle_core::{DType, Device, Result, Tensor};
+use candle_diffusers_kernels::{Conv2dParams, Level, PackedWeight, PooledAllocator};
+
+#[global_allocator]
+static ALLOCATOR: PooledAllocator = PooledAllocator::new();
 
 /// Channels in and out, kernel, side of the picture, batch.
 const CONVOLUTIONS: [[usize; 5]; 10] = [
@@ -32,11 +35,18 @@ const LINEAR: [[usize; 3]; 7] = [
 ];
 
 fn main() -> Result<()> {
-    let repetitions = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(5);
-    println!("{}, {} threads", Level::current()?.name(), rayon::current_num_threads());
+    let dtype = match std::env::args().nth(1).as_deref() {
+        None | Some("f32") => DType::F32,
+        Some("f16") => DType::F16,
+        Some("bf16") => DType::BF16,
+        Some(other) => candle_core::bail!("{other:?} is not f32, f16 or bf16"),
+    };
+    let repetitions = std::env::args().nth(2).and_then(|text| text.parse().ok()).unwrap_or(5);
+    let random = |shape: &[usize]| Tensor::randn(0f32, 1.0, shape, &Device::Cpu)?.to_dtype(dtype);
+    println!("{}, {}, {} threads", Level::current()?.name(), dtype.as_str(), rayon::current_num_threads());
     for [inputs, outputs, kernel, side, batch] in CONVOLUTIONS {
-        let x = Tensor::randn(0f32, 1.0, (batch, inputs, side, side), &Device::Cpu)?;
-        let weight = Tensor::randn(0f32, 1.0, (outputs, inputs, kernel, kernel), &Device::Cpu)?;
+        let x = random(&[batch, inputs, side, side])?;
+        let weight = random(&[outputs, inputs, kernel, kernel])?;
         let (weight, params) =
             (PackedWeight::pack(&weight)?, Conv2dParams { stride: 1, padding: kernel / 2 });
         let operations = 2 * batch * inputs * outputs * (kernel * side).pow(2);
@@ -48,8 +58,8 @@ fn main() -> Result<()> {
         )?;
     }
     for [rows, inputs, outputs] in LINEAR {
-        let x = Tensor::randn(0f32, 1.0, (rows, inputs), &Device::Cpu)?;
-        let weight = PackedWeight::pack(&Tensor::randn(0f32, 1.0, (outputs, inputs), &Device::Cpu)?)?;
+        let x = random(&[rows, inputs])?;
+        let weight = PackedWeight::pack(&random(&[outputs, inputs])?)?;
         let operations = 2 * rows * inputs * outputs;
         time(&format!("linear, {rows} rows of {inputs} to {outputs}"), repetitions, operations, || {
             weight.linear(&x, None)
@@ -69,6 +79,7 @@ fn time(name: &str, repetitions: usize, operations: usize, run: impl Fn() -> Res
     }
     seconds.sort_by(f64::total_cmp);
     let median = seconds[seconds.len() / 2];
-    println!("{name:<40} {:8.2} ms {:7.1} GFLOP/s", median * 1e3, operations as f64 / median / 1e9);
+    let rate = |seconds: f64| operations as f64 / seconds / 1e9;
+    println!("{name:<40} {:8.2} ms {:7.1} {:7.1} GFLOP/s", median * 1e3, rate(seconds[0]), rate(median));
     Ok(())
 }

@@ -60,7 +60,7 @@ impl<S: Source<E>, E: Element> Activations<E> for Rows<'_, S> {
     fn pack(&self, items: Range<usize>, steps: Range<usize>, width: usize, panel: &mut [E]) {
         let depths = steps.start * S::PER_STEP..self.depth.min(steps.end * S::PER_STEP);
         let rows = items.map(|item| &self.values[item * self.depth..][depths.clone()]);
-        transpose_rows(rows, width, steps.len(), panel);
+        transpose_rows(rows, width, panel);
     }
 
     fn place(&self, feature: usize, item: usize) -> usize {

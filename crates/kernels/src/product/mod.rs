@@ -20,6 +20,7 @@ mod weight_panels;
 
 use candle_core::op::BackpropOp;
 use candle_core::{DType, Result, Storage, Tensor, WithDType};
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use panels::Element;
@@ -37,30 +38,25 @@ pub(crate) fn computes(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> bo
 
 /// The dtypes of products.
 trait Float: Element + WithDType {
-    /// The nearest number.
-    fn of(value: f32) -> Self;
-
-    /// The nearest numbers.
-    fn of_all(values: &[f32], to: &mut [Self]) {
-        to.iter_mut().zip(values).for_each(|(to, value)| *to = Self::of(*value));
-    }
+    /// Writes the nearest numbers.
+    fn round(values: &[f32], to: &mut [Self]);
 }
 
 impl Float for f32 {
-    fn of(value: f32) -> Self {
-        value
+    fn round(values: &[f32], to: &mut [Self]) {
+        to.copy_from_slice(values);
     }
 }
 
 impl Float for f16 {
-    fn of(value: f32) -> Self {
-        Self::from_f32(value)
+    fn round(values: &[f32], to: &mut [Self]) {
+        to.convert_from_f32_slice(values);
     }
 }
 
 impl Float for bf16 {
-    fn of(value: f32) -> Self {
-        Self::from_f32(value)
+    fn round(values: &[f32], to: &mut [Self]) {
+        to.convert_from_f32_slice(values);
     }
 }
 

@@ -181,43 +181,39 @@ impl<E: Element, T: Stored<E>, A: Activations<E>, O: Float> Product<'_, E, T, A,
         weight_panel * width..self.factor.panels.features().min((weight_panel + 1) * width)
     }
 
-    /// Writes a tile of sums, with the bias, to the output.
-    fn finish(&self, tile: &[f32], panel: usize, weight_panel: usize) {
+    /// Adds the bias to a tile of sums and writes them to the output.
+    fn finish(&self, tile: &mut [f32], panel: usize, weight_panel: usize) {
         let (items, features) = (self.items(panel), self.features(weight_panel));
-        let rows = tile.chunks_exact(self.factor.kernel.columns);
+        let rows = tile.chunks_exact_mut(self.factor.kernel.columns);
         let bias = self.factor.bias.map(|bias| &bias[features.clone()]);
         match self.factor.side {
             Side::Right => {
                 for (item, sums) in items.zip(rows) {
-                    // SAFETY: `compute` says that these results are of this task alone.
-                    let results = unsafe {
-                        self.output.part(self.activations.place(features.start, item), features.len())
-                    };
-                    match bias {
-                        Some(bias) => {
-                            let sums = sums.iter().zip(bias);
-                            results
-                                .iter_mut()
-                                .zip(sums)
-                                .for_each(|(to, (sum, bias))| *to = O::of(sum + bias));
-                        }
-                        None => O::of_all(&sums[..results.len()], results),
+                    let sums = &mut sums[..features.len()];
+                    if let Some(bias) = bias {
+                        sums.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);
                     }
+                    self.write(sums, self.activations.place(features.start, item));
                 }
             }
             Side::Left => {
                 let length = if self.activations.adjoin(&items) { items.len() } else { 1 };
                 for (row, (feature, sums)) in features.zip(rows).enumerate() {
-                    let bias = bias.map_or(0.0, |bias| bias[row]);
+                    let sums = &mut sums[..items.len()];
+                    if let Some(bias) = bias {
+                        sums.iter_mut().for_each(|sum| *sum += bias[row]);
+                    }
                     for (item, sums) in items.clone().step_by(length).zip(sums.chunks(length)) {
-                        // SAFETY: as above.
-                        let results =
-                            unsafe { self.output.part(self.activations.place(feature, item), length) };
-                        results.iter_mut().zip(sums).for_each(|(to, sum)| *to = O::of(sum + bias));
+                        self.write(sums, self.activations.place(feature, item));
                     }
                 }
             }
         }
+    }
+
+    fn write(&self, sums: &[f32], place: usize) {
+        // SAFETY: `compute` says that these results are of this task alone.
+        O::round(sums, unsafe { self.output.part(place, sums.len()) });
     }
 }
 

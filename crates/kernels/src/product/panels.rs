@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 /// Of the depth (the dimension that is summed over), how many steps a panel has: so that one panel of each factor fits into the first
@@ -21,6 +22,12 @@ pub(super) unsafe trait Element:
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[repr(transparent)]
 pub(super) struct Pair(pub(super) u32);
+
+impl Pair {
+    fn of(first: bf16, second: bf16) -> Self {
+        Self(u32::from(first.to_bits()) | u32::from(second.to_bits()) << 16)
+    }
+}
 
 // SAFETY: plain numbers of 2 and 4 bytes.
 unsafe impl Element for f32 {}
@@ -77,34 +84,35 @@ impl AlignedBuffer {
 /// Writes the transpose of up to `width` rows, which may be shorter than the panel is deep: step `k` of `row` comes to
 /// `k * width + row`. Missing rows are zeros.
 pub(super) fn transpose_rows<'a, S: Source<E>, E: Element>(
-    mut rows: impl Iterator<Item = &'a [S]>,
+    rows: impl Iterator<Item = &'a [S]> + Clone,
     width: usize,
-    steps: usize,
     panel: &mut [E],
 ) {
-    let mut row = 0;
-    while row < width {
-        let four = [rows.next(), rows.next(), rows.next(), rows.next()];
-        match four {
-            [Some(a), Some(b), Some(c), Some(d)] if row + 4 <= width => {
-                for (k, panel) in panel.chunks_exact_mut(width).take(steps).enumerate() {
-                    panel[row..row + 4].copy_from_slice(&[
-                        S::step(a, k),
-                        S::step(b, k),
-                        S::step(c, k),
-                        S::step(d, k),
-                    ]);
+    for (block, panel) in panel.chunks_mut(width * DEPTH).enumerate() {
+        let steps = panel.len() / width;
+        let mut rows = rows.clone();
+        let mut converted = [[E::default(); DEPTH]; 4];
+        for start in (0..width).step_by(4) {
+            let mut next = |room| {
+                let row = rows.next()?.get(block * DEPTH * S::PER_STEP..).unwrap_or(&[]);
+                Some(&S::steps(&row[..row.len().min(steps * S::PER_STEP)], room)[..steps])
+            };
+            let [a, b, c, d] = &mut converted;
+            match [next(a), next(b), next(c), next(d)] {
+                [Some(a), Some(b), Some(c), Some(d)] if start + 4 <= width => {
+                    for (k, panel) in panel.chunks_exact_mut(width).enumerate() {
+                        panel[start..start + 4].copy_from_slice(&[a[k], b[k], c[k], d[k]]);
+                    }
                 }
-            }
-            rows => {
-                for (row, values) in (row..width.min(row + 4)).zip(rows) {
-                    for (k, panel) in panel.chunks_exact_mut(width).take(steps).enumerate() {
-                        panel[row] = values.map_or(E::default(), |values| S::step(values, k));
+                rows => {
+                    for (row, values) in (start..width.min(start + 4)).zip(rows) {
+                        for (k, panel) in panel.chunks_exact_mut(width).enumerate() {
+                            panel[row] = values.map_or(E::default(), |values| values[k]);
+                        }
                     }
                 }
             }
         }
-        row += 4;
     }
 }
 
@@ -113,47 +121,64 @@ pub(super) trait Source<E: Element>: Element {
     /// How many numbers that follow each other in depth make one step of a panel.
     const PER_STEP: usize;
 
-    /// Step `k` of a row of numbers; zeros stand for those behind its end.
-    fn step(row: &[Self], k: usize) -> E;
+    /// The steps of a row of at most [`DEPTH`] of them: the row itself, or what is written to `room`. A zero stands for what the last one lacks.
+    fn steps<'a>(row: &'a [Self], room: &'a mut [E; DEPTH]) -> &'a [E];
 
     /// One step of many rows: their numbers at the step's first depth, and at its second where there is one.
     fn join(first: &[Self], second: &[Self], steps: &mut [E]);
 }
 
-/// Numbers that become other numbers one by one.
-macro_rules! one_by_one {
-    ($from:ty, $to:ty, $convert:expr) => {
-        impl Source<$to> for $from {
+macro_rules! as_it_is {
+    ($($type:ty),*) => {
+        $(impl Source<$type> for $type {
             const PER_STEP: usize = 1;
 
-            fn step(row: &[Self], k: usize) -> $to {
-                $convert(row[k])
+            fn steps<'a>(row: &'a [Self], _: &'a mut [Self; DEPTH]) -> &'a [Self] {
+                row
             }
 
-            fn join(first: &[Self], _: &[Self], steps: &mut [$to]) {
-                steps.iter_mut().zip(first).for_each(|(step, first)| *step = $convert(*first));
+            fn join(first: &[Self], _: &[Self], steps: &mut [Self]) {
+                steps.copy_from_slice(first);
             }
-        }
+        })*
     };
 }
 
-one_by_one!(f32, f32, std::convert::identity);
-one_by_one!(f16, f16, std::convert::identity);
-one_by_one!(bf16, bf16, std::convert::identity);
-one_by_one!(f16, f32, f16::to_f32);
-one_by_one!(bf16, f32, bf16::to_f32);
+as_it_is!(f32, f16, bf16);
+
+macro_rules! half_as_f32 {
+    ($($type:ty),*) => {
+        $(impl Source<f32> for $type {
+            const PER_STEP: usize = 1;
+
+            fn steps<'a>(row: &'a [Self], room: &'a mut [f32; DEPTH]) -> &'a [f32] {
+                let steps = &mut room[..row.len()];
+                row.convert_to_f32_slice(steps);
+                steps
+            }
+
+            fn join(first: &[Self], _: &[Self], steps: &mut [f32]) {
+                first.convert_to_f32_slice(steps);
+            }
+        })*
+    };
+}
+
+half_as_f32!(f16, bf16);
 
 impl Source<Pair> for bf16 {
     const PER_STEP: usize = 2;
 
-    fn step(row: &[Self], k: usize) -> Pair {
-        let second = row.get(2 * k + 1).copied().unwrap_or_default();
-        Pair(u32::from(row[2 * k].to_bits()) | u32::from(second.to_bits()) << 16)
+    fn steps<'a>(row: &'a [Self], room: &'a mut [Pair; DEPTH]) -> &'a [Pair] {
+        let (pairs, last) = row.as_chunks::<2>();
+        let last = last.first().map(|last| [*last, Self::ZERO]);
+        let steps = &mut room[..pairs.len() + usize::from(last.is_some())];
+        steps.iter_mut().zip(pairs.iter().chain(&last)).for_each(|(step, [a, b])| *step = Pair::of(*a, *b));
+        steps
     }
 
     fn join(first: &[Self], second: &[Self], steps: &mut [Pair]) {
-        for ((step, first), second) in steps.iter_mut().zip(first).zip(second) {
-            *step = Pair(u32::from(first.to_bits()) | u32::from(second.to_bits()) << 16);
-        }
+        let numbers = first.iter().zip(second);
+        steps.iter_mut().zip(numbers).for_each(|(step, (a, b))| *step = Pair::of(*a, *b));
     }
 }

@@ -31,7 +31,7 @@ impl<T: Element> WeightPanels<T> {
             panels.par_chunks_mut(width * block.len()).enumerate().for_each(|(index, panel)| {
                 let rows = index * width..features.min((index + 1) * width);
                 let rows = rows.map(|row| &values[row * depth..][depths.clone()]);
-                transpose_rows(rows, width, block.len(), panel);
+                transpose_rows(rows, width, panel);
             });
         });
         Self { features, steps, width, buffer, element: std::marker::PhantomData }
