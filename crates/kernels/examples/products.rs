@@ -34,6 +34,9 @@ const LINEAR: [[usize; 3]; 7] = [
     [2, 1280, 1280],
 ];
 
+/// Weights to pack.
+const PACKED: [&[usize]; 3] = [&[1280, 1280, 3, 3], &[320, 320, 3, 3], &[10240, 1280]];
+
 fn main() -> Result<()> {
     let dtype = match std::env::args().nth(1).as_deref() {
         None | Some("f32") => DType::F32,
@@ -65,10 +68,21 @@ fn main() -> Result<()> {
             weight.linear(&x, None)
         })?;
     }
+    for shape in PACKED {
+        let weight = random(shape)?;
+        let start = Instant::now();
+        for _ in 0..repetitions {
+            PackedWeight::pack(&weight)?;
+        }
+        let seconds = start.elapsed().as_secs_f64() / repetitions as f64;
+        let bytes = weight.elem_count() * dtype.size_in_bytes();
+        let name = format!("packing {shape:?}");
+        println!("{name:<40} {:8.2} ms {:7.1} GB/s", seconds * 1e3, bytes as f64 / seconds / 1e9);
+    }
     Ok(())
 }
 
-/// Prints the median.
+/// Prints the median, and the rates of the quickest and of the median.
 fn time(name: &str, repetitions: usize, operations: usize, run: impl Fn() -> Result<Tensor>) -> Result<()> {
     run()?;
     let mut seconds = Vec::new();
