@@ -1,7 +1,17 @@
+mod arithmetic;
+mod fused;
+mod step;
+#[cfg(test)]
+mod tests;
+mod tokens;
+mod vector;
+
 use candle_core::{DType, Result, Tensor};
 
+use crate::Level;
 use crate::dtype::sum_dtype;
 use crate::softmax::softmax_last_dim;
+use arithmetic::Kernel;
 
 /// How many scores are held at a time, over all heads of one batch item (float32: 64 MiB). Scores of 4096 tokens with
 /// themselves at 8 heads would take half a gigabyte.
@@ -13,7 +23,9 @@ const MAX_SCORES: usize = 16 << 20;
 /// `query` is `(batch, query_tokens, heads * dim)`, `key` and `value` are `(batch, key_tokens, heads * dim)`; the result is
 /// `(batch, query_tokens, heads * dim)` in the dtype of `value`. `mask` is added to the scores before the softmax and
 /// must broadcast to `(batch, heads, query_tokens, key_tokens)`; it needs all four dimensions. Scores are in float32 where the input is half
-/// precision. Memory does not grow with `query_tokens * key_tokens`: queries are taken in groups.
+/// precision. Memory does not grow with `query_tokens * key_tokens`: queries are taken in groups, and on the CPU scores are never stored.
+/// A query all of whose keys are masked by negative infinity gets zeros on the CPU, as in the reference library, and NaN where candle's
+/// operations compute (on other devices, in float64, and where something is to be differentiated).
 ///
 /// # Errors
 /// When `heads` does not divide the last dimension, or shapes do not fit.
@@ -30,6 +42,38 @@ pub fn attention(
     if heads == 0 || !width.is_multiple_of(heads) {
         candle_core::bail!("attention: {heads} heads do not divide the width of a query {:?}", query.dims());
     }
+    if key.dims() != [batch, key_tokens, width] || value.dims() != key.dims() {
+        candle_core::bail!(
+            "attention: a query {:?} takes keys and values of the same batch and width, these are {:?} and {:?}",
+            query.dims(),
+            key.dims(),
+            value.dims()
+        );
+    }
+    // A negative scale would make the greatest product the least score.
+    if fused::computes(query, key, value, mask) && scale >= 0.0 {
+        let shape = (batch, heads, query_tokens, key_tokens);
+        let mask = match mask {
+            Some(mask) => Some(mask.to_dtype(DType::F32)?.broadcast_as(shape)?),
+            None => None,
+        };
+        let kernel = Kernel::single(Level::current()?);
+        return fused::fused(kernel, [query, key, value], heads, scale, mask.as_ref());
+    }
+    composed(query, key, value, heads, scale, mask)
+}
+
+/// The same by candle's operations: on any device, and to be differentiated.
+fn composed(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    heads: usize,
+    scale: f64,
+    mask: Option<&Tensor>,
+) -> Result<Tensor> {
+    let (batch, query_tokens, width) = query.dims3()?;
+    let (_, key_tokens, _) = key.dims3()?;
     let dtype = sum_dtype(query);
     let query = (split_heads(query, heads, dtype)? * scale)?;
     let keys = split_heads(key, heads, dtype)?.transpose(2, 3)?;

@@ -1,0 +1,281 @@
+use std::cell::Cell;
+use std::ops::Range;
+
+use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, WithDType};
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::arithmetic::Kernel;
+use super::step::{LEAST, State, Step, shares};
+use super::tokens::{Mask, Tokens};
+
+/// How many keys a step takes, an even number: their scores, and the keys and values themselves, stay in the first caches.
+const KEYS: usize = 128;
+/// How many steps with the same keys a task takes at most, and how many numbers of queries and results it holds at most: keys and values
+/// come from a farther cache once for so many queries.
+const STEPS: usize = 4;
+const MAX_HELD: usize = 1 << 16;
+/// So many tasks for each thread, so that none waits long for the others.
+const TASKS_PER_THREAD: usize = 4;
+/// Below so many multiplications the threads are not worth waking.
+const MIN_PARALLEL: usize = 1 << 17;
+
+/// Whether these kernels compute what the tensors ask for: on the CPU, in floats of at most 32 bits, and with nothing to differentiate.
+pub(super) fn computes(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tensor>) -> bool {
+    let is_float = |tensor: &&Tensor| matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16);
+    let fits = |tensor: &Tensor| matches!(tensor.device(), Device::Cpu) && !tensor.track_op();
+    let factors = [query, key, value];
+    factors.iter().all(is_float) && factors.into_iter().chain(mask).all(fits)
+}
+
+/// [`attention`](super::attention()) on tensors whose shapes fit, with a mask of all four dimensions in float32.
+pub(super) fn fused(
+    kernel: Kernel,
+    [query, key, value]: [&Tensor; 3],
+    heads: usize,
+    scale: f64,
+    mask: Option<&Tensor>,
+) -> Result<Tensor> {
+    let (batch, query_tokens, width) = query.dims3()?;
+    let key_tokens = key.dim(1)?;
+    let [query, key, value] = [side_by_side(query)?, side_by_side(key)?, side_by_side(value)?];
+    let (query_storage, query_layout) = query.storage_and_layout();
+    let (key_storage, key_layout) = key.storage_and_layout();
+    let (value_storage, value_layout) = value.storage_and_layout();
+    let mask = mask.map(Tensor::storage_and_layout);
+    let attention = Attention {
+        kernel,
+        heads,
+        dim: width / heads,
+        query_tokens,
+        key_tokens,
+        query: Tokens::new(on_cpu(&query_storage)?, query_layout, heads)?,
+        key: Tokens::new(on_cpu(&key_storage)?, key_layout, heads)?,
+        value: Tokens::new(on_cpu(&value_storage)?, value_layout, heads)?,
+        mask: match &mask {
+            Some((storage, layout)) => Some(Mask::new(on_cpu(storage)?, layout)?),
+            None => None,
+        },
+        scale: scale as f32,
+    };
+    let shape = (batch, query_tokens, width);
+    match value.dtype() {
+        DType::F16 => Tensor::from_vec(attention.compute(batch, f16::from_f32), shape, &Device::Cpu),
+        DType::BF16 => Tensor::from_vec(attention.compute(batch, bf16::from_f32), shape, &Device::Cpu),
+        _ => Tensor::from_vec(attention.compute(batch, |number| number), shape, &Device::Cpu),
+    }
+}
+
+/// The same tensor, copied only if features do not lie side by side.
+fn side_by_side(tensor: &Tensor) -> Result<Tensor> {
+    if tensor.stride().last() == Some(&1) { Ok(tensor.clone()) } else { tensor.force_contiguous() }
+}
+
+fn on_cpu(storage: &Storage) -> Result<&CpuStorage> {
+    match storage {
+        Storage::Cpu(storage) => Ok(storage),
+        _ => candle_core::bail!("attention: expected tensors on the CPU"),
+    }
+}
+
+struct Attention<'a> {
+    kernel: Kernel,
+    heads: usize,
+    dim: usize,
+    query_tokens: usize,
+    key_tokens: usize,
+    query: Tokens<'a>,
+    key: Tokens<'a>,
+    value: Tokens<'a>,
+    mask: Option<Mask<'a>>,
+    scale: f32,
+}
+
+/// Keys and values of a head, in blocks of [`KEYS`], each as a [`Step`] takes it.
+struct Packed {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+/// Where results go; each task writes those of its own queries and head.
+struct Output<T>(*mut T);
+
+// SAFETY: only a place to write to. Those who write must see to it that no two write to one place; `compute` says how.
+unsafe impl<T: Send> Sync for Output<T> {}
+
+impl Attention<'_> {
+    /// `(batch, queries, heads * dim)`. A result's bits depend on its own head, keys and values alone: a query is a lane of its own, and its
+    /// keys always come in the same blocks.
+    fn compute<T: WithDType>(&self, batch: usize, convert: impl Fn(f32) -> T + Sync) -> Vec<T> {
+        let Self { heads, dim, query_tokens, key_tokens, .. } = *self;
+        let width = heads * dim;
+        let length = batch * query_tokens * width;
+        let mut output = Vec::<T>::with_capacity(length);
+        if length == 0 {
+            return output;
+        }
+        let places = Output(output.as_mut_ptr());
+        let attend = |[item, head]: [usize; 2], packed: &Packed, queries: Range<usize>| {
+            let places = &places;
+            self.attend([item, head], packed, queries, |query, results| {
+                let start = (item * query_tokens + query) * width + head * dim;
+                for (feature, result) in results.enumerate() {
+                    // SAFETY: the features of this head of one of the queries of this item, which no other task has; within `length`.
+                    unsafe { places.0.add(start + feature).write(convert(result)) }
+                }
+            });
+        };
+        if length.saturating_mul(key_tokens) < MIN_PARALLEL {
+            for head in 0..batch * heads {
+                let head = [head / heads, head % heads];
+                attend(head, &self.pack(head), 0..query_tokens);
+            }
+        } else {
+            let steps = query_tokens.div_ceil(self.kernel.queries);
+            let wanted = (TASKS_PER_THREAD * rayon::current_num_threads()).div_ceil(batch * heads);
+            let held = MAX_HELD / (2 * dim * self.kernel.queries);
+            let group = (steps / wanted).min(held).clamp(1, STEPS) * self.kernel.queries;
+            (0..batch * heads).into_par_iter().with_max_len(1).for_each(|head| {
+                let head = [head / heads, head % heads];
+                let packed = self.pack(head);
+                (0..query_tokens.div_ceil(group)).into_par_iter().with_max_len(1).for_each(|index| {
+                    attend(head, &packed, index * group..query_tokens.min((index + 1) * group));
+                });
+            });
+        }
+        // SAFETY: the tasks above have written all queries of all heads.
+        unsafe { output.set_len(length) };
+        output
+    }
+
+    /// How many units a query or a key has.
+    fn depth(&self) -> usize {
+        self.dim.div_ceil(self.kernel.unit)
+    }
+
+    fn pack(&self, head: [usize; 2]) -> Packed {
+        let (depth, unit) = (self.depth(), self.kernel.unit);
+        let mut keys = vec![0f32; self.key_tokens * depth];
+        let mut values = vec![0f32; self.key_tokens.div_ceil(unit) * self.dim];
+        let blocks = keys.par_chunks_mut(KEYS * depth).zip(values.par_chunks_mut(KEYS / unit * self.dim));
+        blocks.enumerate().for_each(|(block, (keys, values))| {
+            self.pack_block(head, block * KEYS..self.key_tokens.min((block + 1) * KEYS), keys, values);
+        });
+        Packed { keys, values }
+    }
+
+    fn pack_block(
+        &self,
+        [item, head]: [usize; 2],
+        tokens: Range<usize>,
+        keys: &mut [f32],
+        values: &mut [f32],
+    ) {
+        let depth = self.depth();
+        let mut row = vec![0f32; depth];
+        for panel in shares(tokens.len(), self.kernel.panel) {
+            let width = panel.len();
+            let packed = &mut keys[panel.start * depth..panel.end * depth];
+            for (column, token) in panel.enumerate() {
+                self.read_units(&self.key, [item, head], tokens.start + token, &mut row);
+                for (packed, number) in packed.chunks_exact_mut(width).zip(&row) {
+                    packed[column] = *number;
+                }
+            }
+        }
+        for (token, row) in tokens.clone().step_by(self.kernel.unit).zip(values.chunks_exact_mut(self.dim)) {
+            match self.kernel.unit {
+                1 => self.value.read(item, token, head, row),
+                _ => self.value.read_neighbours(item, token, token + 1 < tokens.end, head, row),
+            }
+        }
+    }
+
+    fn read_units(&self, tokens: &Tokens<'_>, [item, head]: [usize; 2], token: usize, row: &mut [f32]) {
+        match self.kernel.unit {
+            1 => tokens.read(item, token, head, row),
+            _ => tokens.read_pairs(item, token, head, row),
+        }
+    }
+
+    /// Calls `write` with each of these queries and its results.
+    fn attend(
+        &self,
+        head: [usize; 2],
+        packed: &Packed,
+        queries: Range<usize>,
+        write: impl Fn(usize, &mut dyn Iterator<Item = f32>),
+    ) {
+        thread_local! {
+            // Made once and not with each task. Taken while in use.
+            static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+        }
+        let (lanes, depth, dim) = (self.kernel.queries, self.depth(), self.dim);
+        let (held_query, held) = (depth * lanes, (depth + dim + 2) * lanes);
+        let group = queries.len().div_ceil(lanes).min(STEPS);
+        let length = group * held + 2 * KEYS * lanes + depth;
+        let mut scratch = SCRATCH.take();
+        scratch.resize(scratch.len().max(length + LINE), 0.0);
+        let start = scratch.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+        let (held_numbers, rest) = scratch[start..start + length].split_at_mut(group * held);
+        let (scores, rest) = rest.split_at_mut(KEYS * lanes);
+        let (mask_tile, row) = rest.split_at_mut(KEYS * lanes);
+
+        for first in queries.clone().step_by(group * lanes) {
+            let starts = (first..queries.end).step_by(lanes);
+            for (start, held) in starts.clone().zip(held_numbers.chunks_exact_mut(held)) {
+                held[held_query..].fill(0.0);
+                held[held_query..held_query + lanes].fill(LEAST);
+                for lane in 0..lanes {
+                    if start + lane < queries.end {
+                        self.read_units(&self.query, head, start + lane, row);
+                    } else {
+                        row.fill(0.0);
+                    }
+                    let column = held.chunks_exact_mut(lanes).zip(&*row);
+                    column.for_each(|(numbers, number)| numbers[lane] = *number);
+                }
+            }
+            for block in (0..self.key_tokens).step_by(KEYS) {
+                let keys = block..self.key_tokens.min(block + KEYS);
+                for (start, held) in starts.clone().zip(held_numbers.chunks_exact_mut(held)) {
+                    let mask = self.mask.as_ref().map(|mask| {
+                        let queries = start..queries.end.min(start + lanes);
+                        mask.read(head, queries, keys.clone(), lanes, mask_tile);
+                        &*mask_tile
+                    });
+                    let (query, state) = held.split_at_mut(held_query);
+                    let (greatest, state) = state.split_at_mut(lanes);
+                    let (sum, output) = state.split_at_mut(lanes);
+                    self.kernel.step(Step {
+                        depth,
+                        dim,
+                        keys: keys.len(),
+                        query,
+                        key: &packed.keys[keys.start * depth..],
+                        value: &packed.values[keys.start / self.kernel.unit * dim..],
+                        mask,
+                        scale: self.scale,
+                        scores,
+                        state: State { greatest, sum, output },
+                    });
+                }
+            }
+            for (start, held) in starts.zip(held_numbers.chunks_exact_mut(held)) {
+                let (sum, output) = held[held_query + lanes..].split_at(lanes);
+                for lane in 0..lanes.min(queries.end - start) {
+                    // Where all keys are masked, the reference library's answer is 0 too.
+                    let factor = if sum[lane] == 0.0 { 0.0 } else { 1.0 / sum[lane] };
+                    write(
+                        start + lane,
+                        &mut output.chunks_exact(lanes).map(|numbers| numbers[lane] * factor),
+                    );
+                }
+            }
+        }
+        SCRATCH.set(scratch);
+    }
+}
+
+/// The float32 of a cache line, at which vectors are to begin.
+const LINE: usize = 16;

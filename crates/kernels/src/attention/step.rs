@@ -1,0 +1,222 @@
+//! The step that attention is made of: some queries attend to a block of keys, and what earlier blocks gave them is corrected (the online
+//! softmax of Milakov and Gimelshein, 2018; blocked as by Dao et al., 2022).
+//!
+//! Everything is kept transposed: queries are the lanes of vectors, keys and features are rows. So greatest scores and sums of weights are taken
+//! without looking across a vector, and the weights are laid out as a factor of the second product as they are computed.
+
+use super::arithmetic::Arithmetic;
+use super::vector::Vector;
+
+/// Some queries as the lanes of two vectors, and a block of keys.
+///
+/// A factor consists of units, which are 32 bits: a float32, or two neighbouring bfloat16, of features in `query` and `key` and of keys in
+/// `value`.
+pub(super) struct Step<'a> {
+    /// How many units a query and a key have.
+    pub(super) depth: usize,
+    /// How many features a value has.
+    pub(super) dim: usize,
+    pub(super) keys: usize,
+    /// `(depth, queries)`.
+    pub(super) query: &'a [f32],
+    /// Panels of [`shares`] of the keys, each `(depth, keys of the panel)`.
+    pub(super) key: &'a [f32],
+    /// `(units of keys, dim)`.
+    pub(super) value: &'a [f32],
+    /// `(keys, queries)`, added to the scaled scores.
+    pub(super) mask: Option<&'a [f32]>,
+    /// Not negative.
+    pub(super) scale: f32,
+    /// Room for `(keys, queries)`.
+    pub(super) scores: &'a mut [f32],
+    pub(super) state: State<'a>,
+}
+
+/// What the keys so far have given.
+pub(super) struct State<'a> {
+    /// The greatest score of each query, in the unit of the scores, to begin with [`LEAST`].
+    pub(super) greatest: &'a mut [f32],
+    /// The sum of the weights of each query, to begin with 0.
+    pub(super) sum: &'a mut [f32],
+    /// `(dim, queries)`, the sums of weighted values, to begin with 0.
+    pub(super) output: &'a mut [f32],
+}
+
+/// Where the greatest score begins: finite, so that a query all of whose keys are masked gets weights of 0 and not of NaN.
+pub(super) const LEAST: f32 = f32::MIN;
+
+/// Cuts `0..count` in shares of at most `most` that differ by at most one.
+pub(super) fn shares(count: usize, most: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let parts = count.div_ceil(most);
+    (0..parts).map(move |part| count * part / parts..count * (part + 1) / parts)
+}
+
+/// # Safety
+/// The processor must have what the arithmetic needs.
+#[inline(always)]
+pub(super) unsafe fn step<A: Arithmetic>(step: &mut Step<'_>) {
+    let queries = 2 * A::Vector::LANES;
+    let Step { depth, dim, keys, .. } = *step;
+    let units = keys.div_ceil(A::UNIT);
+    assert!(step.query.len() >= depth * queries && step.key.len() >= depth * keys);
+    assert!(step.value.len() >= units * dim && step.scores.len() >= units * A::UNIT * queries);
+    assert!(step.mask.is_none_or(|mask| mask.len() >= keys * queries));
+    let State { greatest, sum, output } = &mut step.state;
+    assert!(greatest.len() >= queries && sum.len() >= queries && output.len() >= dim * queries);
+
+    let (query, scores) = (step.query.as_ptr(), step.scores.as_mut_ptr());
+    for panel in shares(keys, A::Vector::ROWS) {
+        // SAFETY: panels lie one after the other; all of them have `depth * keys` units, and the scores `keys * queries`.
+        unsafe {
+            let key = step.key.as_ptr().add(panel.start * depth);
+            let scores = scores.add(panel.start * queries);
+            product::<A>(panel.len(), depth, key, panel.len(), query, scores, None);
+        }
+    }
+
+    let (greatest, sum, output) = (greatest.as_mut_ptr(), sum.as_mut_ptr(), output.as_mut_ptr());
+    // SAFETY: all of these have the lengths that are asserted above, for `keys` rows and two vectors of queries.
+    unsafe {
+        // 2^(x log2 e) is e^x.
+        let mut base = A::Vector::splat(step.scale * std::f32::consts::LOG2_E);
+        if let Some(mask) = step.mask {
+            let scale = A::Vector::splat(step.scale);
+            for place in (0..keys * queries).step_by(A::Vector::LANES) {
+                let score = A::Vector::load(scores.add(place));
+                score.mul_add(scale, A::Vector::load(mask.as_ptr().add(place))).store(scores.add(place));
+            }
+            base = A::Vector::splat(std::f32::consts::LOG2_E);
+        }
+
+        let before = [A::Vector::load(greatest), A::Vector::load(greatest.add(A::Vector::LANES))];
+        let greatest_now = greatest_of::<A::Vector>(keys, scores, before);
+
+        let mut sums = [A::Vector::splat(0.0); 2];
+        for unit in 0..units {
+            for half in 0..2 {
+                let place = |key: usize| key * queries + half * A::Vector::LANES;
+                let weight = |key| {
+                    let score = A::Vector::load(scores.add(place(key)));
+                    score.sub(greatest_now[half]).mul(base).exp2(A::EXP2)
+                };
+                let first = weight(unit * A::UNIT);
+                sums[half] = sums[half].add(first);
+                let mut second = A::Vector::splat(0.0);
+                if A::UNIT == 2 && unit * A::UNIT + 1 < keys {
+                    second = weight(unit * A::UNIT + 1);
+                    sums[half] = sums[half].add(second);
+                }
+                // A unit comes to rows that have been read, or are its own.
+                A::unit(first, second).store(scores.add(place(unit)));
+            }
+        }
+
+        let mut corrections = [A::Vector::splat(1.0); 2];
+        for half in 0..2 {
+            let start = half * A::Vector::LANES;
+            corrections[half] = before[half].sub(greatest_now[half]).mul(base).exp2(A::EXP2);
+            greatest_now[half].store(greatest.add(start));
+            A::Vector::load(sum.add(start)).mul_add(corrections[half], sums[half]).store(sum.add(start));
+        }
+        for features in shares(dim, A::Vector::ROWS) {
+            let value = step.value.as_ptr().add(features.start);
+            let output = output.add(features.start * queries);
+            product::<A>(features.len(), units, value, dim, scores, output, Some(corrections));
+        }
+    }
+}
+
+/// The greater of these two vectors and of `rows` rows of two vectors. Two chains for each: a chain waits for its
+/// last comparison.
+///
+/// # Safety
+/// The processor must have the vector's level, and `scores` be valid for reads of so many rows.
+#[inline(always)]
+unsafe fn greatest_of<V: Vector>(rows: usize, scores: *const f32, [first, second]: [V; 2]) -> [V; 2] {
+    let (mut first, mut second, mut other_first, mut other_second) = (first, second, first, second);
+    // SAFETY: the caller's promise.
+    unsafe {
+        for row in 0..rows / 2 {
+            let scores = scores.add(row * 4 * V::LANES);
+            first = V::load(scores).max(first);
+            second = V::load(scores.add(V::LANES)).max(second);
+            other_first = V::load(scores.add(2 * V::LANES)).max(other_first);
+            other_second = V::load(scores.add(3 * V::LANES)).max(other_second);
+        }
+        if rows % 2 == 1 {
+            let scores = scores.add((rows - 1) * 2 * V::LANES);
+            first = V::load(scores).max(first);
+            second = V::load(scores.add(V::LANES)).max(second);
+        }
+        [first.max(other_first), second.max(other_second)]
+    }
+}
+
+/// A tile of `rows` rows of two vectors, `sum over k < depth of left[k * stride + row] * right[k]`, each sum from k = 0 on. It is stored in
+/// `tile`, or added to what is there times the corrections.
+///
+/// # Safety
+/// The processor must have what the arithmetic needs; `left` must be valid for reads of `rows` units from each of `k * stride`, `right` for
+/// `depth` times two vectors, and `tile` for reads and writes of `rows` times two vectors.
+#[inline(always)]
+unsafe fn product<A: Arithmetic>(
+    rows: usize,
+    depth: usize,
+    left: *const f32,
+    stride: usize,
+    right: *const f32,
+    tile: *mut f32,
+    corrections: Option<[A::Vector; 2]>,
+) {
+    macro_rules! with_rows {
+        ($($count:literal)*) => {
+            match rows {
+                // SAFETY: the caller's promise. The first condition leaves out what the level has no registers for.
+                $($count if A::Vector::ROWS >= $count => unsafe {
+                    product_of::<A, $count>(depth, left, stride, right, tile, corrections)
+                },)*
+                _ => {}
+            }
+        };
+    }
+    with_rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+}
+
+/// # Safety
+/// As [`product`] says.
+#[inline(always)]
+unsafe fn product_of<A: Arithmetic, const ROWS: usize>(
+    depth: usize,
+    left: *const f32,
+    stride: usize,
+    right: *const f32,
+    tile: *mut f32,
+    corrections: Option<[A::Vector; 2]>,
+) {
+    let lanes = A::Vector::LANES;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut sums = [[A::Vector::splat(0.0); 2]; ROWS];
+        for k in 0..depth {
+            let right = right.add(k * 2 * lanes);
+            let (first, second) = (A::Vector::load(right), A::Vector::load(right.add(lanes)));
+            let left = left.add(k * stride);
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let factor = A::Vector::splat(*left.add(row));
+                sums[0] = A::add_product(factor, first, sums[0]);
+                sums[1] = A::add_product(factor, second, sums[1]);
+            }
+        }
+        for (row, sums) in sums.iter().enumerate() {
+            for (half, sum) in sums.iter().enumerate() {
+                let tile = tile.add((row * 2 + half) * lanes);
+                match corrections {
+                    None => sum.store(tile),
+                    Some(corrections) => {
+                        A::Vector::load(tile).mul_add(corrections[half], *sum).store(tile);
+                    }
+                }
+            }
+        }
+    }
+}

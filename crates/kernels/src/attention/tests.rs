@@ -1,0 +1,228 @@
+//! Attention at odd sizes against plain float64, at every level that the processor has.
+
+#![allow(clippy::unwrap_used)]
+
+use candle_core::{DType, Device, Tensor};
+
+use super::*;
+
+/// Numbers from -2 to 2 that look random.
+fn numbers(shape: &[usize], seed: u64) -> Tensor {
+    let mut state = seed.wrapping_mul(2).wrapping_add(1);
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u32 << 22) as f32 - 2.0
+    };
+    let values: Vec<f32> = (0..shape.iter().product()).map(|_| next()).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+fn values(tensor: &Tensor) -> Vec<f64> {
+    tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// The plain definition. A query that every key is masked for gets zeros.
+fn reference([query, key, value]: [&Tensor; 3], heads: usize, scale: f64, mask: Option<&Tensor>) -> Vec<f64> {
+    let (batch, queries, width) = query.dims3().unwrap();
+    let (keys, dim) = (key.dim(1).unwrap(), width / heads);
+    let (query, key, value) = (values(query), values(key), values(value));
+    let mask = mask
+        .map(|mask| values(&mask.broadcast_as((batch, heads, queries, keys)).unwrap().contiguous().unwrap()));
+    let mut result = vec![0f64; batch * queries * width];
+    for (item, head, token) in (0..batch)
+        .flat_map(|item| (0..heads).map(move |head| (item, head)))
+        .flat_map(|(item, head)| (0..queries).map(move |token| (item, head, token)))
+    {
+        let place = |tokens: usize, token: usize| (item * tokens + token) * width + head * dim;
+        let at = place(queries, token);
+        let scores: Vec<f64> = (0..keys)
+            .map(|other| {
+                let other_at = place(keys, other);
+                let product: f64 = (0..dim).map(|i| query[at + i] * key[other_at + i]).sum();
+                let mask = mask
+                    .as_ref()
+                    .map_or(0.0, |mask| mask[((item * heads + head) * queries + token) * keys + other]);
+                product * scale + mask
+            })
+            .collect();
+        let greatest = scores.iter().copied().fold(f64::MIN, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|score| (score - greatest).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        for feature in 0..dim {
+            let mixed: f64 =
+                (0..keys).map(|other| weights[other] * value[place(keys, other) + feature]).sum();
+            result[at + feature] = if sum == 0.0 { 0.0 } else { mixed / sum };
+        }
+    }
+    result
+}
+
+fn kernels() -> impl Iterator<Item = (Level, Kernel)> {
+    let levels = Level::ALL.into_iter().filter(|level| level.is_available());
+    levels.map(|level| (level, Kernel::single(level)))
+}
+
+fn check(name: &str, factors: [&Tensor; 3], heads: usize, scale: f64, mask: Option<&Tensor>) {
+    let expected = reference(factors, heads, scale, mask);
+    let (batch, queries, _) = factors[0].dims3().unwrap();
+    let mask =
+        mask.map(|mask| mask.broadcast_as((batch, heads, queries, factors[1].dim(1).unwrap())).unwrap());
+    let bound = match factors[2].dtype() {
+        // Scores of this size are rounded to some 1e-6.
+        DType::F32 => 3e-5,
+        DType::F16 => 1e-3,
+        _ => 8e-3,
+    };
+    for (level, kernel) in kernels() {
+        let found = fused::fused(kernel, factors, heads, scale, mask.as_ref()).unwrap();
+        assert_eq!((found.dims(), found.dtype()), (factors[0].dims(), factors[2].dtype()));
+        for (found, expected) in values(&found).into_iter().zip(&expected) {
+            let difference = (found - expected).abs();
+            assert!(
+                difference < bound * expected.abs().max(1.0),
+                "{name}, {level:?}: {found}, not {expected}"
+            );
+        }
+    }
+}
+
+#[test]
+fn odd_sizes() {
+    for (index, (batch, queries, keys, heads, dim)) in [
+        (1, 1, 1, 1, 1),
+        (1, 3, 17, 1, 3),
+        (2, 17, 3, 2, 33),
+        (3, 31, 33, 2, 17),
+        (1, 33, 77, 8, 40),
+        (2, 64, 129, 1, 64),
+        (1, 100, 300, 2, 80),
+        (1, 140, 257, 1, 160),
+        (1, 31, 128, 1, 515),
+        (1, 1, 1000, 3, 31),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let seed = 3 * index as u64;
+        let query = numbers(&[batch, queries, heads * dim], seed);
+        let key = numbers(&[batch, keys, heads * dim], seed + 1);
+        let value = numbers(&[batch, keys, heads * dim], seed + 2);
+        let scale = (dim as f64).powf(-0.5);
+        let name = format!("{:?} {:?} {heads}", query.dims(), key.dims());
+        check(&name, [&query, &key, &value], heads, scale, None);
+        check(&name, [&query, &key, &value], heads, 3.0 * scale, None);
+        for dtype in [DType::F16, DType::BF16] {
+            let half = [&query, &key, &value].map(|tensor| tensor.to_dtype(dtype).unwrap());
+            check(&format!("{name} {dtype:?}"), half.each_ref(), heads, scale, None);
+        }
+    }
+}
+
+#[test]
+fn views_are_read_by_their_strides() {
+    let all = numbers(&[3, 50, 3 * 48], 1);
+    let part = |index: usize| all.narrow(2, index * 48, 48).unwrap().narrow(0, 1, 2).unwrap();
+    check("parts of one projection", [&part(0), &part(1), &part(2)], 3, 0.25, None);
+    let (columns, keys) =
+        (numbers(&[1, 48, 50], 2), numbers(&[1, 1, 48], 3).broadcast_as((1, 20, 48)).unwrap());
+    let query = columns.transpose(1, 2).unwrap();
+    check("transposed queries, one key for all", [&query, &keys, &keys], 3, 0.25, None);
+    check("tokens in reverse order of strides", [&query, &query, &query], 4, 0.25, None);
+}
+
+#[test]
+fn masks_of_any_strides() {
+    let (batch, heads, queries, keys) = (2, 3, 37, 140);
+    let query = numbers(&[batch, queries, heads * 24], 1);
+    let (key, value) = (numbers(&[batch, keys, heads * 24], 2), numbers(&[batch, keys, heads * 24], 3));
+    for dims in [[2, 3, 37, 140], [1, 1, 37, 140], [2, 1, 1, 140], [1, 3, 37, 1], [1, 1, 1, 1]] {
+        let mask = numbers(&dims, 4);
+        check(&format!("mask {dims:?}"), [&query, &key, &value], heads, 0.2, Some(&mask));
+    }
+    let transposed = numbers(&[1, 1, keys, queries], 5).transpose(2, 3).unwrap();
+    check("a transposed mask", [&query, &key, &value], heads, 0.2, Some(&transposed));
+    for hidden in [f32::NEG_INFINITY, f32::MIN, -1e4] {
+        let causal: Vec<f32> =
+            (0..queries * keys).map(|at| if at % keys > at / keys { hidden } else { 0.0 }).collect();
+        let causal = Tensor::from_vec(causal, (1, 1, queries, keys), &Device::Cpu).unwrap();
+        check(&format!("causal {hidden}"), [&query, &key, &value], heads, 0.2, Some(&causal));
+        // The first 130 keys: a whole block, and some of the next.
+        let start: Vec<f32> = (0..keys).map(|key| if key < 130 { hidden } else { 0.0 }).collect();
+        let start = Tensor::from_vec(start, (1, 1, 1, keys), &Device::Cpu).unwrap();
+        check(&format!("the start hidden by {hidden}"), [&query, &key, &value], heads, 0.2, Some(&start));
+    }
+}
+
+#[test]
+fn a_query_that_is_masked_whole() {
+    let x = numbers(&[1, 20, 16], 1);
+    let row = |value: f32| {
+        let rows: Vec<f32> = (0..400).map(|at| if at / 20 == 7 { value } else { 0.0 }).collect();
+        Tensor::from_vec(rows, (1, 1, 20, 20), &Device::Cpu).unwrap()
+    };
+    check("by negative infinity", [&x, &x, &x], 2, 0.3, Some(&row(f32::NEG_INFINITY)));
+    // By the least float it is the mean of the values: the sum with any score is that float again.
+    for (_, kernel) in kernels() {
+        let found =
+            fused::fused(kernel, [&x, &x, &x], 2, 0.3, Some(&row(f32::MIN).repeat((1, 2, 1, 1)).unwrap()));
+        let (found, mean) = (values(&found.unwrap().narrow(1, 7, 1).unwrap()), values(&x.mean(1).unwrap()));
+        assert!(
+            found.iter().zip(&mean).all(|(found, mean)| (found - mean).abs() < 1e-6),
+            "{found:?} {mean:?}"
+        );
+    }
+}
+
+#[test]
+fn a_nan_or_an_infinity_is_not_hidden() {
+    for bad in [f32::NAN, f32::INFINITY] {
+        let mut query = vec![0.5f32; 40 * 8];
+        query[3 * 8] = bad;
+        let query = Tensor::from_vec(query, (1, 40, 8), &Device::Cpu).unwrap();
+        let key = numbers(&[1, 300, 8], 1).abs().unwrap();
+        for (level, kernel) in kernels() {
+            let found = values(&fused::fused(kernel, [&query, &key, &key], 1, 0.3, None).unwrap());
+            for (token, results) in found.chunks(8).enumerate() {
+                assert!(
+                    results.iter().all(|result| result.is_nan() == (token == 3)),
+                    "{level:?} {bad} {token}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_to_attend_to_and_nothing_to_write() {
+    let zeros = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu).unwrap();
+    let x = numbers(&[1, 3, 8], 1);
+    let none = zeros(&[1, 0, 8]);
+    assert_eq!(values(&attention(&x, &none, &none, 2, 1.0, None).unwrap()), [0.0; 24]);
+    assert_eq!(attention(&none, &x, &x, 2, 1.0, None).unwrap().dims(), [1, 0, 8]);
+    assert_eq!(attention(&none, &none, &none, 2, 1.0, None).unwrap().dims(), [1, 0, 8]);
+    let narrow = zeros(&[2, 5, 0]);
+    assert_eq!(attention(&narrow, &narrow, &narrow, 2, 1.0, None).unwrap().dims(), [2, 5, 0]);
+}
+
+#[test]
+fn misuse_is_an_error_with_both_shapes() {
+    let (query, key) = (numbers(&[1, 5, 8], 1), numbers(&[1, 6, 8], 2));
+    let problem = attention(&query, &key, &numbers(&[1, 7, 8], 3), 2, 1.0, None).unwrap_err().to_string();
+    assert!(problem.contains("[1, 6, 8] and [1, 7, 8]"), "{problem}");
+    let other = numbers(&[2, 6, 8], 3);
+    let problem = attention(&query, &other, &other, 2, 1.0, None).unwrap_err().to_string();
+    assert!(problem.contains("[1, 5, 8]") && problem.contains("[2, 6, 8]"), "{problem}");
+    let problem = attention(&query, &key, &key, 3, 1.0, None).unwrap_err().to_string();
+    assert!(problem.contains("3 heads"), "{problem}");
+    assert!(attention(&query, &key, &key, 2, 1.0, Some(&numbers(&[1, 1, 4, 6], 4))).is_err());
+}
+
+#[test]
+fn the_same_as_by_candles_operations() {
+    let (query, key) = (numbers(&[2, 70, 40], 1), numbers(&[2, 150, 40], 2));
+    for scale in [0.4, 0.0, -0.4] {
+        let composed = values(&composed(&query, &key, &key, 4, scale, None).unwrap());
+        let found = values(&attention(&query, &key, &key, 4, scale, None).unwrap());
+        assert!(found.iter().zip(&composed).all(|(a, b)| (a - b).abs() < 4e-6), "{scale}");
+    }
+}
