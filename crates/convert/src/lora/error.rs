@@ -235,6 +235,35 @@ pub enum LoraError {
         /// The other.
         tuned: String,
     },
+    /// Two models that differ only in what a LoRA has no place for.
+    #[error(
+        "{base} and {tuned} differ in {count} tensors that a LoRA has no place for (biases, normalizations, embeddings), the first {first}: \
+         there is nothing to extract"
+    )]
+    NoDifferentMatrix {
+        /// One model.
+        base: String,
+        /// The other.
+        tuned: String,
+        /// How many tensors differ.
+        count: usize,
+        /// The first of them.
+        first: String,
+    },
+    /// Two models of which no part is in both.
+    #[error(
+        "{base} has {in_base} and {tuned} has {in_tuned}: there is nothing in both that a LoRA is extracted from"
+    )]
+    NothingInCommon {
+        /// One model.
+        base: String,
+        /// The other.
+        tuned: String,
+        /// The parts of the first, by their folders' names.
+        in_base: String,
+        /// The parts of the second.
+        in_tuned: String,
+    },
     /// A model without layers that LoRAs change.
     #[error("{file} is {title}: a LoRA is extracted from a UNet or text encoders")]
     NothingToAdapt {

@@ -89,7 +89,7 @@ impl Buffers {
 
 /// Float8 with four bits of exponent and three of mantissa, without infinities (torch's `float8_e4m3fn`; Micikevicius et al., "FP8
 /// Formats for Deep Learning").
-fn f8_e4m3_to_f32(byte: u8) -> f32 {
+pub(crate) fn f8_e4m3_to_f32(byte: u8) -> f32 {
     let (exponent, mantissa) = (i32::from(byte >> 3 & 0xf), f32::from(byte & 7));
     let magnitude = match (exponent, byte & 7) {
         (15, 7) => f32::NAN,
@@ -100,7 +100,7 @@ fn f8_e4m3_to_f32(byte: u8) -> f32 {
 }
 
 /// Float8 with five bits of exponent and two of mantissa: the upper half of a float16.
-fn f8_e5m2_to_f32(byte: u8) -> f32 {
+pub(crate) fn f8_e5m2_to_f32(byte: u8) -> f32 {
     f16::from_bits(u16::from(byte) << 8).to_f32()
 }
 

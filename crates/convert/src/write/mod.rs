@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 
 pub use dtype::has_non_finite;
-pub(crate) use dtype::is_float;
+pub(crate) use dtype::{f8_e4m3_to_f32, f8_e5m2_to_f32, is_float};
 pub(crate) use files::{Laid, WeightFile, lay_out};
 pub(crate) use staging::Staging;
 

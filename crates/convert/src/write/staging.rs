@@ -1,5 +1,6 @@
 //! A place beside the destination, where it is made before it is renamed.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -36,13 +37,7 @@ impl Staging {
     /// When the destination exists and `overwrite` is not set or it is not of the kind that is written, or nothing can be written
     /// beside it.
     pub(crate) fn begin(destination: &Path, is_folder: bool, overwrite: bool) -> Result<Self> {
-        let refuse =
-            |message: String| Error::Destination { destination: destination.display().to_string(), message };
-        let name = destination.file_name().ok_or_else(|| refuse("it has no name".to_string()))?;
-        let parent = parent_of(destination);
-        if !parent.is_dir() {
-            return Err(refuse(format!("there is no folder {} to put it in", parent.display())));
-        }
+        let (parent, name) = parent_and_name(destination)?;
         let prefix = format!(".{}{MARK}", name.to_string_lossy());
         remove_stale(parent, &prefix, destination);
         check_free(destination, is_folder, overwrite)?;
@@ -61,6 +56,15 @@ impl Staging {
             fs::create_dir(staging.content()).map_err(failed)?;
         }
         Ok(staging)
+    }
+
+    /// Fails where [`Staging::begin`] would because of what is there, for those who work long before they write.
+    ///
+    /// # Errors
+    /// When the destination exists and may not be replaced, or there is no folder for it.
+    pub(crate) fn check(destination: &Path, is_folder: bool, overwrite: bool) -> Result<()> {
+        parent_and_name(destination)?;
+        check_free(destination, is_folder, overwrite)
     }
 
     /// Where the file that will have the path `path` in the destination is now.
@@ -162,6 +166,18 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 #[cfg(not(unix))]
 fn sync_folder(_: &Path) -> io::Result<()> {
     Ok(())
+}
+
+/// The folder that the destination will be in, which must be there, and its name in it.
+fn parent_and_name(destination: &Path) -> Result<(&Path, &OsStr)> {
+    let refuse =
+        |message: String| Error::Destination { destination: destination.display().to_string(), message };
+    let name = destination.file_name().ok_or_else(|| refuse("it has no name".to_string()))?;
+    let parent = parent_of(destination);
+    if !parent.is_dir() {
+        return Err(refuse(format!("there is no folder {} to put it in", parent.display())));
+    }
+    Ok((parent, name))
 }
 
 fn parent_of(destination: &Path) -> &Path {

@@ -6,6 +6,7 @@ use safetensors::Dtype;
 
 use super::delta::Delta;
 use super::truncate::{Energy, Matrix};
+use crate::lora::family::family_of;
 use crate::lora::{AdaptedLayer, LoraComponent, LoraFile, LoraFormat, LoraLayout, LoraWeights, TensorRef};
 use crate::{Entry, Error, Family, Inventory, Progress, Report, Result, Source, WriteOptions};
 
@@ -56,6 +57,12 @@ impl ComputedLora {
     /// Adds one line to what its [`Report`] says.
     pub(super) fn note(&mut self, line: String) {
         self.file.notes.push(line);
+    }
+
+    /// Takes the family from the layers, where it is not known yet.
+    pub(super) fn find_family(&mut self) {
+        let found = self.file.family.or_else(|| family_of(&self.file.layers, &self.file.metadata));
+        self.file.family = found;
     }
 
     pub(super) fn add_energy(&mut self, energy: Energy) {

@@ -4,8 +4,9 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 
 use super::truncate::{LowRank, Matrix, truncate, truncate_product};
-use crate::lora::{AdaptedLayer, LokrFactor, LoraError, LoraWeights, TensorRef};
-use crate::{Error, Result, Source};
+use crate::lora::{AdaptedLayer, LokrFactor, LoraComponent, LoraError, LoraWeights, TensorRef};
+use crate::write::{f8_e4m3_to_f32, f8_e5m2_to_f32};
+use crate::{Error, Family, Result, Source};
 
 /// A change of one weight, with all factors but the user's own in it.
 #[derive(Debug, Clone)]
@@ -24,56 +25,48 @@ pub(super) enum DeltaValues {
 }
 
 impl Delta {
-    /// The change of `layer`, without DoRA's lengths.
+    /// The change of `layer` of a model of `family`, without DoRA's lengths.
     ///
     /// # Errors
     /// When its tensors cannot be read, or it is no change of a matrix.
-    pub(super) fn of(layer: &AdaptedLayer, source: &dyn Source) -> Result<Self> {
+    pub(super) fn of(layer: &AdaptedLayer, family: Option<Family>, source: &dyn Source) -> Result<Self> {
         let scaling = layer.scaling();
-        Ok(match &layer.weights {
-            LoraWeights::Lora { down, up, mid: None } => Self {
-                values: DeltaValues::Product { up: rows(source, up)? * scaling, down: rows(source, down)? },
-                kernel: kernel(&down.shape),
-            },
+        let (values, said) = match &layer.weights {
+            LoraWeights::Lora { down, up, mid: None } => {
+                let (up, inner) = (rows(source, up)? * scaling, rows(source, down)?);
+                (DeltaValues::Product { up, down: inner }, kernel(&down.shape))
+            }
             LoraWeights::Lora { down, up, mid: Some(mid) } => {
-                let (inner, values) = (rows(source, down)?, read(source, mid)?);
-                Self {
-                    values: DeltaValues::Product {
-                        up: rows(source, up)? * scaling,
-                        down: with_core(
-                            &values,
-                            &mid.shape,
-                            &Matrix::identity(mid.shape[0], mid.shape[0]),
-                            &inner,
-                        ),
-                    },
-                    kernel: kernel(&mid.shape),
-                }
+                let (up, inner, core) =
+                    (rows(source, up)? * scaling, rows(source, down)?, read(source, mid)?);
+                let outer = Matrix::identity(mid.shape[0], mid.shape[0]);
+                let down = with_core(&core, &mid.shape, &outer, &inner);
+                (DeltaValues::Product { up, down }, kernel(&mid.shape))
             }
             LoraWeights::Loha { w1_a, w1_b, w2_a, w2_b, t1_t2 } => {
-                let (t1, t2) = (t1_t2.as_ref().map(|t| &t.0), t1_t2.as_ref().map(|t| &t.1));
+                let (t1, t2) = t1_t2.as_ref().map(|(t1, t2)| (t1, t2)).unzip();
                 let first = product(source, w1_a, w1_b, t1)?;
                 let second = product(source, w2_a, w2_b, t2)?;
-                let kernel = match t1 {
-                    Some(t1) => kernel(&t1.shape),
-                    None => kernel_by_name(&layer.name, first.ncols()),
-                };
-                Self { values: DeltaValues::Whole(first.component_mul(&second) * scaling), kernel }
+                let said = t1.and_then(|t1| kernel(&t1.shape));
+                (DeltaValues::Whole(first.component_mul(&second) * scaling), said)
             }
             LoraWeights::Lokr { w1, w2 } => {
-                let (left, right) = (factor(source, w1)?, factor(source, w2)?);
-                let kernel = factor_kernel(w2);
-                let area = kernel.map_or(1, |[height, width]| height * width);
-                Self { values: DeltaValues::Whole(kronecker(&left, &right, area) * scaling), kernel }
+                // A kernel's values are behind the inputs of the right factor, and so behind those of the product.
+                let whole = factor(source, w1)?.kronecker(&factor(source, w2)?);
+                (DeltaValues::Whole(whole * scaling), factor_kernel(w2))
             }
-            LoraWeights::Full { weight: Some(weight), .. } => Self {
-                values: DeltaValues::Whole(rows(source, weight)? * scaling),
-                kernel: kernel(&weight.shape),
-            },
+            LoraWeights::Full { weight: Some(weight), .. } => {
+                (DeltaValues::Whole(rows(source, weight)? * scaling), kernel(&weight.shape))
+            }
             LoraWeights::Full { weight: None, .. } => {
                 return Err(Error::not_readable(source.name(), &format!("{}.weight", layer.name)));
             }
-        })
+        };
+        let columns = match &values {
+            DeltaValues::Product { down, .. } => down.ncols(),
+            DeltaValues::Whole(matrix) => matrix.ncols(),
+        };
+        Ok(Self { values, kernel: kernel_of_layer(layer, said, columns, family) })
     }
 
     /// The best product of at most `rank`.
@@ -104,6 +97,8 @@ pub(super) fn read(source: &dyn Source, tensor: &TensorRef) -> Result<Vec<f64>> 
         Dtype::F32 => words(&bytes).map(|word| f32::from_le_bytes(word).into()).collect(),
         Dtype::F16 => words(&bytes).map(|word| f16::from_le_bytes(word).into()).collect(),
         Dtype::BF16 => words(&bytes).map(|word| bf16::from_le_bytes(word).into()).collect(),
+        Dtype::F8_E4M3 => bytes.iter().map(|byte| f8_e4m3_to_f32(*byte).into()).collect(),
+        Dtype::F8_E5M2 => bytes.iter().map(|byte| f8_e5m2_to_f32(*byte).into()).collect(),
         dtype => {
             return Err(LoraError::Dtype {
                 file: source.name().to_string(),
@@ -139,11 +134,29 @@ fn kernel(shape: &[usize]) -> Option<[usize; 2]> {
     }
 }
 
-/// LoHa's factors do not say whether their columns are those of a kernel; the layer's name does.
-fn kernel_by_name(name: &str, columns: usize) -> Option<[usize; 2]> {
-    match name.rsplit('.').next() {
-        Some("conv_shortcut") => Some([1, 1]),
-        Some(last) if last.starts_with("conv") && columns.is_multiple_of(9) => Some([3, 3]),
+/// The kernel that a layer's weight has, where its change says `said` and has so many `columns`.
+///
+/// The factors of LoHa and LoKr may have a kernel's values among their columns, and a convolution of one pixel may be written as a matrix, or a
+/// linear layer as such a convolution. Programs take a LoRA only in the form of the layer, and that the layer's name tells; of the
+/// projections around transformer blocks, convolutions in Stable Diffusion 1 and linear layers since, the family.
+fn kernel_of_layer(
+    layer: &AdaptedLayer,
+    said: Option<[usize; 2]>,
+    columns: usize,
+    family: Option<Family>,
+) -> Option<[usize; 2]> {
+    const PIXEL: [usize; 2] = [1, 1];
+    if said.is_some_and(|kernel| kernel != PIXEL) {
+        return said;
+    }
+    let last = layer.name.rsplit('.').next().unwrap_or_default();
+    match (layer.component, last, family) {
+        (LoraComponent::UNet, "conv_shortcut", _) => Some(PIXEL),
+        (LoraComponent::UNet, "proj_in" | "proj_out", Some(Family::StableDiffusion1)) => Some(PIXEL),
+        (LoraComponent::UNet, "proj_in" | "proj_out", None) => said,
+        (LoraComponent::UNet, name, _) if name.starts_with("conv") => {
+            if said.is_none() && columns.is_multiple_of(9) { Some([3, 3]) } else { said }
+        }
         _ => None,
     }
 }
@@ -184,14 +197,4 @@ fn factor_kernel(factor: &LokrFactor) -> Option<[usize; 2]> {
         LokrFactor::Whole(tensor) | LokrFactor::Product { t: Some(tensor), .. } => kernel(&tensor.shape),
         LokrFactor::Product { b, t: None, .. } => kernel(&b.shape),
     }
-}
-
-/// The Kronecker product of matrices, of which the right one has a kernel of `area` values behind each column.
-fn kronecker(left: &Matrix, right: &Matrix, area: usize) -> Matrix {
-    let inputs = right.ncols() / area.max(1);
-    Matrix::from_fn(left.nrows() * right.nrows(), left.ncols() * right.ncols(), |row, column| {
-        let (input, pixel) = (column / area, column % area);
-        left[(row / right.nrows(), input / inputs)]
-            * right[(row % right.nrows(), (input % inputs) * area + pixel)]
-    })
 }

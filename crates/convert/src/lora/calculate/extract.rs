@@ -8,7 +8,7 @@ use super::ComputedLora;
 use super::computed::label;
 use super::delta::{read, rows};
 use super::truncate::{LowRank, truncate};
-use crate::lora::{LoraComponent, LoraError, TensorRef};
+use crate::lora::{LoraComponent, LoraError, LoraFile, TensorRef};
 use crate::{
     ComponentSource, Entry, Inventory, Kind, Model, ModelKind, ReadOptions, Result, Source, open_file,
 };
@@ -39,6 +39,16 @@ pub fn extract_lora(base: &Path, tuned: &Path, options: &ExtractOptions) -> Resu
         (Kind::Pipeline(family, _), _) | (_, Kind::Pipeline(family, _)) => Some(family),
         _ => None,
     };
+    let parts = |parts: &Parts| parts.keys().map(|part| part.folder()).collect::<Vec<_>>().join(", ");
+    if base_parts.keys().all(|part| !tuned_parts.contains_key(part)) {
+        return Err(LoraError::NothingInCommon {
+            base: base.display().to_string(),
+            tuned: tuned.display().to_string(),
+            in_base: parts(&base_parts),
+            in_tuned: parts(&tuned_parts),
+        }
+        .into());
+    }
     let source = format!("{} without {}", tuned.display(), base.display());
     let mut lora = ComputedLora::new(source.clone(), family);
     let mut left_over = Vec::new();
@@ -76,8 +86,13 @@ pub fn extract_lora(base: &Path, tuned: &Path, options: &ExtractOptions) -> Resu
     }
     if lora.layers().is_empty() {
         let (base, tuned) = (base.display().to_string(), tuned.display().to_string());
-        return Err(LoraError::Equal { base, tuned }.into());
+        return Err(match left_over.first().cloned() {
+            None => LoraError::Equal { base, tuned },
+            Some(first) => LoraError::NoDifferentMatrix { base, tuned, count: left_over.len(), first },
+        }
+        .into());
     }
+    lora.find_family();
     let rank = match options.conv_rank == options.rank {
         true => format!("rank {}", options.rank),
         false => format!("rank {}, of convolutions {},", options.rank, options.conv_rank),
@@ -95,6 +110,10 @@ fn open(path: &Path, options: &ReadOptions) -> Result<(Model, Parts)> {
         (model, Arc::new(source))
     } else {
         let source: Arc<dyn Source> = Arc::from(open_file(path)?);
+        if LoraFile::looks_like_one(&source.inventory()) {
+            let (file, title) = (path.display().to_string(), "a LoRA".to_string());
+            return Err(LoraError::NothingToAdapt { file, title }.into());
+        }
         (Model::from_single_file(source.as_ref(), options)?, source)
     };
     let parts = model.components.iter().zip(ComponentSource::all(&model, &source));
@@ -193,8 +212,8 @@ impl Pair<'_> {
 }
 
 fn dtype_is_float(dtype: safetensors::Dtype) -> bool {
-    use safetensors::Dtype::{BF16, F16, F32, F64};
-    matches!(dtype, F64 | F32 | F16 | BF16)
+    use safetensors::Dtype::{BF16, F8_E4M3, F8_E5M2, F16, F32, F64};
+    matches!(dtype, F64 | F32 | F16 | BF16 | F8_E4M3 | F8_E5M2)
 }
 
 /// Whether a tensor is the weight of a linear layer or a convolution that LoRAs change: of text encoders those of the transformer's layers.

@@ -5,9 +5,9 @@ use rayon::prelude::*;
 use super::ComputedLora;
 use super::computed::{label, largest_rank};
 use super::delta::{Delta, DeltaValues, read};
-use super::truncate::{Energy, LowRank, Matrix};
+use super::truncate::{LowRank, Matrix};
 use crate::lora::{AdaptedLayer, LoraComponent, LoraError, LoraFile, LoraWeights, TensorRef};
-use crate::{Error, Result, Source};
+use crate::{Error, Family, Result, Source};
 
 /// A LoRA with the factor that its changes are multiplied by.
 #[derive(Clone, Copy)]
@@ -25,12 +25,12 @@ type Changes<'a> = Vec<(WeightedLora<'a>, &'a AdaptedLayer)>;
 
 /// One LoRA that changes each layer by the sum of what `loras` change it by, each multiplied by its scale.
 ///
-/// Without a `rank` nothing is lost: products are put side by side, so that ranks add up, and differences are added. With one, each
-/// sum becomes the best product of at most that rank.
+/// Without a `rank` nothing is lost: products are put side by side, so that ranks add up (to at most that of the weight), and
+/// differences are added. With one, each sum becomes the best product of at most that rank.
 ///
 /// # Errors
 /// When a LoRA has tensors that no rule understands, or lengths of DoRA, which mean something with the base model's weights only; when they are
-/// for different models; or when a change is no product (LoHa, LoKr) and no `rank` is given.
+/// for different models; when a change is no product (LoHa, LoKr) and no `rank` is given; or when there are values that are no numbers.
 pub fn merge_loras(loras: &[WeightedLora<'_>], rank: Option<usize>) -> Result<ComputedLora> {
     check(loras)?;
     let mut by_layer: BTreeMap<(LoraComponent, &str), Changes<'_>> = BTreeMap::new();
@@ -44,7 +44,7 @@ pub fn merge_loras(loras: &[WeightedLora<'_>], rank: Option<usize>) -> Result<Co
     let mut merged = ComputedLora::new(names.join(" + "), family);
     let layers: Vec<((LoraComponent, &str), Changes<'_>)> = by_layer.into_iter().collect();
     let sums: Vec<Result<Sum>> =
-        layers.par_iter().map(|(key, changes)| Sum::of(*key, changes, rank)).collect();
+        layers.par_iter().map(|(key, changes)| Sum::of(*key, changes, family, rank)).collect();
     for ((key, _), sum) in layers.iter().zip(sums) {
         let sum = sum?;
         if let Some((product, kernel)) = sum.product {
@@ -62,7 +62,7 @@ pub fn merge_loras(loras: &[WeightedLora<'_>], rank: Option<usize>) -> Result<Co
 }
 
 fn check(loras: &[WeightedLora<'_>]) -> Result<()> {
-    let mut families: Option<(&LoraFile, crate::Family)> = None;
+    let mut families: Option<(&LoraFile, Family)> = None;
     for WeightedLora { lora, .. } in loras {
         lora.check_all_matched()?;
         if let Some(layer) = lora.layers.iter().find(|layer| layer.dora_scale.is_some()) {
@@ -98,6 +98,7 @@ impl Sum {
     fn of(
         (component, name): (LoraComponent, &str),
         changes: &Changes<'_>,
+        family: Option<Family>,
         rank: Option<usize>,
     ) -> Result<Self> {
         let mut sum = Self::default();
@@ -115,7 +116,7 @@ impl Sum {
                     continue;
                 }
             }
-            let delta = Delta::of(layer, one.source)?;
+            let delta = Delta::of(layer, one.lora.family.or(family), one.source)?;
             if rank.is_none() && matches!(delta.values, DeltaValues::Whole(_)) {
                 return Err(LoraError::NeedsRank { what: what() }.into());
             }
@@ -149,19 +150,24 @@ fn add_deltas(
     rank: Option<usize>,
 ) -> Result<Option<(LowRank, Option<[usize; 2]>)>> {
     let Some((_, first, first_what)) = deltas.first() else { return Ok(None) };
-    let (shape, kernel, what) = (first.shape(), first.kernel, first_what.clone());
+    let (shape, what) = (first.shape(), first_what.clone());
+    let kernel = deltas.iter().find_map(|(_, delta, _)| delta.kernel);
     for (_, delta, what) in &deltas {
         if delta.shape() != shape {
             let dims = |(rows, columns): (usize, usize)| vec![rows, columns];
             return Err(misfit(what.clone(), &dims(delta.shape()), &dims(shape)));
         }
+        if let (Some(one), Some(other)) = (delta.kernel, kernel)
+            && one != other
+        {
+            return Err(misfit(what.clone(), &one, &other));
+        }
     }
-    let rank = rank.map(|rank| rank.min(largest_rank(first)));
+    let largest = largest_rank(first);
     let inner = |delta: &Delta| match &delta.values {
         DeltaValues::Product { up, .. } => Some(up.ncols()),
         DeltaValues::Whole(_) => None,
     };
-    // Side by side, unless that would be more than the whole matrix.
     let summed: Option<usize> = deltas.iter().map(|(_, delta, _)| inner(delta)).sum();
     let Some(inner) = summed else {
         let mut whole = Matrix::zeros(shape.0, shape.1);
@@ -173,7 +179,7 @@ fn add_deltas(
                 };
         }
         let low = Delta { values: DeltaValues::Whole(whole), kernel }
-            .truncate(rank.unwrap_or(usize::MAX), &what)?;
+            .truncate(rank.unwrap_or(largest).min(largest), &what)?;
         return Ok(Some((low, kernel)));
     };
     let (mut up, mut down) = (Matrix::zeros(shape.0, inner), Matrix::zeros(inner, shape.1));
@@ -186,11 +192,11 @@ fn add_deltas(
             done += width;
         }
     }
-    let low = match rank {
-        Some(rank) if rank < inner => {
-            Delta { values: DeltaValues::Product { up, down }, kernel }.truncate(rank, &what)?
-        }
-        _ => LowRank { up, down, energy: Energy::default() },
+    // No product needs a higher rank than the whole matrix has.
+    let rank = rank.unwrap_or(inner).min(largest);
+    let low = match rank < inner {
+        true => Delta { values: DeltaValues::Product { up, down }, kernel }.truncate(rank, &what)?,
+        false => LowRank::whole(up, down, &what)?,
     };
     Ok(Some((low, kernel)))
 }

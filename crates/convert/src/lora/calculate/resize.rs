@@ -3,7 +3,7 @@ use rayon::prelude::*;
 use super::ComputedLora;
 use super::computed::{label, largest_rank};
 use super::delta::{Delta, DeltaValues, read};
-use super::truncate::{Energy, LowRank};
+use super::truncate::LowRank;
 use crate::lora::{AdaptedLayer, LoraFile, LoraWeights, TensorRef};
 use crate::{Result, Source};
 
@@ -63,17 +63,14 @@ impl Resized {
         {
             return Ok(None);
         }
-        let delta = Delta::of(layer, source)?;
+        let delta = Delta::of(layer, lora.family, source)?;
         let kernel = delta.kernel;
         let what = label(&lora.source, layer.component, &layer.name);
         let rank = rank.min(largest_rank(&delta));
         if let DeltaValues::Product { up, down } = &delta.values
             && up.ncols() <= rank
         {
-            // Only for how much is kept: all.
-            let energy = delta.truncate(up.ncols(), &what)?.energy;
-            let energy = Energy { total: energy.kept, kept: energy.kept };
-            let low = LowRank { up: up.clone(), down: down.clone(), energy };
+            let low = LowRank::whole(up.clone(), down.clone(), &what)?;
             return Ok(Some(Self { low, kernel, is_lower: true }));
         }
         Ok(Some(Self { low: delta.truncate(rank, &what)?, kernel, is_lower: false }))

@@ -8,10 +8,10 @@ use crate::lora::LoraError;
 /// A matrix in double precision.
 pub(super) type Matrix = DMatrix<f64>;
 
-/// Columns beyond the rank that the search for singular vectors carries along, and how often it repeats. Of matrices whose singular
-/// values hardly fall this leaves an error well within a thousandth of the smallest possible one.
+/// Columns beyond the rank that the search for singular vectors carries along, and how often it repeats. Of noise, whose singular values hardly
+/// fall, this leaves an error within a thousandth of the smallest possible one (see the tests; five rounds leave 0.23% at rank 32).
 const OVERSAMPLING: usize = 16;
-const POWER_ITERATIONS: usize = 5;
+const POWER_ITERATIONS: usize = 10;
 /// Below this side the exact decomposition is as quick.
 const EXACT_SIDE: usize = 96;
 
@@ -31,6 +31,21 @@ pub(super) struct LowRank {
 pub(super) struct Energy {
     pub(super) total: f64,
     pub(super) kept: f64,
+}
+
+impl LowRank {
+    /// A product that is kept as it is.
+    ///
+    /// # Errors
+    /// When it has values that are no numbers; `what` names it.
+    pub(super) fn whole(up: Matrix, down: Matrix, what: &str) -> Result<Self> {
+        if up.iter().chain(&down).any(|value| !value.is_finite()) {
+            return Err(LoraError::NotDecomposed { what: what.to_string() }.into());
+        }
+        // The sum of the squares of the product's elements, without the product.
+        let norm = up.tr_mul(&up).dot(&(&down * down.transpose())).max(0.0);
+        Ok(Self { up, down, energy: Energy { total: norm, kept: norm } })
+    }
 }
 
 impl Energy {
@@ -81,32 +96,68 @@ pub(super) fn truncate_product(up: &Matrix, down: &Matrix, rank: usize, what: &s
 
 /// The exact decomposition, cut off. The singular values go to the left.
 fn decompose(matrix: Matrix, rank: usize, what: &str) -> Result<LowRank> {
-    // The library's own is quickest for tall matrices.
+    let not_decomposed = || LoraError::NotDecomposed { what: what.to_string() };
     if matrix.iter().any(|value| !value.is_finite()) {
-        return Err(LoraError::NotDecomposed { what: what.to_string() }.into());
+        return Err(not_decomposed().into());
     }
     let is_wide = matrix.ncols() > matrix.nrows();
-    let tall = if is_wide { matrix.transpose() } else { matrix };
-    let (basis, square) = if tall.nrows() > tall.ncols() {
-        let qr = tall.qr();
-        (Some(qr.q()), qr.r())
-    } else {
-        (None, tall)
+    let qr = if is_wide { matrix.transpose().qr() } else { matrix.qr() };
+    let mut scaled = if is_wide { qr.r().transpose() } else { qr.r() };
+    let right = orthogonalize(&mut scaled).ok_or_else(not_decomposed)?;
+    let squares: Vec<f64> = scaled.column_iter().map(|column| column.norm_squared()).collect();
+    let mut order: Vec<usize> = (0..squares.len()).collect();
+    order.sort_by(|one, other| squares[*other].total_cmp(&squares[*one]));
+    order.truncate(rank);
+    let kept = order.iter().map(|column| squares[*column]).sum();
+    let (left, right) = (scaled.select_columns(&order), right.select_columns(&order));
+    let (up, down) = match is_wide {
+        true => (left, (qr.q() * right).transpose()),
+        false => (qr.q() * left, right.transpose()),
     };
-    const MOST_ROUNDS: usize = 10_000;
-    let (values, left, right) = square
-        .try_svd(true, true, f64::EPSILON, MOST_ROUNDS)
-        .and_then(|svd| Some((svd.singular_values, svd.u?, svd.v_t?)))
-        .ok_or_else(|| LoraError::NotDecomposed { what: what.to_string() })?;
-    let left = basis.map_or_else(|| left.clone(), |basis| basis * &left);
-    let rank = rank.min(values.len());
-    let kept: f64 = values.iter().take(rank).map(|value| value * value).sum();
-    let (left, right) = (left.columns(0, rank).into_owned(), right.rows(0, rank).into_owned());
-    let (mut up, down) = if is_wide { (right.transpose(), left.transpose()) } else { (left, right) };
-    for (mut column, value) in up.column_iter_mut().zip(values.iter()) {
-        column *= *value;
+    Ok(LowRank { up, down, energy: Energy { total: squares.iter().sum(), kept } })
+}
+
+/// Turns the columns of a square matrix until each is orthogonal to all others, and gives the product of the turns: then
+/// `matrix = columns @ turns^T`, and the columns' lengths are the singular values. One-sided Jacobi (Hestenes, 1958; Demmel and Veselic, 1992), which
+/// is as exact for matrices of low rank and equal singular values as for others. `None` where it does not end.
+fn orthogonalize(columns: &mut Matrix) -> Option<Matrix> {
+    const MOST_ROUNDS: usize = 64;
+    const ORTHOGONAL: f64 = 1e-14;
+    let side = columns.ncols();
+    let mut turns = Matrix::identity(side, side);
+    // Columns so short are rounding errors of zeros.
+    let shortest = columns.norm() * f64::EPSILON * 1e-3;
+    for _ in 0..MOST_ROUNDS {
+        let mut is_done = true;
+        for i in 0..side {
+            for j in i + 1..side {
+                let (one, other) = (columns.column(i), columns.column(j));
+                let (a, b, both) = (one.norm_squared(), other.norm_squared(), one.dot(&other));
+                let lengths = (a * b).sqrt();
+                if a.min(b) <= shortest * shortest || both.abs() <= ORTHOGONAL * lengths {
+                    continue;
+                }
+                is_done = false;
+                let zeta = (b - a) / (2.0 * both);
+                let tangent = zeta.signum() / (zeta.abs() + zeta.hypot(1.0));
+                let cosine = 1.0 / tangent.hypot(1.0);
+                turn(columns, (i, j), cosine, cosine * tangent);
+                turn(&mut turns, (i, j), cosine, cosine * tangent);
+            }
+        }
+        if is_done {
+            return Some(turns);
+        }
     }
-    Ok(LowRank { up, down, energy: Energy { total: values.norm_squared(), kept } })
+    None
+}
+
+/// Turns two columns towards each other by an angle.
+fn turn(matrix: &mut Matrix, (i, j): (usize, usize), cosine: f64, sine: f64) {
+    let (mut one, mut other) = matrix.columns_range_pair_mut(i, j);
+    for (one, other) in one.iter_mut().zip(other.iter_mut()) {
+        (*one, *other) = (cosine * *one - sine * *other, sine * *one + cosine * *other);
+    }
 }
 
 fn orthonormal(matrix: Matrix) -> Matrix {
@@ -167,6 +218,60 @@ mod tests {
         let matrix = truncate(&(&up * &down), 5, "test").unwrap();
         assert!((&product.up * &product.down - &matrix.up * &matrix.down).norm() < 1e-9);
         assert!((product.energy.kept - matrix.energy.kept).abs() < 1e-9);
+    }
+
+    /// Values that look random, from -1 to 1.
+    fn noise(rows: usize, columns: usize) -> Matrix {
+        let mut state = 1u64;
+        Matrix::from_fn(rows, columns, |_, _| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+        })
+    }
+
+    /// Noise has the flattest singular values that there are.
+    #[test]
+    fn noise_is_approximated_as_well_as_can_be() {
+        let matrix = noise(400, 400);
+        let exact = decompose(matrix.clone(), 400, "test").unwrap();
+        assert!((&matrix - &exact.up * &exact.down).norm() <= 1e-12 * matrix.norm());
+        for rank in [1, 8, 32, 128] {
+            let best = exact.up.columns(rank, 400 - rank).norm();
+            let low = truncate(&matrix, rank, "test").unwrap();
+            let excess = (&matrix - &low.up * &low.down).norm() / best - 1.0;
+            println!("rank {rank}: {:.5}% above the smallest error", 100.0 * excess);
+            assert!(excess < 1e-3, "rank {rank}: {excess}");
+        }
+    }
+
+    /// Singular values that are equal or zero are where decompositions go wrong.
+    #[test]
+    fn whole_matrices_come_back_whatever_their_rank() {
+        let rank_two = noise(60, 2) * noise(2, 40);
+        let blocks = Matrix::from_fn(60, 40, |i, j| f64::from(u8::from(i / 20 == j / 20)));
+        let cases = [
+            Matrix::zeros(60, 40),
+            Matrix::identity(60, 40),
+            Matrix::from_element(60, 40, 1.0),
+            rank_two,
+            blocks,
+        ];
+        for (case, matrix) in cases.into_iter().enumerate() {
+            for matrix in [matrix.transpose(), matrix] {
+                let low = truncate(&matrix, 40, "test").unwrap();
+                let error = (&matrix - &low.up * &low.down).norm();
+                assert!(error <= 1e-12 * matrix.norm(), "case {case}: {error} of {}", matrix.norm());
+            }
+        }
+    }
+
+    #[test]
+    fn the_norm_of_a_product_is_its_matrix_norm() {
+        let (up, down) = (noise(30, 5), noise(5, 20));
+        let norm = (&up * &down).norm_squared();
+        assert!((LowRank::whole(up, down, "test").unwrap().energy.kept / norm - 1.0).abs() < 1e-12);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use safetensors::Dtype;
 use super::adapter_config::METADATA_KEY;
 use super::{AdaptedLayer, LoraComponent, LoraError, LoraFile, LoraWeights, TensorRef, cloneofsimo};
 use crate::plan::Values;
-use crate::write::{Contents, WeightFile, write};
+use crate::write::{Contents, Staging, WeightFile, write};
 use crate::{Error, PlannedTensor, Progress, Report, Result, Source, Unplaced, WriteOptions};
 use made::{Made, WithMade};
 
@@ -36,6 +36,17 @@ impl LoraFormat {
             Self::Diffusers => "diffusers",
             Self::Peft => "peft",
         }
+    }
+}
+
+impl LoraFormat {
+    /// Fails where [`LoraFile::write`] would because of the destination: for those who compute long before they write.
+    ///
+    /// # Errors
+    /// When the destination exists and may not be replaced, there is no folder for it, or it is none for this layout.
+    pub fn check_destination(self, destination: &Path, options: &WriteOptions) -> Result<()> {
+        let is_file = is_file(destination, self)?;
+        Staging::check(destination, !is_file, options.overwrite)
     }
 }
 

@@ -79,6 +79,18 @@ fn factor(factor: &LokrFactor, source: &dyn Source) -> Matrix {
 fn delta(weights: &LoraWeights, source: &dyn Source) -> Matrix {
     match weights {
         LoraWeights::Lora { down, up, mid: None } => read(up, source).times(&read(down, source)),
+        LoraWeights::Lora { down, up, mid: Some(mid) } => {
+            let (up, down, core) = (read(up, source), read(down, source), read(mid, source));
+            let kernel = mid.shape[2] * mid.shape[3];
+            let inner = up.times(&core);
+            let entry = |index: usize| {
+                let (row, column) = (index / (down.columns * kernel), index % (down.columns * kernel));
+                let term = |q| inner.at(row, q * kernel + column % kernel) * down.at(q, column / kernel);
+                (0..down.rows).map(term).sum()
+            };
+            let columns = down.columns * kernel;
+            Matrix { rows: up.rows, columns, values: (0..up.rows * columns).map(entry).collect() }
+        }
         LoraWeights::Loha { w1_a, w1_b, w2_a, w2_b, t1_t2 } => {
             let (mut first, second) = match t1_t2 {
                 None => (

@@ -1,5 +1,8 @@
 //! Merged and resized LoRAs, beside what torch makes of the same files.
 
+// Clippy knows test functions only, not what they call.
+#![allow(clippy::unwrap_used)]
+
 use candle_diffusers_convert::{
     Checkpoint, ComputedLora, LoraComponent, LoraFile, Source, WeightedLora, merge_loras, resize_lora,
 };
