@@ -1,5 +1,5 @@
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use candle_diffusers_convert::{
@@ -96,13 +96,31 @@ struct OutputArguments {
     overwrite: bool,
 }
 
+impl OutputArguments {
+    fn write_options(&self) -> WriteOptions {
+        WriteOptions { dtype: self.dtype.dtype(), overwrite: self.overwrite, ..WriteOptions::default() }
+    }
+}
+
 fn parse_rank(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|rank| *rank > 0).ok_or_else(|| "expected a number from 1".to_string())
 }
 
 /// `diffuse lora`.
 pub(crate) fn run(arguments: &LoraArguments, progress: &Progress) -> Result<()> {
-    match &arguments.command {
+    let (destination, output) = match &arguments.command {
+        LoraCommand::Merge(arguments) => (&arguments.destination, &arguments.output),
+        LoraCommand::Extract(arguments) => (&arguments.destination, &arguments.output),
+        LoraCommand::Resize(arguments) => (&arguments.destination, &arguments.output),
+    };
+    // Before minutes of work.
+    LoraFormat::from(output.lora_format).check_destination(destination, &output.write_options())?;
+    let computed = compute(&arguments.command, progress)?;
+    write(&computed, destination, output, progress)
+}
+
+fn compute(command: &LoraCommand, progress: &Progress) -> Result<ComputedLora> {
+    match command {
         LoraCommand::Merge(arguments) => {
             let files = ScaledFile::parse_all(&arguments.files)?;
             let opened =
@@ -110,8 +128,8 @@ pub(crate) fn run(arguments: &LoraArguments, progress: &Progress) -> Result<()> 
             opened.iter().for_each(|(lora, _)| note_all(lora));
             let loras: Vec<WeightedLora<'_>> =
                 files.iter().zip(&opened).map(|(file, opened)| weighted(file, opened)).collect();
-            let merged = compute("merging", progress, || merge_loras(&loras, arguments.rank))?;
-            write(&merged, &arguments.destination, &arguments.output, progress)
+            let _shown = progress.activity("merging");
+            Ok(merge_loras(&loras, arguments.rank)?)
         }
         LoraCommand::Extract(arguments) => {
             let options = ExtractOptions {
@@ -119,17 +137,14 @@ pub(crate) fn run(arguments: &LoraArguments, progress: &Progress) -> Result<()> 
                 conv_rank: arguments.conv_rank.unwrap_or(arguments.rank),
                 read: arguments.single_file.read_options(),
             };
-            let extracted = compute("extracting", progress, || {
-                extract_lora(&arguments.base, &arguments.tuned, &options)
-            })?;
-            write(&extracted, &arguments.destination, &arguments.output, progress)
+            let _shown = progress.activity("extracting");
+            Ok(extract_lora(&arguments.base, &arguments.tuned, &options)?)
         }
         LoraCommand::Resize(arguments) => {
             let (lora, source) = LoraFile::open(&arguments.source)?;
             note_all(&lora);
-            let resized =
-                compute("resizing", progress, || resize_lora(&lora, source.as_ref(), arguments.rank))?;
-            write(&resized, &arguments.destination, &arguments.output, progress)
+            let _shown = progress.activity("resizing");
+            Ok(resize_lora(&lora, source.as_ref(), arguments.rank)?)
         }
     }
 }
@@ -143,29 +158,17 @@ fn note_all(lora: &LoraFile) {
     lora.notes.iter().for_each(|line| terminal::note(line));
 }
 
-fn compute(
-    what: &str,
-    progress: &Progress,
-    make: impl FnOnce() -> candle_diffusers_convert::Result<ComputedLora>,
-) -> Result<ComputedLora> {
-    let shown = progress.activity(what);
-    let made = make()?;
-    drop(shown);
-    Ok(made)
-}
-
 fn write(
     lora: &ComputedLora,
-    destination: &std::path::Path,
+    destination: &Path,
     output: &OutputArguments,
     progress: &Progress,
 ) -> Result<()> {
-    let options =
-        WriteOptions { dtype: output.dtype.dtype(), overwrite: output.overwrite, ..WriteOptions::default() };
     let shown = progress.bytes("writing");
     let format: LoraFormat = output.lora_format.into();
-    let report =
-        lora.write(destination, format, &options, &|written| shown.set_bytes(written.done, written.total))?;
+    let report = lora.write(destination, format, &output.write_options(), &|written| {
+        shown.set_bytes(written.done, written.total)
+    })?;
     drop(shown);
     report.lines().iter().for_each(|line| terminal::note(line));
     terminal::note(&format!("wrote {}", destination.display()));

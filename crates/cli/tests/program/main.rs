@@ -11,6 +11,7 @@ mod generate;
 mod inspect;
 mod lora;
 mod lora_files;
+mod lora_operations;
 #[path = "../parity/pictures/mod.rs"]
 mod pictures;
 mod program;
