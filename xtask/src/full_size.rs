@@ -7,7 +7,6 @@ use clap::Args;
 use serde::Deserialize;
 
 use crate::python::{self, Python};
-use crate::statistics::median;
 use crate::worker::{Cost, Worker};
 use crate::workspace;
 
@@ -21,27 +20,12 @@ pub(crate) struct ParityArguments {
     /// Stable Diffusion 1.5 at full size with random weights (4 GB, made once): one UNet forward, one VAE decode, one picture
     #[arg(long)]
     pub(crate) full: bool,
-    #[command(flatten)]
-    common: CommonArguments,
-    /// Denoising steps of the picture; 0 leaves it out
-    #[arg(long, default_value_t = 2)]
-    steps: usize,
-}
-
-#[derive(Args)]
-pub(crate) struct BenchArguments {
-    #[command(flatten)]
-    common: CommonArguments,
-    /// How often each is timed
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
-    repetitions: u32,
-}
-
-#[derive(Args)]
-struct CommonArguments {
     /// Threads of each side
     #[arg(long, default_value_t = 2)]
     threads: usize,
+    /// Denoising steps of the picture; 0 leaves it out
+    #[arg(long, default_value_t = 2)]
+    steps: usize,
 }
 
 /// What both sides are asked for: its name in the protocol and the ending of what is written.
@@ -55,21 +39,21 @@ struct Work {
 
 /// Both sides with their costs, and how far apart their results are.
 struct Comparison {
-    reference: Vec<Cost>,
-    ours: Vec<Cost>,
+    reference: Cost,
+    ours: Cost,
     difference: f64,
 }
 
 /// Compares one run of each model, and a whole picture, with the reference library's.
 pub(crate) fn parity(arguments: &ParityArguments) -> Result<()> {
-    let sides = Sides::prepare(arguments.common.threads)?;
+    let sides = Sides::prepare(arguments.threads)?;
     let mut works = vec![Work::model("unet"), Work::model("vae")];
     if arguments.steps > 0 {
         works.push(Work::picture(arguments.steps));
     }
     let mut far_off = Vec::new();
     for work in &works {
-        let comparison = sides.compare(work, 1)?;
+        let comparison = sides.compare(work)?;
         comparison.print_each(work);
         println!("  difference   {:.2e}{} (at most {})", comparison.difference, work.unit, work.bound);
         // Not the negation of "within", so that a NaN fails.
@@ -78,18 +62,6 @@ pub(crate) fn parity(arguments: &ParityArguments) -> Result<()> {
         }
     }
     ensure!(far_off.is_empty(), "too far from the reference: {}", far_off.join(", "));
-    Ok(())
-}
-
-/// Times both sides in turn.
-pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
-    let sides = Sides::prepare(arguments.common.threads)?;
-    for work in [Work::model("unet"), Work::model("vae")] {
-        let comparison = sides.compare(&work, arguments.repetitions)?;
-        comparison.print_each(&work);
-        let (reference, ours) = (median_seconds(&comparison.reference), median_seconds(&comparison.ours));
-        println!("  medians      {reference:.2} s and {ours:.2} s, ratio {:.2}", ours / reference);
-    }
     Ok(())
 }
 
@@ -117,7 +89,7 @@ impl Sides {
     fn prepare(threads: usize) -> Result<Self> {
         let python = Python::find_or_install()?;
         let folder = full_size_folder(&python)?;
-        Ok(Self { ours: build()?, python, folder, threads })
+        Ok(Self { ours: build_example("full_size")?, python, folder, threads })
     }
 
     /// The folder for what both sides write.
@@ -132,7 +104,7 @@ impl Sides {
     }
 
     /// Asks both sides in turn, each in a process of its own that has done nothing else.
-    fn compare(&self, work: &Work, repetitions: u32) -> Result<Comparison> {
+    fn compare(&self, work: &Work) -> Result<Comparison> {
         let threads = self.threads.to_string();
         let mut reference = self.reference_command();
         reference.arg("serve").arg(&self.folder).arg(&threads);
@@ -144,28 +116,22 @@ impl Sides {
         let output = |side: &str| self.outputs().join(format!("{}.{side}.{}", work.question, work.ending));
         let (expected, actual) = (output("reference"), output("ours"));
         let question = |path: &Path| format!("{}\t{}{}", work.question, path.display(), work.arguments);
-        let mut comparison = Comparison { reference: Vec::new(), ours: Vec::new(), difference: 0.0 };
-        for _ in 0..repetitions {
-            comparison.reference.push(reference.ask(&question(&expected))?);
-            comparison.ours.push(ours.ask(&question(&actual))?);
-        }
+        let (reference, our) = (reference.ask(&question(&expected))?, ours.ask(&question(&actual))?);
         #[derive(Deserialize)]
         struct Answer {
             difference: f64,
         }
         let question = format!("compare\t{}\t{}", actual.display(), expected.display());
-        comparison.difference = ours.ask::<Answer>(&question)?.difference;
-        Ok(comparison)
+        let Answer { difference } = ours.ask(&question)?;
+        Ok(Comparison { reference, ours: our, difference })
     }
 }
 
 impl Comparison {
     fn print_each(&self, work: &Work) {
         println!("{}", work.question);
-        for (side, costs) in [("diffusers", &self.reference), ("ours", &self.ours)] {
-            let seconds: Vec<String> = costs.iter().map(|cost| format!("{:.2}", cost.seconds)).collect();
-            let peak = costs.iter().map(|cost| cost.peak_bytes).max().unwrap_or_default();
-            println!("  {side:<12} {} s, peak {:.2} GB", seconds.join(" "), peak as f64 / 1e9);
+        for (side, cost) in [("diffusers", &self.reference), ("ours", &self.ours)] {
+            println!("  {side:<12} {:.2} s, peak {:.2} GB", cost.seconds, cost.peak_bytes as f64 / 1e9);
         }
     }
 }
@@ -185,19 +151,15 @@ fn reference_script(python: &Python) -> Command {
     python.script(&workspace::root().join("xtask/python/full_size.py"))
 }
 
-/// Builds our side of the comparison, optimised, and says where it is.
-fn build() -> Result<PathBuf> {
+/// Builds an example of the `tests` package, optimised, and says where it is.
+pub(crate) fn build_example(example: &str) -> Result<PathBuf> {
     let mut command = Command::new("cargo");
-    command.args(["build", "--release", "--package", "candle-diffusers-tests", "--example", "full_size"]);
+    command.args(["build", "--release", "--package", "candle-diffusers-tests", "--example", example]);
     python::run(command.current_dir(workspace::root()))?;
-    let name = format!("full_size{}", std::env::consts::EXE_SUFFIX);
+    let name = format!("{example}{}", std::env::consts::EXE_SUFFIX);
     let program = workspace::target().join("release/examples").join(name);
     if !program.exists() {
         bail!("cargo did not write {}", program.display());
     }
     program.canonicalize().with_context(|| program.display().to_string())
-}
-
-fn median_seconds(costs: &[Cost]) -> f64 {
-    median(costs.iter().map(|cost| cost.seconds))
 }

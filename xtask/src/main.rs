@@ -1,5 +1,6 @@
 //! What developers of this repository run: `cargo xtask <chore>`.
 
+mod bench;
 mod conversion;
 mod fixtures;
 mod full_size;
@@ -33,13 +34,13 @@ enum Chore {
     /// Open converted folders of every family in the reference library and paint with them; with --full, compare models too large to
     /// keep instead
     Parity(full_size::ParityArguments),
-    /// Time this project and the reference library in turn, and print medians and their ratio
+    /// Time models with random weights at real sizes, in turn with diffusers and OpenVINO, and print medians and ratios
     #[command(args_conflicts_with_subcommands = true)]
     Bench {
         #[command(subcommand)]
         what: Option<Benched>,
         #[command(flatten)]
-        models: full_size::BenchArguments,
+        models: bench::BenchArguments,
     },
 }
 
@@ -56,7 +57,7 @@ fn main() -> ExitCode {
         Chore::Parity(arguments) if arguments.full => full_size::parity(&arguments),
         Chore::Parity(_) => conversion::parity(),
         Chore::Bench { what: Some(Benched::Convert(arguments)), .. } => conversion::bench(&arguments),
-        Chore::Bench { what: None, models } => full_size::bench(&models),
+        Chore::Bench { what: None, models } => bench::bench(&models),
     };
     if let Err(error) = result {
         eprintln!("error: {error:#}");

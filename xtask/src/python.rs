@@ -47,6 +47,13 @@ impl Python {
         Ok(python)
     }
 
+    /// One that has been chosen, with whatever versions.
+    pub(crate) fn at(executable: &Path) -> Self {
+        // Scripts run in folders of their own.
+        let executable = std::path::absolute(executable).unwrap_or_else(|_| executable.to_path_buf());
+        Self { executable }
+    }
+
     /// A command that runs `script` in its own folder, with what all scripts share on the path.
     pub(crate) fn script(&self, script: &Path) -> Command {
         let mut command = Command::new(&self.executable);

@@ -42,7 +42,13 @@ impl Worker {
         let context = || format!("{} was asked {question:?}", self.name);
         writeln!(questions, "{question}").with_context(context)?;
         questions.flush().with_context(context)?;
+        self.answer(question)
+    }
+
+    /// Waits for the next line that it says; `question` is what it was asked.
+    pub(crate) fn answer<T: DeserializeOwned>(&mut self, question: &str) -> Result<T> {
         let mut answer = String::new();
+        let context = || format!("{} was asked {question:?}", self.name);
         self.answers.read_line(&mut answer).with_context(context)?;
         if answer.is_empty() {
             bail!("{} ended when it was asked {question:?}; its message stands above", self.name);

@@ -1,0 +1,128 @@
+//! This project's side of `cargo xtask bench`: `bench MODELS NAME f32|bf16`, where MODELS is `xtask/bench/models.json`.
+//!
+//! Answers as `xtask/python/bench.py` does: a line of JSON once the model is there and has run twice, and one for each line on standard input.
+
+use std::io::{BufRead, Write};
+use std::time::Instant;
+use std::{env, fs, io};
+
+use anyhow::{Context, Result, bail};
+use candle_core::{DType, Device, Shape, Tensor};
+use candle_diffusers_kernels::PooledAllocator;
+use candle_diffusers_models::{
+    AutoencoderKL, AutoencoderKLConfig, ClipTextConfig, ClipTextModel, TextTime, UNet2DConditionConfig,
+    UNet2DConditionModel, UNetConditions,
+};
+use candle_nn::var_builder::SimpleBackend;
+use candle_nn::{Init, VarBuilder};
+use serde_json::{Value, json};
+
+#[global_allocator]
+static ALLOCATOR: PooledAllocator = PooledAllocator::new();
+
+const TIMESTEP: f64 = 500.0;
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let [models, name, dtype] = &arguments[..] else { bail!("usage: bench MODELS NAME f32|bf16") };
+    let models: Value = serde_json::from_str(&fs::read_to_string(models)?)?;
+    let dtype = match dtype.as_str() {
+        "f32" => DType::F32,
+        "bf16" => DType::BF16,
+        other => bail!("{other:?} is not f32 or bf16"),
+    };
+    let run = prepare(name, &models[name], dtype)?;
+    run()?;
+    run()?;
+    println!("{}", json!({ "ready": true }));
+    io::stdout().flush()?;
+    for line in io::stdin().lock().lines() {
+        line?;
+        let start = Instant::now();
+        run()?;
+        let seconds = start.elapsed().as_secs_f64();
+        println!("{}", json!({ "seconds": seconds, "peak_bytes": peak_bytes() }));
+        io::stdout().flush()?;
+    }
+    Ok(())
+}
+
+type Run = Box<dyn Fn() -> Result<()>>;
+
+fn prepare(name: &str, model: &Value, dtype: DType) -> Result<Run> {
+    let weights = VarBuilder::from_backend(Box::new(RandomWeights), dtype, Device::Cpu);
+    let config = &model["config"];
+    let input = |input: &str| -> Result<Tensor> {
+        let shape: Vec<usize> =
+            serde_json::from_value(model["inputs"][input].clone()).context("no such input")?;
+        Ok(Tensor::randn(0f32, 1.0, shape, &Device::Cpu)?.to_dtype(dtype)?)
+    };
+    if name.ends_with("_vae_decode") {
+        let vae = AutoencoderKL::new(&AutoencoderKLConfig::from_json(config)?, weights)?;
+        let latents = input("latents")?;
+        return Ok(Box::new(move || vae.decode(&latents).map(drop).map_err(Into::into)));
+    }
+    if name.ends_with("_vae_encode") {
+        let vae = AutoencoderKL::new(&AutoencoderKLConfig::from_json(config)?, weights)?;
+        let picture = input("picture")?;
+        return Ok(Box::new(move || vae.encode(&picture).map(drop).map_err(Into::into)));
+    }
+    if name.ends_with("_text_encoder") {
+        let encoder = ClipTextModel::new(&ClipTextConfig::from_json(config)?, weights)?;
+        let ids = Tensor::arange(0u32, 2 * 77, &Device::Cpu)?.reshape((2, 77))?;
+        return Ok(Box::new(move || encoder.forward(&ids).map(drop).map_err(Into::into)));
+    }
+    let unet = UNet2DConditionModel::new(&UNet2DConditionConfig::from_json(config)?, weights)?;
+    let (sample, text) = (input("sample")?, input("encoder_hidden_states")?);
+    let added = match model["inputs"].get("time_ids") {
+        Some(_) => Some((input("text_embeds")?, input("time_ids")?)),
+        None => None,
+    };
+    Ok(Box::new(move || {
+        let added = added.as_ref().map(|(text_embeds, time_ids)| TextTime { text_embeds, time_ids });
+        let conditions = UNetConditions { added, ..Default::default() };
+        unet.forward(&sample, &[TIMESTEP], &text, conditions)?;
+        Ok(())
+    }))
+}
+
+/// Weights of the size that models begin their training with, so that no number grows or vanishes on its way through them.
+struct RandomWeights;
+
+impl SimpleBackend for RandomWeights {
+    fn get(
+        &self,
+        shape: Shape,
+        name: &str,
+        _: Init,
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<Tensor> {
+        let tensor = match shape.dims() {
+            [length] if name.ends_with("bias") => Tensor::zeros(*length, DType::F32, device)?,
+            [length] => Tensor::ones(*length, DType::F32, device)?,
+            [_, inputs @ ..] => {
+                let bound = (inputs.iter().product::<usize>() as f32).powf(-0.5);
+                Tensor::rand(-bound, bound, shape.clone(), device)?
+            }
+            [] => Tensor::zeros((), DType::F32, device)?,
+        };
+        tensor.to_dtype(dtype)
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
+        candle_core::bail!("{name}: a random weight needs a shape")
+    }
+
+    fn contains_tensor(&self, _: &str) -> bool {
+        true
+    }
+}
+
+/// The most memory that this process has held, where the system says so (Linux).
+fn peak_bytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kilobytes =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
+    kilobytes.unwrap_or(0u64) * 1024
+}

@@ -1,0 +1,105 @@
+"""The other programs' side of `cargo xtask bench`.
+
+    bench.py PEER NAME DTYPE THREADS
+
+PEER is diffusers or openvino, NAME one of `xtask/bench/models.json`, DTYPE f32 or bf16. The model has random weights. One line of JSON comes
+once it is loaded and has run twice; then another, with `seconds` and `peak_bytes`, for each line on standard input.
+"""
+
+import gc
+import json
+import pathlib
+import resource
+import sys
+import time
+import warnings
+
+import torch
+
+TIMESTEP = 500.0
+
+
+class Call(torch.nn.Module):
+    """A model as a function of the inputs in their order, and of nothing else."""
+
+    def __init__(self, name, model):
+        super().__init__()
+        self.name, self.model = name, model
+
+    def forward(self, *inputs):
+        if self.name.endswith("_vae_decode"):
+            return self.model.decode(inputs[0]).sample
+        if self.name.endswith("_vae_encode"):
+            return self.model.encode(inputs[0]).latent_dist.parameters
+        if self.name.endswith("_text_encoder"):
+            return self.model(inputs[0]).last_hidden_state
+        sample, text, *added = inputs
+        added = dict(zip(("text_embeds", "time_ids"), added)) or None
+        return self.model(sample, torch.tensor(TIMESTEP), text, added_cond_kwargs=added).sample
+
+
+def build(entry):
+    import diffusers
+    import transformers
+
+    if entry["class"] == "CLIPTextModel":
+        return transformers.CLIPTextModel(transformers.CLIPTextConfig(**entry["config"])).eval()
+    return getattr(diffusers, entry["class"])(**entry["config"]).eval()
+
+
+def inputs(entry, dtype):
+    generator = torch.Generator().manual_seed(0)
+    if "input_ids" in entry["inputs"]:
+        return [torch.randint(0, 49408, entry["inputs"]["input_ids"], generator=generator)]
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in entry["inputs"].values()]
+
+
+def with_diffusers(name, entry, dtype):
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    model = Call(name, build(entry).to(dtype).to(memory_format=torch.channels_last))
+    tensors = [
+        tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+        for tensor in inputs(entry, dtype)
+    ]
+    return lambda: model(*tensors)
+
+
+def with_openvino(name, entry, dtype, threads):
+    import openvino
+
+    tensors = inputs(entry, torch.float32)
+    model = Call(name, build(entry))
+    converted = openvino.convert_model(model, example_input=tuple(tensors))
+    del model
+    gc.collect()
+    hint = {"INFERENCE_PRECISION_HINT": dtype, "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    request = openvino.Core().compile_model(converted, "CPU", hint).create_infer_request()
+    arrays = [tensor.numpy() for tensor in tensors]
+    return lambda: request.infer(arrays)
+
+
+def main(peer, name, dtype, threads):
+    warnings.filterwarnings("ignore")
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(int(threads))
+    torch.manual_seed(0)
+    entry = json.loads((pathlib.Path(__file__).parents[1] / "bench" / "models.json").read_text())[name]
+    if peer == "diffusers":
+        run = with_diffusers(name, entry, dtype)
+    else:
+        run = with_openvino(name, entry, dtype, int(threads))
+    run()
+    run()
+    print(json.dumps({"ready": True}), flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        run()
+        seconds = time.perf_counter() - start
+        # In kB on Linux, in bytes on macOS.
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        print(json.dumps({"seconds": seconds, "peak_bytes": peak}), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
