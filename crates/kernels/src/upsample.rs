@@ -1,4 +1,9 @@
-use candle_core::{Result, Tensor};
+use std::mem::MaybeUninit;
+
+use candle_core::{Device, Result, Tensor};
+use rayon::prelude::*;
+
+use crate::cpu::{self, Float, TASK, by_float, fill, values};
 
 /// Nearest-neighbour upsampling by two, as `torch.nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")`.
 ///
@@ -16,7 +21,64 @@ pub fn upsample_nearest2d(x: &Tensor) -> Result<Tensor> {
 /// `x` is `(batch, channels, any, any)`, the result `(batch, channels, height, width)`.
 ///
 /// # Errors
-/// When `x` is of another rank.
+/// When `x` is of another rank or has no pixels, or when the result has more numbers than there is memory for.
 pub fn upsample_nearest2d_to(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
-    x.upsample_nearest2d(height, width)
+    let (batch, channels, old_height, old_width) = x.dims4()?;
+    let planes = batch * channels;
+    let length = planes.checked_mul(height).and_then(|rows| rows.checked_mul(width));
+    let is_empty = planes == 0 || old_height == 0 || old_width == 0;
+    let (Some(length), false) = (length, is_empty && length != Some(0)) else {
+        candle_core::bail!("upsample_nearest2d: {:?} cannot become {height}x{width}", x.dims());
+    };
+    if !cpu::computes(&[x]) {
+        return x.upsample_nearest2d(height, width);
+    }
+    let x = x.contiguous()?;
+    by_float!(x.dtype(), T => {
+        let x_values = values::<T>(&x)?;
+        let values = x_values.get()?;
+        let write = |output: &mut [MaybeUninit<T>]| {
+            if length == 0 {
+                return;
+            }
+            let (from_row, from_column) = (sources(old_height, height), sources(old_width, width));
+            let rows_per_task = TASK.div_ceil(width);
+            output.par_chunks_mut(rows_per_task * width).enumerate().for_each(|(task, output)| {
+                let source = |row: usize| row / height * old_height + from_row[row % height];
+                let rows = (task * rows_per_task..).map(|row| &values[source(row) * old_width..][..old_width]);
+                write_rows(rows, &from_column, output);
+            });
+        };
+        // SAFETY: the tasks are the whole output, and `write_rows` writes all of its rows.
+        let output = unsafe { fill(length, write)? };
+        Tensor::from_vec(output, (batch, channels, height, width), &Device::Cpu)
+    })
+}
+
+/// For each of `new` pixels the one of `old` that it shows.
+fn sources(old: usize, new: usize) -> Vec<usize> {
+    let step = old as f64 / new as f64;
+    (0..new).map(|index| ((index as f64 * step) as usize).min(old - 1)).collect()
+}
+
+/// Writes each row with its pixels as often as `from_column` says, and copies what it has just written where a row comes again.
+fn write_rows<'a, T: Float>(
+    rows: impl Iterator<Item = &'a [T]>,
+    from_column: &[usize],
+    output: &mut [MaybeUninit<T>],
+) {
+    let width = from_column.len();
+    let mut last: Option<&[T]> = None;
+    for (index, row) in rows.take(output.len() / width).enumerate() {
+        let (written, output) = output.split_at_mut(index * width);
+        let output = &mut output[..width];
+        if last.is_some_and(|last| std::ptr::eq(last, row)) {
+            output.copy_from_slice(&written[(index - 1) * width..]);
+            continue;
+        }
+        for (value, column) in output.iter_mut().zip(from_column) {
+            value.write(row[*column]);
+        }
+        last = Some(row);
+    }
 }

@@ -1,0 +1,74 @@
+//! Functions of each number for itself.
+
+use std::mem::MaybeUninit;
+
+use candle_core::Result;
+use rayon::prelude::*;
+
+use super::{Chunk, Float, LANES, TASK, Work, fill, load_tail, run_at, store, store_tail};
+use crate::Level;
+
+/// A function of one number, on a chunk of them; `apply` must be `#[inline(always)]`.
+pub(crate) trait Pointwise<const INPUTS: usize>: Copy + Sync {
+    fn apply(self, inputs: [Chunk; INPUTS]) -> Chunk;
+}
+
+/// `function` of each number.
+pub(crate) fn map<T: Float>(level: Level, x: &[T], function: impl Pointwise<1>) -> Result<Vec<T>> {
+    all(level, [x], function)
+}
+
+/// `function` of each two numbers at one place; both inputs have the same length.
+pub(crate) fn zip<T: Float>(level: Level, x: &[T], y: &[T], function: impl Pointwise<2>) -> Result<Vec<T>> {
+    all(level, [x, y], function)
+}
+
+fn all<T: Float, const INPUTS: usize>(
+    level: Level,
+    inputs: [&[T]; INPUTS],
+    function: impl Pointwise<INPUTS>,
+) -> Result<Vec<T>> {
+    let length = inputs[0].len();
+    assert!(inputs.iter().all(|input| input.len() == length));
+    let write = |output: &mut [MaybeUninit<T>]| {
+        output.par_chunks_mut(TASK).enumerate().for_each(|(task, output)| {
+            let part = task * TASK..task * TASK + output.len();
+            let inputs = inputs.map(|input| &input[part.clone()]);
+            run_at(level, OnPart { inputs, output, function });
+        });
+    };
+    // SAFETY: the tasks are the whole output, and `OnPart` writes as many numbers as it is given.
+    unsafe { fill(length, write) }
+}
+
+/// [`Pointwise`] on numbers that lie beside each other. All slices have the same length.
+pub(crate) struct OnPart<'a, T, F, const INPUTS: usize> {
+    pub(crate) inputs: [&'a [T]; INPUTS],
+    pub(crate) output: &'a mut [MaybeUninit<T>],
+    pub(crate) function: F,
+}
+
+impl<T: Float, F: Pointwise<INPUTS>, const INPUTS: usize> Work for OnPart<'_, T, F, INPUTS> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { inputs, output, function } = self;
+        let inputs = inputs.map(|input| input.as_chunks::<LANES>());
+        let (output, output_tail) = output.as_chunks_mut::<LANES>();
+        for (index, output) in output.iter_mut().enumerate() {
+            let mut chunks = [[0.0; LANES]; INPUTS];
+            for input in 0..INPUTS {
+                chunks[input] = T::load(&inputs[input].0[index]);
+            }
+            store(function.apply(chunks), output);
+        }
+        if !output_tail.is_empty() {
+            let mut chunks = [[0.0; LANES]; INPUTS];
+            for input in 0..INPUTS {
+                chunks[input] = load_tail(inputs[input].1);
+            }
+            store_tail(function.apply(chunks), output_tail);
+        }
+    }
+}

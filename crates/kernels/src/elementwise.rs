@@ -1,0 +1,150 @@
+//! Sums of activations, and vectors that change whole channels.
+
+use candle_core::{DType, Device, Result, Tensor};
+use rayon::prelude::*;
+
+use crate::Level;
+use crate::cpu::{self, Chunk, LANES, OnPart, Pointwise, TASK, by_float, fill, run_at, values};
+
+/// `a + b`, of one shape and dtype: the sum at the end of a residual block.
+///
+/// # Errors
+/// When shapes or dtypes differ.
+pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if a.shape() != b.shape() || !cpu::computes(&[a, b]) {
+        return a.add(b);
+    }
+    let level = Level::current()?;
+    let (a, b) = (a.contiguous()?, b.contiguous()?);
+    by_float!(a.dtype(), T => {
+        let (x, y) = (values::<T>(&a)?, values::<T>(&b)?);
+        Tensor::from_vec(cpu::zip(level, x.get()?, y.get()?, Add)?, a.shape(), &Device::Cpu)
+    })
+}
+
+/// `x + vectors`, where `vectors` has a number for each channel of each item, such as the time embedding.
+///
+/// `x` is `(batch, channels, ...)`, `vectors` is `(batch, channels)`; the result has the shape of `x`.
+///
+/// # Errors
+/// When shapes or dtypes do not fit.
+pub fn add_per_channel(x: &Tensor, vectors: &Tensor) -> Result<Tensor> {
+    check_vectors("add_per_channel", x, vectors)?;
+    if !cpu::computes(&[x, vectors]) {
+        return x.broadcast_add(&per_channel(x, vectors)?);
+    }
+    change_channels(Level::current()?, x, None, vectors)
+}
+
+/// `x * (1 + scale) + shift`, where `scale` and `shift` have a number for each channel of each item.
+///
+/// `x` is `(batch, channels, ...)`, `scale` and `shift` are `(batch, channels)`; the result has the shape of `x`.
+///
+/// # Errors
+/// When shapes or dtypes do not fit.
+pub fn scale_shift_per_channel(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
+    check_vectors("scale_shift_per_channel", x, scale)?;
+    check_vectors("scale_shift_per_channel", x, shift)?;
+    if !cpu::computes(&[x, scale, shift]) {
+        let scale = (per_channel(x, scale)? + 1.0)?;
+        return x.broadcast_mul(&scale)?.broadcast_add(&per_channel(x, shift)?);
+    }
+    change_channels(Level::current()?, x, Some(scale), shift)
+}
+
+/// Fails unless `vectors` is `(batch, channels)` of `x`.
+pub(crate) fn check_vectors(operation: &str, x: &Tensor, vectors: &Tensor) -> Result<()> {
+    if x.rank() < 2 || vectors.dims() != &x.dims()[..2] {
+        candle_core::bail!(
+            "{operation}: a vector of {:?} does not fit the batch and channels of {:?}",
+            vectors.dims(),
+            x.dims()
+        );
+    }
+    Ok(())
+}
+
+/// `(batch, channels)` as something that broadcasts to `x`.
+pub(crate) fn per_channel(x: &Tensor, vectors: &Tensor) -> Result<Tensor> {
+    let dims: Vec<usize> =
+        x.dims().iter().enumerate().map(|(axis, length)| if axis < 2 { *length } else { 1 }).collect();
+    vectors.reshape(dims)
+}
+
+/// Numbers in order, in float32.
+pub(crate) fn floats(tensor: &Tensor) -> Result<Vec<f32>> {
+    tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+}
+
+fn change_channels(level: Level, x: &Tensor, scale: Option<&Tensor>, shift: &Tensor) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    let shift = floats(shift)?;
+    let scale = match scale {
+        Some(scale) => Some(floats(scale)?),
+        None => None,
+    };
+    let length: usize = x.dims()[2..].iter().product();
+    if length == 0 {
+        return Ok(x);
+    }
+    by_float!(x.dtype(), T => {
+        let x_values = values::<T>(&x)?;
+        let values = x_values.get()?;
+        let write = |output: &mut [std::mem::MaybeUninit<T>]| {
+            let channels = output.par_chunks_mut(length).zip(values.par_chunks(length)).enumerate();
+            channels.with_min_len(TASK.div_ceil(length)).for_each(|(channel, (output, x))| {
+                let (inputs, shift) = ([x], shift[channel]);
+                match &scale {
+                    Some(scale) => {
+                        let function = ScaleShift { scale: 1.0 + scale[channel], shift };
+                        run_at(level, OnPart { inputs, output, function });
+                    }
+                    None => run_at(level, OnPart { inputs, output, function: AddNumber(shift) }),
+                }
+            });
+        };
+        // SAFETY: the channels are the whole output, as there are `length` numbers in each, and `OnPart` writes all that it is given.
+        let output = unsafe { fill(values.len(), write)? };
+        Tensor::from_vec(output, x.shape(), &Device::Cpu)
+    })
+}
+
+#[derive(Clone, Copy)]
+struct Add;
+
+impl Pointwise<2> for Add {
+    #[inline(always)]
+    fn apply(self, [a, b]: [Chunk; 2]) -> Chunk {
+        let mut sum = a;
+        for lane in 0..LANES {
+            sum[lane] += b[lane];
+        }
+        sum
+    }
+}
+
+#[derive(Clone, Copy)]
+struct AddNumber(f32);
+
+impl Pointwise<1> for AddNumber {
+    #[inline(always)]
+    fn apply(self, [x]: [Chunk; 1]) -> Chunk {
+        Add.apply([x, [self.0; LANES]])
+    }
+}
+
+#[derive(Clone, Copy)]
+struct ScaleShift {
+    scale: f32,
+    shift: f32,
+}
+
+impl Pointwise<1> for ScaleShift {
+    #[inline(always)]
+    fn apply(self, [mut x]: [Chunk; 1]) -> Chunk {
+        for lane in &mut x {
+            *lane = *lane * self.scale + self.shift;
+        }
+        x
+    }
+}

@@ -1,0 +1,189 @@
+//! Norms that read and write their numbers once, as far as a group fits into the caches.
+
+use std::mem::MaybeUninit;
+
+use candle_core::{Device, Result, Tensor};
+use rayon::prelude::*;
+
+use super::moments::{Moments, MomentsOf};
+use crate::Level;
+use crate::cpu::{
+    Chunk, Float, LANES, OnPart, Pointwise, TASK, Work, by_float, fill, load_tail, run_at, store, store_tail,
+    values,
+};
+
+/// What a group norm is asked for; `x` is `(batch, channels, ...)`.
+pub(super) struct GroupNorm<'a> {
+    pub(super) x: &'a Tensor,
+    /// `(batch, channels)` numbers to add before.
+    pub(super) added: Option<Vec<f32>>,
+    pub(super) groups: usize,
+    /// One number for each channel.
+    pub(super) weight: Vec<f32>,
+    /// One number for each channel.
+    pub(super) bias: Vec<f32>,
+    pub(super) eps: f64,
+}
+
+impl GroupNorm<'_> {
+    /// The norm, then `activation`.
+    pub(super) fn compute(&self, level: Level, activation: impl Pointwise<1>) -> Result<Tensor> {
+        let x = self.x.contiguous()?;
+        if x.elem_count() == 0 {
+            return Ok(x);
+        }
+        by_float!(x.dtype(), T => {
+            let x_values = values::<T>(&x)?;
+            let output = self.on(level, x_values.get()?, activation)?;
+            Tensor::from_vec(output, x.shape(), &Device::Cpu)
+        })
+    }
+
+    fn on<T: Float>(&self, level: Level, values: &[T], activation: impl Pointwise<1>) -> Result<Vec<T>> {
+        let channels = self.weight.len();
+        let length: usize = self.x.dims()[2..].iter().product();
+        let in_group = channels / self.groups;
+        let added = |channel: usize| self.added.as_ref().map_or(0.0, |added| added[channel]);
+        // Channel by channel, whoever sums them: so the bits are the same.
+        let moments_of = |channel: usize, x: &[T]| run_at(level, MomentsOf(x)).shifted(added(channel));
+        let write_channel = |channel: usize, moments: Moments, x: &[T], output: &mut [MaybeUninit<T>]| {
+            let scale = moments.inverse_deviation(self.eps) * f64::from(self.weight[channel % channels]);
+            let mean = moments.mean - f64::from(added(channel));
+            let center = mean as f32;
+            // What rounding the mean took from it.
+            let shift = f64::from(self.bias[channel % channels]) - (mean - f64::from(center)) * scale;
+            let function = Normalize { center, scale: scale as f32, shift: shift as f32, activation };
+            run_at(level, OnPart { inputs: [x], output, function });
+        };
+        let group_numbers = in_group * length;
+        let write = |output: &mut [MaybeUninit<T>]| {
+            if values.len() / group_numbers >= 2 * rayon::current_num_threads() {
+                // A group at a time: what was read for its moments is still in a cache when it is written.
+                let groups = output.par_chunks_mut(group_numbers).zip(values.par_chunks(group_numbers));
+                groups.with_min_len(TASK.div_ceil(group_numbers)).enumerate().for_each(
+                    |(group, (output, x))| {
+                        let numbered = || (group * in_group..).zip(x.chunks(length));
+                        let moments = numbered()
+                            .fold(Moments::default(), |all, (channel, x)| all.merge(moments_of(channel, x)));
+                        for ((channel, x), output) in numbered().zip(output.chunks_mut(length)) {
+                            write_channel(channel, moments, x, output);
+                        }
+                    },
+                );
+                return;
+            }
+            let min_channels = TASK.div_ceil(length);
+            let moments: Vec<Moments> = values
+                .par_chunks(length)
+                .with_min_len(min_channels)
+                .enumerate()
+                .map(|(channel, x)| moments_of(channel, x))
+                .collect();
+            let moments: Vec<Moments> = moments
+                .chunks(in_group)
+                .map(|group| group.iter().fold(Moments::default(), |all, channel| all.merge(*channel)))
+                .collect();
+            let channels = output.par_chunks_mut(length).zip(values.par_chunks(length));
+            channels.with_min_len(min_channels).enumerate().for_each(|(channel, (output, x))| {
+                write_channel(channel, moments[channel / in_group], x, output);
+            });
+        };
+        // SAFETY: groups, and channels, are the whole output; `OnPart` writes all that it is given.
+        unsafe { fill(values.len(), write) }
+    }
+}
+
+/// Normalises the last dimension, as many numbers as there are weights and biases.
+pub(super) fn layer_norm(level: Level, x: &Tensor, weight: &[f32], bias: &[f32], eps: f64) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    let width = weight.len();
+    if x.elem_count() == 0 {
+        return Ok(x);
+    }
+    by_float!(x.dtype(), T => {
+        let x_values = values::<T>(&x)?;
+        let values = x_values.get()?;
+        let write = |output: &mut [MaybeUninit<T>]| {
+            let rows_of_task = TASK.div_ceil(width) * width;
+            let tasks = output.par_chunks_mut(rows_of_task).zip(values.par_chunks(rows_of_task));
+            tasks.for_each(|(output, x)| run_at(level, LayerNormRows { x, output, weight, bias, eps }));
+        };
+        // SAFETY: the tasks are the whole output, and `LayerNormRows` writes all of its rows.
+        let output = unsafe { fill(values.len(), write)? };
+        Tensor::from_vec(output, x.shape(), &Device::Cpu)
+    })
+}
+
+struct LayerNormRows<'a, T> {
+    x: &'a [T],
+    output: &'a mut [MaybeUninit<T>],
+    weight: &'a [f32],
+    bias: &'a [f32],
+    eps: f64,
+}
+
+impl<T: Float> Work for LayerNormRows<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let width = self.weight.len();
+        let (weights, weights_tail) = self.weight.as_chunks::<LANES>();
+        let (biases, biases_tail) = self.bias.as_chunks::<LANES>();
+        for (x, output) in self.x.chunks_exact(width).zip(self.output.chunks_exact_mut(width)) {
+            let moments = MomentsOf(x).run();
+            let center = moments.mean as f32;
+            let scale = moments.inverse_deviation(self.eps);
+            let shift = (f64::from(center) - moments.mean) * scale;
+            let normalize =
+                Normalize { center, scale: scale as f32, shift: shift as f32, activation: Nothing };
+            let (chunks, tail) = x.as_chunks::<LANES>();
+            let (output, output_tail) = output.as_chunks_mut::<LANES>();
+            for (((x, output), weight), bias) in chunks.iter().zip(output).zip(weights).zip(biases) {
+                store(weighted(normalize.apply([T::load(x)]), *weight, *bias), output);
+            }
+            if !tail.is_empty() {
+                let normed = normalize.apply([load_tail(tail)]);
+                store_tail(weighted(normed, load_tail(weights_tail), load_tail(biases_tail)), output_tail);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn weighted(mut chunk: Chunk, weight: Chunk, bias: Chunk) -> Chunk {
+    for lane in 0..LANES {
+        chunk[lane] = chunk[lane] * weight[lane] + bias[lane];
+    }
+    chunk
+}
+
+/// `activation((x - center) * scale + shift)`.
+#[derive(Clone, Copy)]
+struct Normalize<F> {
+    center: f32,
+    scale: f32,
+    shift: f32,
+    activation: F,
+}
+
+impl<F: Pointwise<1>> Pointwise<1> for Normalize<F> {
+    #[inline(always)]
+    fn apply(self, [mut x]: [Chunk; 1]) -> Chunk {
+        for lane in &mut x {
+            *lane = (*lane - self.center) * self.scale + self.shift;
+        }
+        self.activation.apply([x])
+    }
+}
+
+/// No activation.
+#[derive(Clone, Copy)]
+pub(super) struct Nothing;
+
+impl Pointwise<1> for Nothing {
+    #[inline(always)]
+    fn apply(self, [x]: [Chunk; 1]) -> Chunk {
+        x
+    }
+}
