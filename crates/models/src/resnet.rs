@@ -1,6 +1,7 @@
 //! The residual block that UNets and autoencoders are made of (`ResnetBlock2D` of diffusers' `models/resnet.py`).
 
 use candle_core::Tensor;
+use candle_diffusers_kernels::{add, add_per_channel, scale_shift_per_channel};
 use candle_nn::VarBuilder;
 
 use crate::error::{Error, Result};
@@ -84,21 +85,21 @@ impl ResnetBlock2D {
         let mut hidden = self.conv1.forward(&self.normalize(&self.norm1, x)?)?;
         hidden = match (time, self.config.time_scale_shift) {
             (None, _) => self.normalize(&self.norm2, &hidden)?,
-            (Some(time), TimeScaleShift::Add) => {
-                self.normalize(&self.norm2, &hidden.broadcast_add(&time)?)?
-            }
+            (Some(time), TimeScaleShift::Add) => match self.config.activation {
+                Activation::Silu => self.norm2.forward_added_silu(&hidden, &time)?,
+                _ => self.normalize(&self.norm2, &add_per_channel(&hidden, &time)?)?,
+            },
             (Some(time), TimeScaleShift::ScaleShift) => {
                 let parts = time.chunk(2, 1)?;
-                let scaled = self.norm2.forward(&hidden)?.broadcast_mul(&(&parts[0] + 1.0)?)?;
-                self.config.activation.forward(&scaled.broadcast_add(&parts[1])?)?
+                let normed = self.norm2.forward(&hidden)?;
+                self.config.activation.forward(&scale_shift_per_channel(&normed, &parts[0], &parts[1])?)?
             }
         };
         hidden = self.conv2.forward(&hidden)?;
-        let skip = match &self.conv_shortcut {
-            Some(conv) => conv.forward(x)?,
-            None => x.clone(),
+        let sum = match &self.conv_shortcut {
+            Some(conv) => add(&conv.forward(x)?, &hidden)?,
+            None => add(x, &hidden)?,
         };
-        let sum = (skip + hidden)?;
         if self.config.output_scale_factor == 1.0 {
             return Ok(sum);
         }
@@ -112,7 +113,7 @@ impl ResnetBlock2D {
         }
     }
 
-    /// The time embedding as `(batch, channels, 1, 1)`.
+    /// The time embedding as `(batch, channels)`.
     fn project_time(&self, temb: Option<&Tensor>) -> Result<Option<Tensor>> {
         match (&self.time_emb_proj, temb) {
             (None, None) => Ok(None),
@@ -122,7 +123,7 @@ impl ResnetBlock2D {
                 } else {
                     self.config.activation.forward(temb)?
                 };
-                Ok(Some(projection.forward(&active)?.unsqueeze(2)?.unsqueeze(3)?))
+                Ok(Some(projection.forward(&active)?))
             }
             (projection, _) => {
                 let problem =

@@ -1,7 +1,7 @@
 //! The transformer between a UNet's residual blocks (diffusers' `models/transformers/transformer_2d.py` and `models/attention.py`).
 
 use candle_core::Tensor;
-use candle_diffusers_kernels::geglu;
+use candle_diffusers_kernels::{add, geglu, pixels_to_tokens, tokens_to_pixels};
 use candle_nn::VarBuilder;
 
 use crate::attention::{Attention, AttentionConfig};
@@ -49,7 +49,6 @@ pub struct Transformer2DModel {
     norm: GroupNorm,
     projection: Projection,
     transformer_blocks: Vec<BasicTransformerBlock>,
-    inner_dim: usize,
 }
 
 /// How pixels become tokens and tokens pixels: `use_linear_projection`.
@@ -84,7 +83,6 @@ impl Transformer2DModel {
             transformer_blocks: (0..config.layers)
                 .map(|i| BasicTransformerBlock::new(config, blocks.pp(i)))
                 .collect::<Result<_>>()?,
-            inner_dim,
         })
     }
 
@@ -93,25 +91,24 @@ impl Transformer2DModel {
     /// # Errors
     /// When shapes do not fit.
     pub fn forward(&self, x: &Tensor, context: Context) -> Result<Tensor> {
-        let (batch, _, height, width) = x.dims4()?;
-        let to_tokens =
-            |pixels: Tensor| -> Result<Tensor> { Ok(pixels.flatten_from(2)?.transpose(1, 2)?.contiguous()?) };
-        let to_pixels = |tokens: Tensor, channels: usize| -> Result<Tensor> {
-            Ok(tokens.transpose(1, 2)?.contiguous()?.reshape((batch, channels, height, width))?)
-        };
+        let (_, _, height, width) = x.dims4()?;
         let normed = self.norm.forward(x)?;
         let mut tokens = match &self.projection {
-            Projection::Conv { proj_in, .. } => to_tokens(proj_in.forward(&normed)?)?,
-            Projection::Linear { proj_in, .. } => proj_in.forward(&to_tokens(normed)?)?,
+            Projection::Conv { proj_in, .. } => pixels_to_tokens(&proj_in.forward(&normed)?)?,
+            Projection::Linear { proj_in, .. } => proj_in.forward(&pixels_to_tokens(&normed)?)?,
         };
         for block in &self.transformer_blocks {
             tokens = block.forward(&tokens, context)?;
         }
         let pixels = match &self.projection {
-            Projection::Conv { proj_out, .. } => proj_out.forward(&to_pixels(tokens, self.inner_dim)?)?,
-            Projection::Linear { proj_out, .. } => to_pixels(proj_out.forward(&tokens)?, x.dim(1)?)?,
+            Projection::Conv { proj_out, .. } => {
+                proj_out.forward(&tokens_to_pixels(&tokens, height, width)?)?
+            }
+            Projection::Linear { proj_out, .. } => {
+                tokens_to_pixels(&proj_out.forward(&tokens)?, height, width)?
+            }
         };
-        Ok((pixels + x)?)
+        Ok(add(&pixels, x)?)
     }
 }
 
@@ -172,11 +169,11 @@ impl BasicTransformerBlock {
         let text = context.encoder_hidden_states;
         let normed = self.norm1.forward(tokens)?;
         let looked_at = if self.only_cross_attention { text } else { &normed };
-        let tokens = (self.attn1.forward(&normed, looked_at, None)? + tokens)?;
+        let tokens = add(&self.attn1.forward(&normed, looked_at, None)?, tokens)?;
         let normed = self.norm2.forward(&tokens)?;
-        let tokens = (self.attn2.forward(&normed, text, context.mask)? + tokens)?;
+        let tokens = add(&self.attn2.forward(&normed, text, context.mask)?, &tokens)?;
         let normed = self.norm3.forward(&tokens)?;
-        Ok((self.ff.forward(&normed)? + tokens)?)
+        Ok(add(&self.ff.forward(&normed)?, &tokens)?)
     }
 }
 

@@ -1,4 +1,5 @@
 use candle_core::Tensor;
+use candle_diffusers_kernels::{add, pixels_to_tokens, tokens_to_pixels};
 use candle_nn::VarBuilder;
 
 use super::AutoencoderKLConfig;
@@ -85,13 +86,14 @@ impl AutoencoderAttention {
     /// # Errors
     /// When shapes do not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let pixels = self.group_norm.forward(x)?.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
+        let (_, _, height, width) = x.dims4()?;
+        let pixels = pixels_to_tokens(&self.group_norm.forward(x)?)?;
         let query = self.to_q.forward(&pixels)?;
         let key = self.to_k.forward(&pixels)?;
         let value = self.to_v.forward(&pixels)?;
         let mixed = candle_diffusers_kernels::attention(&query, &key, &value, 1, self.scale, None)?;
-        let mixed = self.to_out.forward(&mixed)?.transpose(1, 2)?.reshape(x.shape())?;
-        Ok((mixed + x)?)
+        let mixed = tokens_to_pixels(&self.to_out.forward(&mixed)?, height, width)?;
+        Ok(add(&mixed, x)?)
     }
 }
 

@@ -1,4 +1,5 @@
 use candle_core::Tensor;
+use candle_diffusers_kernels::add;
 use candle_nn::VarBuilder;
 
 use super::ClipTextConfig;
@@ -27,8 +28,8 @@ impl ClipEncoderLayer {
 
     /// `(batch, tokens, hidden_size)`, same shape out; `causal_mask` is `(1, 1, tokens, tokens)`.
     pub(super) fn forward(&self, x: &Tensor, causal_mask: &Tensor) -> Result<Tensor> {
-        let x = (x + self.self_attn.forward(&self.layer_norm1.forward(x)?, causal_mask)?)?;
-        Ok((&x + self.mlp.forward(&self.layer_norm2.forward(&x)?)?)?)
+        let x = add(x, &self.self_attn.forward(&self.layer_norm1.forward(x)?, causal_mask)?)?;
+        Ok(add(&x, &self.mlp.forward(&self.layer_norm2.forward(&x)?)?)?)
     }
 }
 

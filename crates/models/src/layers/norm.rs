@@ -40,6 +40,14 @@ impl GroupNorm {
     pub fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
         Ok(kernels::group_norm_silu(x, self.groups, &self.weight, &self.bias, self.eps)?)
     }
+
+    /// [`GroupNorm::forward_silu`] of `x` with `vectors`, `(batch, channels)`, added to each pixel.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn forward_added_silu(&self, x: &Tensor, vectors: &Tensor) -> Result<Tensor> {
+        Ok(kernels::add_group_norm_silu(x, vectors, self.groups, &self.weight, &self.bias, self.eps)?)
+    }
 }
 
 /// Layer normalisation over the last dimension, with the state-dict keys `weight` and `bias`, each `(features)`.

@@ -1,6 +1,7 @@
 //! The blocks of a [`UNet2DConditionModel`](super::UNet2DConditionModel) (diffusers' `models/unets/unet_2d_blocks.py`).
 
 use candle_core::Tensor;
+use candle_diffusers_kernels::cat;
 use candle_nn::VarBuilder;
 
 use super::config::BlockType;
@@ -225,7 +226,7 @@ impl UpBlock {
                 input: "up_block_types",
                 problem: "want more skip connections than the way down left".into(),
             })?;
-            let joined = Tensor::cat(&[&x, &skip], 1)?;
+            let joined = cat(&[&x, &skip], 1)?;
             drop(skip);
             x = layer.forward(&joined, temb, context)?;
         }

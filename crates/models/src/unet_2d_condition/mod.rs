@@ -5,12 +5,13 @@ mod config;
 mod time;
 
 use candle_core::Tensor;
+use candle_diffusers_kernels::add;
 use candle_nn::VarBuilder;
 
 pub use config::{BlockType, ClassEmbedType, TextTimeEmbed, UNet2DConditionConfig};
 
 use crate::error::{Error, Result};
-use crate::layers::{Conv2d, GroupNorm, LayerList, Layers};
+use crate::layers::{Activation, Conv2d, GroupNorm, LayerList, Layers};
 use crate::resnet::ResnetConfig;
 use crate::transformer_2d::{Context, Transformer2DConfig};
 use blocks::{BlockConfig, DownBlock, MidBlock, UpBlock, Upsampling};
@@ -165,8 +166,11 @@ impl UNet2DConditionModel {
         for block in &self.up_blocks {
             sample = block.forward(sample, &emb, context, &mut res_samples)?;
         }
-        let normed = self.conv_norm_out.forward(&sample)?;
-        self.conv_out.forward(&self.config.act_fn.forward(&normed)?)
+        let active = match self.config.act_fn {
+            Activation::Silu => self.conv_norm_out.forward_silu(&sample)?,
+            activation => activation.forward(&self.conv_norm_out.forward(&sample)?)?,
+        };
+        self.conv_out.forward(&active)
     }
 
     fn check_inputs(&self, sample: &Tensor, timesteps: &[f64], text: &Tensor) -> Result<()> {
@@ -250,7 +254,7 @@ fn add_control(control: ControlResiduals, sample: Tensor, res_samples: &mut [Ten
         return Err(Error::Input { model: MODEL, input: "down_block_additional_residuals", problem });
     }
     for (res_sample, residual) in res_samples.iter_mut().zip(control.down_block) {
-        *res_sample = (&*res_sample + residual)?;
+        *res_sample = add(res_sample, residual)?;
     }
-    Ok((sample + control.mid_block)?)
+    Ok(add(&sample, control.mid_block)?)
 }
