@@ -1,7 +1,7 @@
 //! What attention's products are computed in, chosen for a level and a dtype.
 
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{__m256, __m512};
+use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
 use super::step::{Step, step};
@@ -56,6 +56,53 @@ impl<V: Vector> Arithmetic for Single<V> {
     }
 }
 
+/// Products of bfloat16, two at a time, summed in float32. Weights are rounded to bfloat16 too; their sum is taken before that.
+#[cfg(target_arch = "x86_64")]
+struct Pairs;
+
+#[cfg(target_arch = "x86_64")]
+impl Arithmetic for Pairs {
+    type Vector = __m512;
+    const UNIT: usize = 2;
+    // Greatest relative error 2.8e-6, a hundredth of what rounding to bfloat16 brings; as above.
+    const EXP2: &'static [f32] = &[9.582_853e-3, 5.590_642_6e-2, 2.402_41e-1, 6.931_242e-1];
+
+    #[inline(always)]
+    unsafe fn add_product(left: __m512, right: __m512, sum: __m512) -> __m512 {
+        // SAFETY: the caller's promise; the bits of any vector are pairs of bfloat16.
+        unsafe {
+            let (left, right) = (_mm512_castps_si512(left), _mm512_castps_si512(right));
+            _mm512_dpbf16_ps(
+                sum,
+                std::mem::transmute::<__m512i, __m512bh>(left),
+                std::mem::transmute::<__m512i, __m512bh>(right),
+            )
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn unit(first: __m512, second: __m512) -> __m512 {
+        const SECOND: u16 = 16;
+        const ORDER: [u16; 32] = {
+            let mut order = [0; 32];
+            let mut lane = 0;
+            while lane < 16 {
+                order[2 * lane] = lane as u16;
+                order[2 * lane + 1] = lane as u16 + SECOND;
+                lane += 1;
+            }
+            order
+        };
+        // SAFETY: the caller's promise, and ORDER is 512 bits.
+        unsafe {
+            // The numbers of the second vector come to the upper half, and from there beside the first's.
+            let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first));
+            let order = _mm512_loadu_si512(ORDER.as_ptr().cast());
+            _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, both))
+        }
+    }
+}
+
 /// How attention is computed at a level.
 #[derive(Clone, Copy)]
 pub(super) struct Kernel {
@@ -69,8 +116,23 @@ pub(super) struct Kernel {
 }
 
 impl Kernel {
+    /// The one in bfloat16, where the level and the processor have it; else, or if the factors are not of bfloat16, the one in float32.
+    pub(super) fn choose(level: Level, is_bfloat16: bool) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if is_bfloat16
+            && level == Level::Avx512Bf16
+            && level.is_available()
+            && is_x86_feature_detected!("avx512bw")
+        {
+            return Self::new::<Pairs>(step_pairs);
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = is_bfloat16;
+        Self::single(level)
+    }
+
     /// The one in float32 for a level; the portable one where the processor does not have it.
-    pub(super) fn single(level: Level) -> Self {
+    fn single(level: Level) -> Self {
         match level {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 | Level::Avx512Bf16 if level.is_available() => {
@@ -109,4 +171,13 @@ unsafe fn step_avx2(arguments: &mut Step<'_>) {
 unsafe fn step_avx512(arguments: &mut Step<'_>) {
     // SAFETY: the caller's promise.
     unsafe { step::<Single<__m512>>(arguments) }
+}
+
+/// # Safety
+/// The processor must have AVX-512F, BW and BF16.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn step_pairs(arguments: &mut Step<'_>) {
+    // SAFETY: the caller's promise.
+    unsafe { step::<Pairs>(arguments) }
 }

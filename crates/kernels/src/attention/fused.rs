@@ -2,12 +2,12 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, WithDType};
-use half::{bf16, f16};
+use half::f16;
 use rayon::prelude::*;
 
 use super::arithmetic::Kernel;
 use super::step::{LEAST, State, Step, shares};
-use super::tokens::{Mask, Tokens};
+use super::tokens::{Mask, Tokens, to_bf16};
 
 /// How many keys a step takes, an even number: their scores, and the keys and values themselves, stay in the first caches.
 const KEYS: usize = 128;
@@ -61,7 +61,7 @@ pub(super) fn fused(
     let shape = (batch, query_tokens, width);
     match value.dtype() {
         DType::F16 => Tensor::from_vec(attention.compute(batch, f16::from_f32), shape, &Device::Cpu),
-        DType::BF16 => Tensor::from_vec(attention.compute(batch, bf16::from_f32), shape, &Device::Cpu),
+        DType::BF16 => Tensor::from_vec(attention.compute(batch, to_bf16), shape, &Device::Cpu),
         _ => Tensor::from_vec(attention.compute(batch, |number| number), shape, &Device::Cpu),
     }
 }
@@ -119,9 +119,9 @@ impl Attention<'_> {
             let places = &places;
             self.attend([item, head], packed, queries, |query, results| {
                 let start = (item * query_tokens + query) * width + head * dim;
-                for (feature, result) in results.enumerate() {
+                for (feature, result) in results.iter().enumerate() {
                     // SAFETY: the features of this head of one of the queries of this item, which no other task has; within `length`.
-                    unsafe { places.0.add(start + feature).write(convert(result)) }
+                    unsafe { places.0.add(start + feature).write(convert(*result)) }
                 }
             });
         };
@@ -172,16 +172,13 @@ impl Attention<'_> {
         values: &mut [f32],
     ) {
         let depth = self.depth();
-        let mut row = vec![0f32; depth];
+        let mut rows = vec![0f32; self.kernel.panel * depth];
         for panel in shares(tokens.len(), self.kernel.panel) {
-            let width = panel.len();
-            let packed = &mut keys[panel.start * depth..panel.end * depth];
-            for (column, token) in panel.enumerate() {
-                self.read_units(&self.key, [item, head], tokens.start + token, &mut row);
-                for (packed, number) in packed.chunks_exact_mut(width).zip(&row) {
-                    packed[column] = *number;
-                }
+            let rows = &mut rows[..panel.len() * depth];
+            for (token, row) in panel.clone().zip(rows.chunks_exact_mut(depth)) {
+                self.read_units(&self.key, [item, head], tokens.start + token, row);
             }
+            transpose(rows, depth, &mut keys[panel.start * depth..panel.end * depth]);
         }
         for (token, row) in tokens.clone().step_by(self.kernel.unit).zip(values.chunks_exact_mut(self.dim)) {
             match self.kernel.unit {
@@ -204,7 +201,7 @@ impl Attention<'_> {
         head: [usize; 2],
         packed: &Packed,
         queries: Range<usize>,
-        write: impl Fn(usize, &mut dyn Iterator<Item = f32>),
+        write: impl Fn(usize, &[f32]),
     ) {
         thread_local! {
             // Made once and not with each task. Taken while in use.
@@ -213,28 +210,26 @@ impl Attention<'_> {
         let (lanes, depth, dim) = (self.kernel.queries, self.depth(), self.dim);
         let (held_query, held) = (depth * lanes, (depth + dim + 2) * lanes);
         let group = queries.len().div_ceil(lanes).min(STEPS);
-        let length = group * held + 2 * KEYS * lanes + depth;
+        let length = group * held + 2 * KEYS * lanes + lanes * dim;
         let mut scratch = SCRATCH.take();
         scratch.resize(scratch.len().max(length + LINE), 0.0);
         let start = scratch.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
         let (held_numbers, rest) = scratch[start..start + length].split_at_mut(group * held);
         let (scores, rest) = rest.split_at_mut(KEYS * lanes);
-        let (mask_tile, row) = rest.split_at_mut(KEYS * lanes);
+        let (mask_tile, rows) = rest.split_at_mut(KEYS * lanes);
 
         for first in queries.clone().step_by(group * lanes) {
             let starts = (first..queries.end).step_by(lanes);
             for (start, held) in starts.clone().zip(held_numbers.chunks_exact_mut(held)) {
                 held[held_query..].fill(0.0);
                 held[held_query..held_query + lanes].fill(LEAST);
-                for lane in 0..lanes {
-                    if start + lane < queries.end {
-                        self.read_units(&self.query, head, start + lane, row);
-                    } else {
-                        row.fill(0.0);
-                    }
-                    let column = held.chunks_exact_mut(lanes).zip(&*row);
-                    column.for_each(|(numbers, number)| numbers[lane] = *number);
+                let rows = &mut rows[..held_query];
+                let present = lanes.min(queries.end - start);
+                rows[present * depth..].fill(0.0);
+                for (token, row) in (start..start + present).zip(rows.chunks_exact_mut(depth)) {
+                    self.read_units(&self.query, head, token, row);
                 }
+                transpose(rows, depth, &mut held[..held_query]);
             }
             for block in (0..self.key_tokens).step_by(KEYS) {
                 let keys = block..self.key_tokens.min(block + KEYS);
@@ -262,18 +257,42 @@ impl Attention<'_> {
                 }
             }
             for (start, held) in starts.zip(held_numbers.chunks_exact_mut(held)) {
-                let (sum, output) = held[held_query + lanes..].split_at(lanes);
-                for lane in 0..lanes.min(queries.end - start) {
+                let (factors, output) = held[held_query + lanes..].split_at_mut(lanes);
+                for sum in factors.iter_mut() {
                     // Where all keys are masked, the reference library's answer is 0 too.
-                    let factor = if sum[lane] == 0.0 { 0.0 } else { 1.0 / sum[lane] };
-                    write(
-                        start + lane,
-                        &mut output.chunks_exact(lanes).map(|numbers| numbers[lane] * factor),
-                    );
+                    *sum = if *sum == 0.0 { 0.0 } else { 1.0 / *sum };
+                }
+                for row in output.chunks_exact_mut(lanes) {
+                    row.iter_mut().zip(&*factors).for_each(|(result, factor)| *result *= factor);
+                }
+                transpose(output, lanes, rows);
+                for (query, row) in (start..queries.end.min(start + lanes)).zip(rows.chunks_exact(dim)) {
+                    write(query, row);
                 }
             }
         }
         SCRATCH.set(scratch);
+    }
+}
+
+/// Writes rows of `columns` numbers as columns. Four at a time, for that makes vectors of them.
+fn transpose(from: &[f32], columns: usize, to: &mut [f32]) {
+    let rows = from.len() / columns;
+    for (index, four) in from.chunks(4 * columns).enumerate() {
+        let row = 4 * index;
+        if row + 4 <= rows {
+            let (a, rest) = four.split_at(columns);
+            let (b, rest) = rest.split_at(columns);
+            let (c, d) = rest.split_at(columns);
+            let numbers = a.iter().zip(b).zip(c.iter().zip(d));
+            for (to, ((a, b), (c, d))) in to.chunks_exact_mut(rows).zip(numbers) {
+                to[row..row + 4].copy_from_slice(&[*a, *b, *c, *d]);
+            }
+        } else {
+            for (row, numbers) in (row..).zip(four.chunks_exact(columns)) {
+                to.chunks_exact_mut(rows).zip(numbers).for_each(|(to, number)| to[row] = *number);
+            }
+        }
     }
 }
 

@@ -57,7 +57,8 @@ pub fn attention(
             Some(mask) => Some(mask.to_dtype(DType::F32)?.broadcast_as(shape)?),
             None => None,
         };
-        let kernel = Kernel::single(Level::current()?);
+        let is_bfloat16 = [query, key, value].iter().all(|tensor| tensor.dtype() == DType::BF16);
+        let kernel = Kernel::choose(Level::current()?, is_bfloat16);
         return fused::fused(kernel, [query, key, value], heads, scale, mask.as_ref());
     }
     composed(query, key, value, heads, scale, mask)

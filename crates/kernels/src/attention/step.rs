@@ -94,20 +94,17 @@ pub(super) unsafe fn step<A: Arithmetic>(step: &mut Step<'_>) {
         let mut sums = [A::Vector::splat(0.0); 2];
         for unit in 0..units {
             for half in 0..2 {
-                let place = |key: usize| key * queries + half * A::Vector::LANES;
-                let weight = |key| {
-                    let score = A::Vector::load(scores.add(place(key)));
-                    score.sub(greatest_now[half]).mul(base).exp2(A::EXP2)
-                };
-                let first = weight(unit * A::UNIT);
-                sums[half] = sums[half].add(first);
-                let mut second = A::Vector::splat(0.0);
+                let first = scores.add(unit * A::UNIT * queries + half * A::Vector::LANES);
+                let first_weight = weight::<A>(first, greatest_now[half], base);
+                sums[half] = sums[half].add(first_weight);
+                let mut second_weight = A::Vector::splat(0.0);
                 if A::UNIT == 2 && unit * A::UNIT + 1 < keys {
-                    second = weight(unit * A::UNIT + 1);
-                    sums[half] = sums[half].add(second);
+                    second_weight = weight::<A>(first.add(queries), greatest_now[half], base);
+                    sums[half] = sums[half].add(second_weight);
                 }
-                // A unit comes to rows that have been read, or are its own.
-                A::unit(first, second).store(scores.add(place(unit)));
+                // A unit comes to a row that has been read.
+                let place = unit * queries + half * A::Vector::LANES;
+                A::unit(first_weight, second_weight).store(scores.add(place));
             }
         }
 
@@ -124,6 +121,17 @@ pub(super) unsafe fn step<A: Arithmetic>(step: &mut Step<'_>) {
             product::<A>(features.len(), units, value, dim, scores, output, Some(corrections));
         }
     }
+}
+
+/// Of the scores at a place. A function and no closure: closures are not always inlined, and outside of the level's function each operation
+/// would be a call.
+///
+/// # Safety
+/// The processor must have what the arithmetic needs, and `score` be valid for reads of a vector.
+#[inline(always)]
+unsafe fn weight<A: Arithmetic>(score: *const f32, greatest: A::Vector, base: A::Vector) -> A::Vector {
+    // SAFETY: the caller's promise.
+    unsafe { A::Vector::load(score).sub(greatest).mul(base).exp2(A::EXP2) }
 }
 
 /// The greater of these two vectors and of `rows` rows of two vectors. Two chains for each: a chain waits for its

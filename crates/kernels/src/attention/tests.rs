@@ -57,9 +57,9 @@ fn reference([query, key, value]: [&Tensor; 3], heads: usize, scale: f64, mask: 
     result
 }
 
-fn kernels() -> impl Iterator<Item = (Level, Kernel)> {
+fn kernels(dtype: DType) -> impl Iterator<Item = (Level, Kernel)> {
     let levels = Level::ALL.into_iter().filter(|level| level.is_available());
-    levels.map(|level| (level, Kernel::single(level)))
+    levels.map(move |level| (level, Kernel::choose(level, dtype == DType::BF16)))
 }
 
 fn check(name: &str, factors: [&Tensor; 3], heads: usize, scale: f64, mask: Option<&Tensor>) {
@@ -73,7 +73,7 @@ fn check(name: &str, factors: [&Tensor; 3], heads: usize, scale: f64, mask: Opti
         DType::F16 => 1e-3,
         _ => 8e-3,
     };
-    for (level, kernel) in kernels() {
+    for (level, kernel) in kernels(factors[2].dtype()) {
         let found = fused::fused(kernel, factors, heads, scale, mask.as_ref()).unwrap();
         assert_eq!((found.dims(), found.dtype()), (factors[0].dims(), factors[2].dtype()));
         for (found, expected) in values(&found).into_iter().zip(&expected) {
@@ -150,6 +150,14 @@ fn masks_of_any_strides() {
         let start: Vec<f32> = (0..keys).map(|key| if key < 130 { hidden } else { 0.0 }).collect();
         let start = Tensor::from_vec(start, (1, 1, 1, keys), &Device::Cpu).unwrap();
         check(&format!("the start hidden by {hidden}"), [&query, &key, &value], heads, 0.2, Some(&start));
+        let half = [&query, &key, &value].map(|tensor| tensor.to_dtype(DType::BF16).unwrap());
+        check(
+            &format!("the start hidden in bfloat16 by {hidden}"),
+            half.each_ref(),
+            heads,
+            0.2,
+            Some(&start),
+        );
     }
 }
 
@@ -162,7 +170,7 @@ fn a_query_that_is_masked_whole() {
     };
     check("by negative infinity", [&x, &x, &x], 2, 0.3, Some(&row(f32::NEG_INFINITY)));
     // By the least float it is the mean of the values: the sum with any score is that float again.
-    for (_, kernel) in kernels() {
+    for (_, kernel) in kernels(DType::F32) {
         let found =
             fused::fused(kernel, [&x, &x, &x], 2, 0.3, Some(&row(f32::MIN).repeat((1, 2, 1, 1)).unwrap()));
         let (found, mean) = (values(&found.unwrap().narrow(1, 7, 1).unwrap()), values(&x.mean(1).unwrap()));
@@ -175,12 +183,14 @@ fn a_query_that_is_masked_whole() {
 
 #[test]
 fn a_nan_or_an_infinity_is_not_hidden() {
-    for bad in [f32::NAN, f32::INFINITY] {
+    let bads = [f32::NAN, f32::INFINITY].into_iter();
+    for (bad, dtype) in bads.flat_map(|bad| [(bad, DType::F32), (bad, DType::BF16)]) {
         let mut query = vec![0.5f32; 40 * 8];
         query[3 * 8] = bad;
         let query = Tensor::from_vec(query, (1, 40, 8), &Device::Cpu).unwrap();
         let key = numbers(&[1, 300, 8], 1).abs().unwrap();
-        for (level, kernel) in kernels() {
+        let (query, key) = (query.to_dtype(dtype).unwrap(), key.to_dtype(dtype).unwrap());
+        for (level, kernel) in kernels(dtype) {
             let found = values(&fused::fused(kernel, [&query, &key, &key], 1, 0.3, None).unwrap());
             for (token, results) in found.chunks(8).enumerate() {
                 assert!(

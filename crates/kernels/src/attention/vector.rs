@@ -34,7 +34,10 @@ unsafe fn evaluate<V: Vector>(polynomial: &[f32], r: V) -> V {
     };
     // SAFETY: the caller's promise.
     unsafe {
-        let sum = rest.iter().fold(V::splat(*first), |sum, next| sum.mul_add(r, V::splat(*next)));
+        let mut sum = V::splat(*first);
+        for next in rest {
+            sum = sum.mul_add(r, V::splat(*next));
+        }
         sum.mul_add(r, V::splat(1.0))
     }
 }
