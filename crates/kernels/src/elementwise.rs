@@ -1,10 +1,12 @@
 //! Sums of activations, and vectors that change whole channels.
 
+use std::mem::MaybeUninit;
+
 use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
 use crate::Level;
-use crate::cpu::{self, Chunk, LANES, OnPart, Pointwise, TASK, by_float, fill, run_at, values};
+use crate::cpu::{self, Chunk, Float, OnPart, Pointwise, TASK, Work, by_float, fill, run_at, values};
 
 /// `a + b`, of one shape and dtype: the sum at the end of a residual block.
 ///
@@ -18,7 +20,14 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let (a, b) = (a.contiguous()?, b.contiguous()?);
     by_float!(a.dtype(), T => {
         let (x, y) = (values::<T>(&a)?, values::<T>(&b)?);
-        Tensor::from_vec(cpu::zip(level, x.get()?, y.get()?, Add)?, a.shape(), &Device::Cpu)
+        let (x, y) = (x.get()?, y.get()?);
+        let write = |output: &mut [MaybeUninit<T>]| {
+            let tasks = output.par_chunks_mut(TASK).zip(x.par_chunks(TASK)).zip(y.par_chunks(TASK));
+            tasks.for_each(|((output, x), y)| run_at(level, Sum { x, y, output }));
+        };
+        // SAFETY: the tasks are the whole output, as the inputs have its length, and `Sum` writes all that it is given.
+        let output = unsafe { fill(x.len(), write)? };
+        Tensor::from_vec(output, a.shape(), &Device::Cpu)
     })
 }
 
@@ -90,7 +99,7 @@ fn change_channels(level: Level, x: &Tensor, scale: Option<&Tensor>, shift: &Ten
     by_float!(x.dtype(), T => {
         let x_values = values::<T>(&x)?;
         let values = x_values.get()?;
-        let write = |output: &mut [std::mem::MaybeUninit<T>]| {
+        let write = |output: &mut [MaybeUninit<T>]| {
             let channels = output.par_chunks_mut(length).zip(values.par_chunks(length)).enumerate();
             channels.with_min_len(TASK.div_ceil(length)).for_each(|(channel, (output, x))| {
                 let (inputs, shift) = ([x], shift[channel]);
@@ -109,17 +118,22 @@ fn change_channels(level: Level, x: &Tensor, scale: Option<&Tensor>, shift: &Ten
     })
 }
 
-#[derive(Clone, Copy)]
-struct Add;
+/// `x + y`, all of one length.
+struct Sum<'a, T> {
+    x: &'a [T],
+    y: &'a [T],
+    output: &'a mut [MaybeUninit<T>],
+}
 
-impl Pointwise<2> for Add {
+impl<T: Float> Work for Sum<'_, T> {
+    type Output = ();
+
     #[inline(always)]
-    fn apply(self, [a, b]: [Chunk; 2]) -> Chunk {
-        let mut sum = a;
-        for lane in 0..LANES {
-            sum[lane] += b[lane];
+    fn run(self) {
+        // Number by number: so much does the compiler make vectors of by itself, while two arrays would go through memory.
+        for ((output, x), y) in self.output.iter_mut().zip(self.x).zip(self.y) {
+            output.write(T::from_float(x.to_float() + y.to_float()));
         }
-        sum
     }
 }
 
@@ -128,8 +142,11 @@ struct AddNumber(f32);
 
 impl Pointwise<1> for AddNumber {
     #[inline(always)]
-    fn apply(self, [x]: [Chunk; 1]) -> Chunk {
-        Add.apply([x, [self.0; LANES]])
+    fn apply(self, [mut x]: [Chunk; 1]) -> Chunk {
+        for lane in &mut x {
+            *lane += self.0;
+        }
+        x
     }
 }
 

@@ -15,30 +15,12 @@ pub(crate) trait Pointwise<const INPUTS: usize>: Copy + Sync {
 
 /// `function` of each number.
 pub(crate) fn map<T: Float>(level: Level, x: &[T], function: impl Pointwise<1>) -> Result<Vec<T>> {
-    all(level, [x], function)
-}
-
-/// `function` of each two numbers at one place; both inputs have the same length.
-pub(crate) fn zip<T: Float>(level: Level, x: &[T], y: &[T], function: impl Pointwise<2>) -> Result<Vec<T>> {
-    all(level, [x, y], function)
-}
-
-fn all<T: Float, const INPUTS: usize>(
-    level: Level,
-    inputs: [&[T]; INPUTS],
-    function: impl Pointwise<INPUTS>,
-) -> Result<Vec<T>> {
-    let length = inputs[0].len();
-    assert!(inputs.iter().all(|input| input.len() == length));
     let write = |output: &mut [MaybeUninit<T>]| {
-        output.par_chunks_mut(TASK).enumerate().for_each(|(task, output)| {
-            let part = task * TASK..task * TASK + output.len();
-            let inputs = inputs.map(|input| &input[part.clone()]);
-            run_at(level, OnPart { inputs, output, function });
-        });
+        let tasks = output.par_chunks_mut(TASK).zip(x.par_chunks(TASK));
+        tasks.for_each(|(output, x)| run_at(level, OnPart { inputs: [x], output, function }));
     };
-    // SAFETY: the tasks are the whole output, and `OnPart` writes as many numbers as it is given.
-    unsafe { fill(length, write) }
+    // SAFETY: the tasks are the whole output, as the input has its length, and `OnPart` writes as many numbers as it is given.
+    unsafe { fill(x.len(), write) }
 }
 
 /// [`Pointwise`] on numbers that lie beside each other. All slices have the same length.
@@ -57,6 +39,7 @@ impl<T: Float, F: Pointwise<INPUTS>, const INPUTS: usize> Work for OnPart<'_, T,
         let inputs = inputs.map(|input| input.as_chunks::<LANES>());
         let (output, output_tail) = output.as_chunks_mut::<LANES>();
         for (index, output) in output.iter_mut().enumerate() {
+            // Not `array::from_fn`: its closure is compiled for no level.
             let mut chunks = [[0.0; LANES]; INPUTS];
             for input in 0..INPUTS {
                 chunks[input] = T::load(&inputs[input].0[index]);
