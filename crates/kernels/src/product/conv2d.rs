@@ -8,11 +8,38 @@ use super::multiply::{Activations, Factor, multiply};
 use super::packed::{Numbers, PackedWeight, Side};
 use super::panels::{Element, Source};
 use super::weight_panels::{Stored, WeightPanels};
+use super::winograd::Winograd;
+use super::winograd_transforms::{Planes, Transforms};
 use super::{Float, bias_values, to_tensor, with_values};
 use crate::Conv2dParams;
 use crate::conv2d::output_size;
 
+/// With fewer channels of the input there is little to multiply, so that the transforms take longer than what they save.
+const FEWEST_CHANNELS: usize = 8;
+/// Pictures of fewer tiles of 4x4 are filtered by tiles of 2x2, which fill the panels of tiles better.
+const FEWEST_TILES: usize = 9;
+
+/// How a convolution is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Method {
+    /// All products.
+    Direct,
+    /// Winograd's filtering with tiles of so many outputs a side, 2 or 4: 3x3, stride 1 and padding 1 in float32.
+    Winograd { outputs: usize },
+}
+
 pub(super) fn conv2d(
+    x: &Tensor,
+    weight: &PackedWeight,
+    bias: Option<&Tensor>,
+    params: Conv2dParams,
+) -> Result<Tensor> {
+    conv2d_by(None, x, weight, bias, params)
+}
+
+/// By the fastest method, or by another one.
+pub(super) fn conv2d_by(
+    method: Option<Method>,
     x: &Tensor,
     weight: &PackedWeight,
     bias: Option<&Tensor>,
@@ -28,7 +55,17 @@ pub(super) fn conv2d(
     let geometry = Geometry::new(x, weight, params)?;
     let bias = bias_values("conv2d", x, weight, bias)?;
     let bias = bias.as_deref();
+    let method = method.unwrap_or_else(|| geometry.fastest_method());
     match weight.numbers() {
+        Numbers::F32(kernel, panels) if let Method::Winograd { outputs } = method => {
+            with_values(x, |values| {
+                let Geometry { batch, channels, height, width, out_channels, .. } = geometry;
+                let planes = Planes { channels, height, width };
+                let transforms = Transforms::new(kernel.level, outputs);
+                let winograd = Winograd { kernel, weight: panels, bias, values, batch, planes, transforms };
+                Ok(to_tensor(winograd.compute(), &[batch, out_channels, height, width]))
+            })
+        }
         Numbers::F32(kernel, panels) => compute::<f32, _, _>(x, geometry, kernel, panels, bias),
         Numbers::F16(kernel, panels) => compute::<f16, _, _>(x, geometry, kernel, panels, bias),
         Numbers::Bf16(kernel, panels) => compute::<bf16, _, _>(x, geometry, kernel, panels, bias),
@@ -91,6 +128,22 @@ impl Geometry {
             out_height,
             out_width,
         })
+    }
+
+    /// By measured times. Only the size of a picture counts, and not how many there are: so the bits of a picture do not depend on the
+    /// others.
+    fn fastest_method(&self) -> Method {
+        let stride_and_padding = Conv2dParams { stride: 1, padding: 1 };
+        if (self.kernel_height, self.kernel_width, self.params) != (3, 3, stride_and_padding)
+            || self.channels < FEWEST_CHANNELS
+        {
+            return Method::Direct;
+        }
+        match self.height.div_ceil(4) * self.width.div_ceil(4) {
+            FEWEST_TILES.. => Method::Winograd { outputs: 4 },
+            2.. => Method::Winograd { outputs: 2 },
+            _ => Method::Direct,
+        }
     }
 }
 

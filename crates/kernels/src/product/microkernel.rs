@@ -14,6 +14,8 @@ pub(super) struct Microkernel<E = f32> {
     pub(super) rows: usize,
     /// The width of a panel of the right factor.
     pub(super) columns: usize,
+    /// The level that it was made for.
+    pub(super) level: Level,
     add_product: AddProduct<E>,
 }
 
@@ -31,15 +33,18 @@ impl Microkernel<f32> {
         match level {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 | Level::Avx512Bf16 if level.is_available() => {
-                Self { rows: avx512::ROWS, columns: avx512::COLUMNS, add_product: avx512::add_product }
+                Self { rows: avx512::ROWS, columns: avx512::COLUMNS, level, add_product: avx512::add_product }
             }
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 if level.is_available() => {
-                Self { rows: avx2::ROWS, columns: avx2::COLUMNS, add_product: avx2::add_product }
+                Self { rows: avx2::ROWS, columns: avx2::COLUMNS, level, add_product: avx2::add_product }
             }
-            _ => {
-                Self { rows: portable::ROWS, columns: portable::COLUMNS, add_product: portable::add_product }
-            }
+            _ => Self {
+                rows: portable::ROWS,
+                columns: portable::COLUMNS,
+                level: Level::Portable,
+                add_product: portable::add_product,
+            },
         }
     }
 }
@@ -52,6 +57,7 @@ impl Microkernel<Pair> {
             Level::Avx512Bf16 if level.is_available() => Some(Self {
                 rows: avx512bf16::ROWS,
                 columns: avx512bf16::COLUMNS,
+                level,
                 add_product: avx512bf16::add_product,
             }),
             _ => None,

@@ -17,6 +17,10 @@ mod portable;
 #[cfg(test)]
 mod tests;
 mod weight_panels;
+mod winograd;
+#[cfg(test)]
+mod winograd_tests;
+mod winograd_transforms;
 
 use candle_core::op::BackpropOp;
 use candle_core::{DType, Result, Storage, Tensor, WithDType};

@@ -19,7 +19,7 @@ const MOST_FEATURES: usize = 512;
 /// A task has at least so many panels of the weight, so that packing its items is little beside their products.
 const MIN_WEIGHT_PANELS: usize = 8;
 /// So many tasks for each thread, so that none waits long for the others.
-const TASKS_PER_THREAD: usize = 4;
+pub(super) const TASKS_PER_THREAD: usize = 4;
 /// Below so many multiplications the threads are not worth waking.
 const MIN_PARALLEL: usize = 1 << 17;
 
@@ -93,7 +93,7 @@ pub(super) fn multiply<E: Element, T: Stored<E>, O: Float>(
 }
 
 /// The `index`-th of `parts` shares of `0..count` that differ by at most one.
-fn share(count: usize, parts: usize, index: usize) -> Range<usize> {
+pub(super) fn share(count: usize, parts: usize, index: usize) -> Range<usize> {
     count * index / parts..count * (index + 1) / parts
 }
 

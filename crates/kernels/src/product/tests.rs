@@ -9,12 +9,12 @@ use crate::Conv2dParams;
 /// Of the largest sum of absolute products: each of a few hundred to a few thousand float32 additions rounds by 6e-8 at most.
 const BOUND: f64 = 1e-6;
 
-fn levels() -> impl Iterator<Item = Level> {
+pub(super) fn levels() -> impl Iterator<Item = Level> {
     Level::ALL.into_iter().filter(|level| level.is_available())
 }
 
 /// Numbers from -1 to 1 that look random and are the same in every run.
-fn numbers(shape: &[usize], seed: u64) -> Tensor {
+pub(super) fn numbers(shape: &[usize], seed: u64) -> Tensor {
     let mut state = seed.wrapping_mul(2).wrapping_add(1);
     let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -24,11 +24,11 @@ fn numbers(shape: &[usize], seed: u64) -> Tensor {
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 
-fn values(tensor: &Tensor) -> Vec<f64> {
+pub(super) fn values(tensor: &Tensor) -> Vec<f64> {
     tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
-fn bits(tensor: &Tensor) -> Vec<u32> {
+pub(super) fn bits(tensor: &Tensor) -> Vec<u32> {
     tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
 }
 
@@ -55,7 +55,12 @@ fn plain_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Vec<(f64,
     sums
 }
 
-fn plain_conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, params: Conv2dParams) -> Vec<(f64, f64)> {
+pub(super) fn plain_conv2d(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    params: Conv2dParams,
+) -> Vec<(f64, f64)> {
     let Conv2dParams { stride, padding } = params;
     let (batch, channels, height, width) = x.dims4().unwrap();
     let (out_channels, _, kernel_height, kernel_width) = weight.dims4().unwrap();

@@ -1,0 +1,165 @@
+//! Winograd's filtering at every level that the machine has, against plain float64.
+
+use std::time::Instant;
+
+use candle_core::{Device, Result, Tensor};
+
+use super::conv2d::{Method, conv2d_by};
+use super::tests::{bits, levels, numbers, plain_conv2d, values};
+use super::{Level, PackedWeight};
+use crate::Conv2dParams;
+
+const WINOGRAD: [Method; 2] = [Method::Winograd { outputs: 2 }, Method::Winograd { outputs: 4 }];
+const SAME_SIZE: Conv2dParams = Conv2dParams { stride: 1, padding: 1 };
+
+/// The root mean square and the greatest error, as parts of the root mean square of the sums in float64.
+fn relative_errors(actual: &Tensor, expected: &[(f64, f64)]) -> (f64, f64) {
+    let count = expected.len() as f64;
+    let size = (expected.iter().map(|(sum, _)| sum * sum).sum::<f64>() / count).sqrt();
+    let errors: Vec<f64> =
+        values(actual).iter().zip(expected).map(|(actual, (sum, _))| (actual - sum).abs() / size).collect();
+    let mean_square = errors.iter().map(|error| error * error).sum::<f64>() / count;
+    (mean_square.sqrt(), errors.into_iter().fold(0.0, f64::max))
+}
+
+#[test]
+fn winograd_at_odd_sizes() {
+    let pictures = [(1, 1), (1, 3), (3, 17), (31, 1), (4, 4), (5, 6), (8, 8), (2, 130), (17, 33)];
+    for (height, width) in pictures {
+        for (batch, channels, out_channels) in [(1, 1, 1), (2, 3, 17), (3, 33, 31), (1, 258, 49)] {
+            let x = numbers(&[batch, channels, height, width], 1);
+            let weight = numbers(&[out_channels, channels, 3, 3], 2);
+            let bias = numbers(&[out_channels], 3);
+            let bias = (out_channels > 1).then_some(&bias);
+            let expected = plain_conv2d(&x, &weight, bias, SAME_SIZE);
+            for level in levels() {
+                let packed = PackedWeight::pack_at(level, &weight).unwrap();
+                for method in WINOGRAD {
+                    let result = conv2d_by(Some(method), &x, &packed, bias, SAME_SIZE).unwrap();
+                    let (_, worst) = relative_errors(&result, &expected);
+                    let name = format!("{level:?}, {method:?}, {:?} by {:?}", x.dims(), weight.dims());
+                    assert!(worst < 2e-5, "{name}: {worst:.1e}");
+                }
+            }
+        }
+    }
+}
+
+/// Normally distributed numbers at the channels of real models. `cargo test --release -- --nocapture errors_of` prints what the README says.
+#[test]
+fn errors_of_winograd_at_real_depths() -> Result<()> {
+    for channels in [128, 320, 1280] {
+        let x = Tensor::randn(0f32, 1.0, (1, channels, 8, 12), &Device::Cpu)?;
+        let weight = Tensor::randn(0f32, 1.0, (12, channels, 3, 3), &Device::Cpu)?;
+        let expected = plain_conv2d(&x, &weight, None, SAME_SIZE);
+        for level in levels() {
+            let packed = PackedWeight::pack_at(level, &weight)?;
+            for (method, most) in [(Method::Direct, 4e-7), (WINOGRAD[0], 8e-7), (WINOGRAD[1], 2.5e-6)] {
+                let result = conv2d_by(Some(method), &x, &packed, None, SAME_SIZE)?;
+                let (mean, worst) = relative_errors(&result, &expected);
+                println!("{level:?}, {channels} channels, {method:?}: {mean:.1e}, at most {worst:.1e}");
+                assert!(mean < most && worst < 10.0 * most, "{method:?}: {mean:.1e}, at most {worst:.1e}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn winograd_gives_the_bits_of_a_batchs_items() -> Result<()> {
+    for level in levels() {
+        for method in WINOGRAD {
+            let weight = PackedWeight::pack_at(level, &numbers(&[100, 60, 3, 3], 1))?;
+            let (pictures, bias) = (numbers(&[3, 60, 19, 21], 2), numbers(&[100], 3));
+            let convolve =
+                |pictures: &Tensor| conv2d_by(Some(method), pictures, &weight, Some(&bias), SAME_SIZE);
+            let together = convolve(&pictures)?;
+            for item in 0..3 {
+                let alone = convolve(&pictures.narrow(0, item, 1)?)?;
+                assert!(bits(&alone) == bits(&together.narrow(0, item, 1)?), "{level:?}, {method:?}, {item}");
+            }
+            // What shares a panel with a picture's tiles is not even multiplied by zero.
+            let mut numbers = pictures.flatten_all()?.to_vec1::<f32>()?;
+            numbers[60 * 19 * 21..].fill(f32::NAN);
+            let beside_nan = convolve(&Tensor::from_vec(numbers, pictures.dims(), &Device::Cpu)?)?;
+            assert!(bits(&beside_nan.narrow(0, 0, 1)?) == bits(&together.narrow(0, 0, 1)?));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn nothing_to_filter() -> Result<()> {
+    let weight = PackedWeight::pack(&numbers(&[5, 9, 3, 3], 1))?;
+    for method in WINOGRAD {
+        let none = conv2d_by(Some(method), &numbers(&[0, 9, 20, 20], 2), &weight, None, SAME_SIZE)?;
+        assert_eq!(none.dims(), [0, 5, 20, 20]);
+        let no_channels = PackedWeight::pack(&numbers(&[5, 0, 3, 3], 1))?;
+        let bias = numbers(&[5], 2);
+        let flat = conv2d_by(Some(method), &numbers(&[1, 0, 7, 7], 2), &no_channels, Some(&bias), SAME_SIZE)?;
+        assert_eq!(flat.get(0)?.flatten(1, 2)?.mean(1)?.dims(), [5]);
+        assert_eq!(
+            flat.get(0)?.get(4)?.get(6)?.get(6)?.to_scalar::<f32>()?,
+            bias.get(4)?.to_scalar::<f32>()?
+        );
+    }
+    Ok(())
+}
+
+/// Channels in and out, side of the picture, batch.
+const CONVOLUTIONS: [[usize; 4]; 16] = [
+    [320, 320, 64, 2],
+    [960, 320, 64, 2],
+    [640, 640, 32, 2],
+    [1920, 640, 32, 2],
+    [1280, 1280, 16, 2],
+    [2560, 1280, 16, 2],
+    [1280, 1280, 8, 2],
+    [512, 512, 64, 1],
+    [512, 512, 128, 1],
+    [256, 256, 256, 1],
+    [128, 128, 512, 1],
+    [4, 320, 64, 2],
+    [320, 4, 64, 2],
+    [640, 640, 12, 2],
+    [640, 640, 6, 2],
+    [640, 640, 4, 2],
+];
+
+/// Prints billions of operations a second, those of the direct method, of each method in turn: of all threads by the clock, and of one by the
+/// processor's time (on Linux), which other work on the machine changes less. The quickest of `REPETITIONS`.
+#[test]
+#[ignore = "prints times: cargo test --release -- --ignored --nocapture methods_in_turn"]
+fn methods_in_turn() -> Result<()> {
+    const REPETITIONS: usize = 7;
+    println!("{}: direct, 2x2, 4x4; by the clock, and a thread", Level::current()?.name());
+    for [inputs, outputs, side, batch] in CONVOLUTIONS {
+        let x = Tensor::randn(0f32, 1.0, (batch, inputs, side, side), &Device::Cpu)?;
+        let weight = PackedWeight::pack(&Tensor::randn(0f32, 1.0, (outputs, inputs, 3, 3), &Device::Cpu)?)?;
+        let (mut by_clock, mut by_thread) = ([f64::MAX; 3], [f64::MAX; 3]);
+        for _ in 0..REPETITIONS {
+            for (index, method) in [Method::Direct, WINOGRAD[0], WINOGRAD[1]].into_iter().enumerate() {
+                let (start, used) = (Instant::now(), processor_seconds());
+                conv2d_by(Some(method), &x, &weight, None, SAME_SIZE)?;
+                by_clock[index] = by_clock[index].min(start.elapsed().as_secs_f64());
+                by_thread[index] = by_thread[index].min(processor_seconds() - used);
+            }
+        }
+        let operations = (2 * batch * inputs * outputs * (3 * side).pow(2)) as f64;
+        let rates =
+            |seconds: [f64; 3]| seconds.map(|seconds| format!("{:6.0}", operations / seconds / 1e9)).concat();
+        let name = format!("{inputs} to {outputs}, {side}x{side}, batch {batch}");
+        println!("{name:<32}{}   {}", rates(by_clock), rates(by_thread));
+    }
+    Ok(())
+}
+
+/// What all threads have computed so far.
+fn processor_seconds() -> f64 {
+    let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return f64::NAN };
+    let nanoseconds = |thread: std::fs::DirEntry| {
+        let text = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse::<f64>().ok()
+    };
+    threads.flatten().filter_map(nanoseconds).sum::<f64>() / 1e9
+}
