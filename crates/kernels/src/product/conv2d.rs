@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use super::microkernel::{MAX_COLUMNS, Microkernel};
 use super::multiply::{Activations, Factor, multiply};
 use super::packed::{Numbers, PackedWeight, Side};
-use super::panels::{Element, Source};
+use super::panels::{Element, Source, copy};
 use super::weight_panels::{Stored, WeightPanels};
 use super::winograd::Winograd;
 use super::winograd_transforms::{Planes, Transforms};
@@ -214,21 +214,6 @@ impl<S: Copy + Default> Pixels<'_, S> {
             let x = (x + index * stride).checked_sub(padding);
             *number = x.and_then(|x| row.get(x)).copied().unwrap_or_default();
         }
-    }
-}
-
-/// Copies the usual lengths by a few vectors instead of a call.
-fn copy<S: Copy>(from: &[S], to: &mut [S]) {
-    fn whole<S: Copy, const LENGTH: usize>(from: &[S], to: &mut [S]) -> Option<()> {
-        *<&mut [S; LENGTH]>::try_from(to).ok()? = *<&[S; LENGTH]>::try_from(from).ok()?;
-        Some(())
-    }
-    if whole::<_, 32>(from, to)
-        .or_else(|| whole::<_, 16>(from, to))
-        .or_else(|| whole::<_, 8>(from, to))
-        .is_none()
-    {
-        to.copy_from_slice(from);
     }
 }
 

@@ -138,7 +138,7 @@ macro_rules! as_it_is {
             }
 
             fn join(first: &[Self], _: &[Self], steps: &mut [Self]) {
-                steps.copy_from_slice(first);
+                copy(first, steps);
             }
         })*
     };
@@ -180,5 +180,20 @@ impl Source<Pair> for bf16 {
     fn join(first: &[Self], second: &[Self], steps: &mut [Pair]) {
         let numbers = first.iter().zip(second);
         steps.iter_mut().zip(numbers).for_each(|(step, (a, b))| *step = Pair::of(*a, *b));
+    }
+}
+
+/// Copies the usual lengths by a few vectors instead of a call.
+pub(super) fn copy<S: Copy>(from: &[S], to: &mut [S]) {
+    fn whole<S: Copy, const LENGTH: usize>(from: &[S], to: &mut [S]) -> Option<()> {
+        *<&mut [S; LENGTH]>::try_from(to).ok()? = *<&[S; LENGTH]>::try_from(from).ok()?;
+        Some(())
+    }
+    if whole::<_, 32>(from, to)
+        .or_else(|| whole::<_, 16>(from, to))
+        .or_else(|| whole::<_, 8>(from, to))
+        .is_none()
+    {
+        to.copy_from_slice(from);
     }
 }
