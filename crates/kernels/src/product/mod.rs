@@ -22,10 +22,13 @@ mod winograd;
 mod winograd_tests;
 mod winograd_transforms;
 
+use std::borrow::Cow;
+
 use candle_core::op::BackpropOp;
 use candle_core::{DType, Result, Storage, Tensor, WithDType};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 use panels::Element;
 
@@ -44,25 +47,56 @@ pub(crate) fn computes(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> bo
 trait Float: Element + WithDType {
     /// Writes the nearest numbers.
     fn round(values: &[f32], to: &mut [Self]);
+
+    /// The numbers in float32.
+    fn to_floats(values: &[Self]) -> Cow<'_, [f32]>;
+
+    /// The nearest numbers.
+    fn from_floats(values: Vec<f32>) -> Vec<Self>;
 }
 
 impl Float for f32 {
     fn round(values: &[f32], to: &mut [Self]) {
         to.copy_from_slice(values);
     }
-}
 
-impl Float for f16 {
-    fn round(values: &[f32], to: &mut [Self]) {
-        to.convert_from_f32_slice(values);
+    fn to_floats(values: &[Self]) -> Cow<'_, [f32]> {
+        values.into()
+    }
+
+    fn from_floats(values: Vec<f32>) -> Vec<Self> {
+        values
     }
 }
 
-impl Float for bf16 {
-    fn round(values: &[f32], to: &mut [Self]) {
-        to.convert_from_f32_slice(values);
-    }
+/// So many numbers are converted at a time.
+const CONVERTED: usize = 1 << 14;
+
+macro_rules! half_precision {
+    ($($type:ty),*) => {
+        $(impl Float for $type {
+            fn round(values: &[f32], to: &mut [Self]) {
+                to.convert_from_f32_slice(values);
+            }
+
+            fn to_floats(values: &[Self]) -> Cow<'_, [f32]> {
+                let mut floats = vec![0f32; values.len()];
+                let chunks = floats.par_chunks_mut(CONVERTED).zip(values.par_chunks(CONVERTED));
+                chunks.for_each(|(to, values)| values.convert_to_f32_slice(to));
+                floats.into()
+            }
+
+            fn from_floats(values: Vec<f32>) -> Vec<Self> {
+                let mut nearest = vec![Self::ZERO; values.len()];
+                let chunks = nearest.par_chunks_mut(CONVERTED).zip(values.par_chunks(CONVERTED));
+                chunks.for_each(|(to, values)| Self::round(values, to));
+                nearest
+            }
+        })*
+    };
 }
+
+half_precision!(f16, bf16);
 
 /// Fails unless the input is one that the weight [`takes`](PackedWeight::takes), and the bias one number for each of its features; gives the
 /// bias's numbers.

@@ -76,6 +76,81 @@ impl<T: Element> WeightPanels<T> {
     }
 }
 
+impl<T: AsFloats> WeightPanels<T> {
+    /// The float32 numbers of a panel of features for a piece of the depth, `width` for each depth, with `slack` others behind them.
+    pub(super) fn floats<'a>(
+        &self,
+        index: usize,
+        depths: Range<usize>,
+        slack: usize,
+        room: &'a mut AlignedBuffer,
+    ) -> &'a [f32] {
+        let steps = depths.start / T::PER_STEP..depths.end.div_ceil(T::PER_STEP);
+        let length = steps.len() * T::PER_STEP * self.width;
+        let floats = &mut room.reserve::<f32>(length + slack)[..length + slack];
+        let mut rest = &mut floats[..length];
+        let mut start = steps.start;
+        while start < steps.end {
+            let block = start / DEPTH * DEPTH..self.steps.min((start / DEPTH + 1) * DEPTH);
+            let end = steps.end.min(block.end);
+            let panel = &self.panel(index, &block)
+                [(start - block.start) * self.width..(end - block.start) * self.width];
+            let (here, behind) = rest.split_at_mut(panel.len() * T::PER_STEP);
+            T::write_floats(panel, self.width, here);
+            (rest, start) = (behind, end);
+        }
+        &floats[(depths.start - steps.start * T::PER_STEP) * self.width..]
+    }
+}
+
+/// A weight's element, as float32.
+pub(super) trait AsFloats: Element {
+    /// How many numbers that follow each other in depth it holds.
+    const PER_STEP: usize;
+
+    /// Writes the numbers of steps of `width` elements, depth after depth.
+    fn write_floats(panel: &[Self], width: usize, floats: &mut [f32]);
+}
+
+impl AsFloats for f32 {
+    const PER_STEP: usize = 1;
+
+    fn write_floats(panel: &[Self], _: usize, floats: &mut [f32]) {
+        floats.copy_from_slice(panel);
+    }
+}
+
+impl AsFloats for f16 {
+    const PER_STEP: usize = 1;
+
+    fn write_floats(panel: &[Self], _: usize, floats: &mut [f32]) {
+        panel.convert_to_f32_slice(floats);
+    }
+}
+
+impl AsFloats for bf16 {
+    const PER_STEP: usize = 1;
+
+    fn write_floats(panel: &[Self], _: usize, floats: &mut [f32]) {
+        panel.convert_to_f32_slice(floats);
+    }
+}
+
+impl AsFloats for Pair {
+    const PER_STEP: usize = 2;
+
+    fn write_floats(panel: &[Self], width: usize, floats: &mut [f32]) {
+        for (step, floats) in panel.chunks_exact(width).zip(floats.chunks_exact_mut(2 * width)) {
+            let (first, second) = floats.split_at_mut(width);
+            for ((Pair(bits), first), second) in step.iter().zip(first).zip(second) {
+                // A bfloat16 is the upper half of a float32.
+                *first = f32::from_bits(bits << 16);
+                *second = f32::from_bits(bits & 0xffff_0000);
+            }
+        }
+    }
+}
+
 /// A piece of the depth, which begins at a multiple of [`DEPTH`], in blocks of [`DEPTH`], the last of which may be less.
 pub(super) fn depth_blocks(steps: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     steps.clone().step_by(DEPTH).map(move |start| start..steps.end.min(start + DEPTH))

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::microkernel::Microkernel;
 use super::multiply::{TASKS_PER_THREAD, share};
 use super::panels::{AlignedBuffer, DEPTH};
-use super::weight_panels::WeightPanels;
+use super::weight_panels::{AsFloats, WeightPanels};
 use super::winograd_transforms::{Planes, Run, Transforms};
 
 const TAPS: usize = 9;
@@ -21,14 +21,16 @@ const MAX_PANELS: usize = 8;
 const FEATURES: usize = 48;
 /// A task has at least so many features, so that transforming its tiles is little beside their products.
 const MIN_FEATURES: usize = 96;
+/// A vector may be longer than a panel is wide: it takes so many numbers of the next tap with it at most.
+const SLACK: usize = 16;
 /// The room for a point's numbers is this much more than a multiple of 4 kB, so that the same place of all points is not in the same set of
 /// the first cache.
 const POINT_PADDING: usize = 32;
 
 /// A convolution of pictures `(batch, channels, height, width)` with a weight of 3x3, stride 1 and padding 1.
-pub(super) struct Winograd<'a> {
+pub(super) struct Winograd<'a, T> {
     pub(super) kernel: &'a Microkernel,
-    pub(super) weight: &'a WeightPanels<f32>,
+    pub(super) weight: &'a WeightPanels<T>,
     pub(super) bias: Option<&'a [f32]>,
     pub(super) values: &'a [f32],
     pub(super) batch: usize,
@@ -43,6 +45,8 @@ struct Buffers {
     input: AlignedBuffer,
     /// For each point and each panel of features, `channels x features`.
     weight: AlignedBuffer,
+    /// The plain numbers of a panel of features, from which those are transformed.
+    taps: AlignedBuffer,
     /// For each panel of tiles, panel of features, and point, `features x tiles`.
     products: AlignedBuffer,
 }
@@ -60,7 +64,7 @@ impl Output {
     }
 }
 
-impl Winograd<'_> {
+impl<T: AsFloats> Winograd<'_, T> {
     /// `(batch, features, height, width)`.
     pub(super) fn compute(&self) -> Vec<f32> {
         let Planes { height, width, .. } = self.planes;
@@ -153,7 +157,7 @@ impl Winograd<'_> {
     fn multiply(&self, panels: usize, weight_panels: Range<usize>, buffers: &mut Buffers) {
         let kernel = self.kernel;
         let (points, channels, tile) = (self.points(), self.planes.channels, kernel.rows * kernel.columns);
-        let Buffers { input, weight, products } = buffers;
+        let Buffers { input, weight, taps, products } = buffers;
         let input = input.values::<f32>();
         let products = products.reserve::<f32>(panels * weight_panels.len() * points * tile);
         for start in (0..channels.max(1)).step_by(DEPTH) {
@@ -161,7 +165,7 @@ impl Winograd<'_> {
             let length = depths.len() * kernel.rows;
             let stride = point_stride(weight_panels.len() * length);
             let weight = weight.reserve(points * stride);
-            self.transform_weight(weight_panels.clone(), depths.clone(), stride, weight);
+            self.transform_weight(weight_panels.clone(), depths.clone(), taps, stride, weight);
             for point in 0..points {
                 let left = &weight[point * stride..];
                 for panel in 0..panels {
@@ -185,32 +189,17 @@ impl Winograd<'_> {
         &self,
         weight_panels: Range<usize>,
         channels: Range<usize>,
+        taps: &mut AlignedBuffer,
         stride: usize,
         points: &mut [f32],
     ) {
         let rows = self.kernel.rows;
+        let depths = channels.start * TAPS..channels.end * TAPS;
         for (index, weight_panel) in weight_panels.enumerate() {
-            for channel in channels.clone() {
-                let place = (index * channels.len() + channel - channels.start) * rows;
-                let first = channel * TAPS;
-                let block = first / DEPTH * DEPTH;
-                let panel = self.weight.panel(weight_panel, &(block..self.weight.steps().min(block + DEPTH)));
-                let taps = &panel[(first - block) * rows..];
-                // A vector may be longer than a panel is wide: it takes numbers of the next tap with it.
-                let mut copy = [0f32; TAPS * 12 + 16];
-                let taps = if taps.len() >= copy.len() {
-                    taps
-                } else {
-                    let here = taps.len().min(TAPS * rows);
-                    copy[..here].copy_from_slice(&taps[..here]);
-                    if here < TAPS * rows {
-                        let end = self.weight.steps().min(block + 2 * DEPTH);
-                        let next = self.weight.panel(weight_panel, &(block + DEPTH..end));
-                        copy[here..TAPS * rows].copy_from_slice(&next[..TAPS * rows - here]);
-                    }
-                    &copy
-                };
-                self.transforms.weight(taps, &mut points[place..], stride);
+            let taps = self.weight.floats(weight_panel, depths.clone(), SLACK, taps);
+            for channel in 0..channels.len() {
+                let place = (index * channels.len() + channel) * rows;
+                self.transforms.weight(&taps[channel * TAPS * rows..], &mut points[place..], stride);
             }
         }
     }
