@@ -5,6 +5,8 @@ use std::arch::x86_64::{
     _mm256_storeu_ps,
 };
 
+use super::microkernel::LeftFactor;
+
 pub(super) const ROWS: usize = 6;
 pub(super) const COLUMNS: usize = 2 * LANES;
 const LANES: usize = 8;
@@ -14,16 +16,20 @@ const LANES: usize = 8;
 /// # Safety
 /// As said there; the processor must have AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn add_product(depth: usize, left: *const f32, right: *const f32, sums: *mut f32) {
+pub(super) unsafe fn add_product<L: LeftFactor<f32>>(
+    depth: usize,
+    left: L,
+    right: *const f32,
+    sums: *mut f32,
+) {
     let mut tile: [[__m256; 2]; ROWS] = [[_mm256_setzero_ps(); 2]; ROWS];
     for k in 0..depth {
-        // SAFETY: k is below depth, and the caller promises `depth` times ROWS and COLUMNS numbers.
+        // SAFETY: k is below depth, and the caller promises so many steps of both factors.
         unsafe {
             let right = right.add(k * COLUMNS);
             let (first, second) = (_mm256_loadu_ps(right), _mm256_loadu_ps(right.add(LANES)));
-            let left = left.add(k * ROWS);
             for (row, tile) in tile.iter_mut().enumerate() {
-                let factor = _mm256_set1_ps(*left.add(row));
+                let factor = _mm256_set1_ps(left.element::<ROWS>(row, k));
                 tile[0] = _mm256_fmadd_ps(factor, first, tile[0]);
                 tile[1] = _mm256_fmadd_ps(factor, second, tile[1]);
             }

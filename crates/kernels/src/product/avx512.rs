@@ -5,6 +5,8 @@ use std::arch::x86_64::{
     _mm512_storeu_ps,
 };
 
+use super::microkernel::LeftFactor;
+
 pub(super) const ROWS: usize = 12;
 pub(super) const COLUMNS: usize = 2 * LANES;
 const LANES: usize = 16;
@@ -14,16 +16,20 @@ const LANES: usize = 16;
 /// # Safety
 /// As said there; the processor must have AVX-512F.
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn add_product(depth: usize, left: *const f32, right: *const f32, sums: *mut f32) {
+pub(super) unsafe fn add_product<L: LeftFactor<f32>>(
+    depth: usize,
+    left: L,
+    right: *const f32,
+    sums: *mut f32,
+) {
     let mut tile: [[__m512; 2]; ROWS] = [[_mm512_setzero_ps(); 2]; ROWS];
     for k in 0..depth {
-        // SAFETY: k is below depth, and the caller promises `depth` times ROWS and COLUMNS numbers.
+        // SAFETY: k is below depth, and the caller promises so many steps of both factors.
         unsafe {
             let right = right.add(k * COLUMNS);
             let (first, second) = (_mm512_loadu_ps(right), _mm512_loadu_ps(right.add(LANES)));
-            let left = left.add(k * ROWS);
             for (row, tile) in tile.iter_mut().enumerate() {
-                let factor = _mm512_set1_ps(*left.add(row));
+                let factor = _mm512_set1_ps(left.element::<ROWS>(row, k));
                 tile[0] = _mm512_fmadd_ps(factor, first, tile[0]);
                 tile[1] = _mm512_fmadd_ps(factor, second, tile[1]);
             }

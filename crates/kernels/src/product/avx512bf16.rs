@@ -5,6 +5,7 @@ use std::arch::x86_64::{
     _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
+use super::microkernel::LeftFactor;
 use super::panels::Pair;
 
 pub(super) const ROWS: usize = 12;
@@ -16,17 +17,21 @@ const LANES: usize = 16;
 /// # Safety
 /// As said there; the processor must have AVX-512F and AVX-512 BF16.
 #[target_feature(enable = "avx512f,avx512bf16")]
-pub(super) unsafe fn add_product(steps: usize, left: *const Pair, right: *const Pair, sums: *mut f32) {
+pub(super) unsafe fn add_product<L: LeftFactor<Pair>>(
+    steps: usize,
+    left: L,
+    right: *const Pair,
+    sums: *mut f32,
+) {
     let mut tile: [[__m512; 2]; ROWS] = [[_mm512_setzero_ps(); 2]; ROWS];
     for k in 0..steps {
-        // SAFETY: k is below the steps, and the caller promises so many times ROWS and COLUMNS pairs.
+        // SAFETY: k is below the steps, and the caller promises so many steps of both factors.
         unsafe {
             let right = right.add(k * COLUMNS);
             let first = pairs(_mm512_loadu_si512(right.cast()));
             let second = pairs(_mm512_loadu_si512(right.add(LANES).cast()));
-            let left = left.add(k * ROWS);
             for (row, tile) in tile.iter_mut().enumerate() {
-                let factor = pairs(_mm512_set1_epi32((*left.add(row)).0.cast_signed()));
+                let factor = pairs(_mm512_set1_epi32(left.element::<ROWS>(row, k).0.cast_signed()));
                 tile[0] = _mm512_dpbf16_ps(tile[0], factor, first);
                 tile[1] = _mm512_dpbf16_ps(tile[1], factor, second);
             }

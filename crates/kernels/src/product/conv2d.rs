@@ -245,6 +245,8 @@ impl<S: Copy + Default> Pixels<'_, S> {
 }
 
 impl<S: Source<E>, E: Element> Activations<E> for Pixels<'_, S> {
+    type Number = S;
+
     fn items(&self) -> usize {
         self.geometry.batch * self.out_pixels
     }

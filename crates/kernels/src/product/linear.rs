@@ -3,7 +3,7 @@ use std::ops::Range;
 use candle_core::{Result, Tensor};
 use half::{bf16, f16};
 
-use super::microkernel::Microkernel;
+use super::microkernel::{MatrixRows, Microkernel};
 use super::multiply::{Activations, Factor, multiply};
 use super::packed::{Numbers, PackedWeight, Side};
 use super::panels::{Element, Source, transpose_rows};
@@ -53,8 +53,18 @@ struct Rows<'a, S> {
 }
 
 impl<S: Source<E>, E: Element> Activations<E> for Rows<'_, S> {
+    type Number = S;
+
     fn items(&self) -> usize {
         self.items
+    }
+
+    fn rows(&self, items: Range<usize>, steps: Range<usize>) -> Option<MatrixRows<'_, S>> {
+        let whole_steps = self.depth.is_multiple_of(S::PER_STEP);
+        (S::IS_AS_STEPS && whole_steps).then(|| {
+            let first = items.start * self.depth + steps.start * S::PER_STEP;
+            MatrixRows::new(&self.values[first..], self.depth)
+        })
     }
 
     fn pack(&self, items: Range<usize>, steps: Range<usize>, width: usize, panel: &mut [E]) {

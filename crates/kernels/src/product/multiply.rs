@@ -5,9 +5,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::Float;
-use super::microkernel::Microkernel;
+use super::microkernel::{MatrixRows, Microkernel};
 use super::packed::Side;
-use super::panels::{AlignedBuffer, DEPTH, Element};
+use super::panels::{AlignedBuffer, DEPTH, Element, Source};
 use super::weight_panels::{Stored, WeightPanels, depth_blocks};
 
 /// How many items (rows or pixels) a task takes at a time, and how many steps of their depth: so many numbers stay in the second cache while
@@ -25,8 +25,17 @@ const MIN_PARALLEL: usize = 1 << 17;
 
 /// What a weight is multiplied with: items (the rows of a linear layer's input, the pixels of a convolution's output), each with as many
 /// numbers as the weight is deep, and where their results go.
-pub(super) trait Activations<E>: Sync {
+pub(super) trait Activations<E: Element>: Sync {
+    /// What the numbers are before they are packed.
+    type Number: Source<E>;
+
     fn items(&self) -> usize;
+
+    /// These steps of as many items as a panel has, where they can be multiplied as they lie in memory: asked where the weight is the right
+    /// factor.
+    fn rows(&self, _items: Range<usize>, _steps: Range<usize>) -> Option<MatrixRows<'_, Self::Number>> {
+        None
+    }
 
     /// Writes these steps of these items: the `k`-th of the `i`-th to `k * width + i`, zeros for those items that a
     /// panel of `width` lacks.
@@ -144,8 +153,10 @@ impl<E: Element, T: Stored<E>, A: Activations<E>, O: Float> Product<'_, E, T, A,
                 let pass = start..steps.min(start + PASS);
                 let length = self.width * pass.len();
                 for (index, panel) in panels.clone().enumerate() {
-                    let packed = &mut packed[index * length..][..length];
-                    self.activations.pack(self.items(panel), pass.clone(), self.width, packed);
+                    if self.rows(panel, &pass).is_none() {
+                        let packed = &mut packed[index * length..][..length];
+                        self.activations.pack(self.items(panel), pass.clone(), self.width, packed);
+                    }
                 }
                 for (row, weight_panel) in weight_panels.clone().enumerate() {
                     let sums = &mut sums[row % rows * row_size..][..row_size];
@@ -153,6 +164,10 @@ impl<E: Element, T: Stored<E>, A: Activations<E>, O: Float> Product<'_, E, T, A,
                         let weight = T::as_factor(weight.panel(weight_panel, &block), converted);
                         let part = (block.start - start) * self.width..(block.end - start) * self.width;
                         for (index, tile) in sums.chunks_exact_mut(tile_size).enumerate() {
+                            if let Some(rows) = self.rows(panels.start + index, &block) {
+                                kernel.add_product_of_rows(rows, weight, tile);
+                                continue;
+                            }
                             let packed = &packed[index * length..][part.clone()];
                             let (left, right) = match self.factor.side {
                                 Side::Left => (weight, packed),
@@ -170,6 +185,13 @@ impl<E: Element, T: Stored<E>, A: Activations<E>, O: Float> Product<'_, E, T, A,
                 }
             }
         });
+    }
+
+    /// A whole panel's items where they need no packing.
+    fn rows(&self, panel: usize, steps: &Range<usize>) -> Option<MatrixRows<'_, A::Number>> {
+        let items = self.items(panel);
+        let is_whole = self.factor.side == Side::Right && items.len() == self.width;
+        if is_whole { self.activations.rows(items, steps.clone()) } else { None }
     }
 
     fn items(&self, panel: usize) -> Range<usize> {

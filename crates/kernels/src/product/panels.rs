@@ -120,6 +120,8 @@ pub(super) fn transpose_rows<'a, S: Source<E>, E: Element>(
 pub(super) trait Source<E: Element>: Element {
     /// How many numbers that follow each other in depth make one step of a panel.
     const PER_STEP: usize;
+    /// Whether the numbers of a row lie in memory as its steps do.
+    const IS_AS_STEPS: bool = Self::PER_STEP * size_of::<Self>() == size_of::<E>();
 
     /// The steps of a row of at most [`DEPTH`] of them: the row itself, or what is written to `room`. A zero stands for what the last one lacks.
     fn steps<'a>(row: &'a [Self], room: &'a mut [E; DEPTH]) -> &'a [E];

@@ -1,5 +1,7 @@
 //! Plain code that compilers turn into the vectors which every processor of the target has.
 
+use super::microkernel::LeftFactor;
+
 pub(super) const ROWS: usize = 4;
 pub(super) const COLUMNS: usize = 8;
 
@@ -7,19 +9,20 @@ pub(super) const COLUMNS: usize = 8;
 ///
 /// # Safety
 /// As said there.
-pub(super) unsafe fn add_product(depth: usize, left: *const f32, right: *const f32, sums: *mut f32) {
-    // SAFETY: the caller promises these lengths.
-    let (left, right) = unsafe {
-        (std::slice::from_raw_parts(left, depth * ROWS), std::slice::from_raw_parts(right, depth * COLUMNS))
-    };
-    let (left, _) = left.as_chunks::<ROWS>();
-    let (right, _) = right.as_chunks::<COLUMNS>();
+pub(super) unsafe fn add_product<L: LeftFactor<f32>>(
+    depth: usize,
+    left: L,
+    right: *const f32,
+    sums: *mut f32,
+) {
+    // SAFETY: the caller promises this length.
+    let (right, _) = unsafe { std::slice::from_raw_parts(right, depth * COLUMNS) }.as_chunks::<COLUMNS>();
     let mut tile = [[0f32; COLUMNS]; ROWS];
-    for (left, right) in left.iter().zip(right) {
-        for row in 0..ROWS {
-            for column in 0..COLUMNS {
-                tile[row][column] += left[row] * right[column];
-            }
+    for (k, right) in right.iter().enumerate() {
+        for (row, sums) in tile.iter_mut().enumerate() {
+            // SAFETY: the caller promises so many steps of each row.
+            let left = unsafe { left.element::<ROWS>(row, k) };
+            sums.iter_mut().zip(right).for_each(|(sum, right)| *sum += left * right);
         }
     }
     for (row, values) in tile.iter().enumerate() {
