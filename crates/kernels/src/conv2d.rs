@@ -1,7 +1,13 @@
-use candle_core::{Result, Shape, Tensor};
+use std::mem::MaybeUninit;
 
+use candle_core::{Device, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use crate::cpu::{Float, by_float, fill, values};
 use crate::dtype::{per_channel, product_dtype};
-use crate::product::{self, PackedWeight};
+use crate::gradient::{record, tracks};
+use crate::product::{self, PackedWeight, conv2d_weight_gradient};
+use crate::reduction::sum_channels;
 
 /// How a convolution moves over its input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +28,7 @@ pub struct Conv2dParams {
 pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, params: Conv2dParams) -> Result<Tensor> {
     output_size(x, weight.shape(), params)?;
     if product::computes(x, weight, bias) {
-        return PackedWeight::pack(weight)?.conv2d(x, bias, params);
+        return with_plain_weight(x, weight, bias, params);
     }
     let (_, _, kernel_height, kernel_width) = weight.dims4()?;
     let (dtype, result_dtype) = (product_dtype(x), x.dtype());
@@ -81,4 +87,119 @@ fn pad_for_backward(
     let padded = x.pad_with_zeros(2, padding, padding)?.pad_with_zeros(3, padding, padding)?;
     let padded = padded.narrow(2, 0, height + 2 * padding - below)?;
     Ok((padded.narrow(3, 0, width + 2 * padding - right)?, 0))
+}
+
+/// By this crate's products, with a weight that may be a variable.
+fn with_plain_weight(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    params: Conv2dParams,
+) -> Result<Tensor> {
+    let detached_bias = bias.map(Tensor::detach);
+    let output = PackedWeight::pack(&weight.detach())?.conv2d(&x.detach(), detached_bias.as_ref(), params)?;
+    let (_, _, height, width) = x.dims4()?;
+    let (_, _, kernel_height, kernel_width) = weight.dims4()?;
+    let kept_weight = x.track_op().then(|| weight.detach());
+    let kept_x = weight.track_op().then(|| x.detach());
+    let bias_tracks = tracks(bias);
+    record("conv2d", output, &[Some(x), Some(weight), bias], move |gradient| {
+        let for_x = match &kept_weight {
+            Some(weight) => {
+                Some(input_gradient(gradient, &PackedWeight::pack(weight)?, [height, width], params)?)
+            }
+            None => None,
+        };
+        let for_weight = match &kept_x {
+            Some(x) => Some(conv2d_weight_gradient(gradient, x, [kernel_height, kernel_width], params)?),
+            None => None,
+        };
+        Ok(vec![for_x, for_weight, bias_gradient(bias_tracks, gradient)?])
+    })
+}
+
+/// What a packed weight computed from `x`, with the gradients of `x` and the bias; of the weight only its packed form is kept.
+pub(crate) fn record_packed(
+    output: Tensor,
+    x: &Tensor,
+    weight: &PackedWeight,
+    bias: Option<&Tensor>,
+    params: Conv2dParams,
+) -> Result<Tensor> {
+    let (_, _, height, width) = x.dims4()?;
+    let kept = x.track_op().then(|| weight.clone());
+    let bias_tracks = tracks(bias);
+    record("conv2d", output, &[Some(x), bias], move |gradient| {
+        let for_x = match &kept {
+            Some(weight) => Some(input_gradient(gradient, weight, [height, width], params)?),
+            None => None,
+        };
+        Ok(vec![for_x, bias_gradient(bias_tracks, gradient)?])
+    })
+}
+
+fn bias_gradient(tracks: bool, gradient: &Tensor) -> Result<Option<Tensor>> {
+    if tracks { sum_channels(gradient).map(Some) } else { Ok(None) }
+}
+
+/// The gradient of a convolution's input, of `size`: the convolution of its output's gradient with the turned weight, between whose pixels lie
+/// `stride - 1` zeros.
+fn input_gradient(
+    gradient: &Tensor,
+    weight: &PackedWeight,
+    size: [usize; 2],
+    params: Conv2dParams,
+) -> Result<Tensor> {
+    let (_, _, kernel_height, kernel_width) = weight.shape().dims4()?;
+    let Conv2dParams { stride, padding } = params;
+    let kernel = [kernel_height, kernel_width];
+    // What the convolution itself pads, on all sides; the rest is written.
+    let padded = kernel.map(|side| (side - 1).saturating_sub(padding));
+    let padded = padded[0].min(padded[1]);
+    let spread_size = [0, 1].map(|axis| size[axis] + kernel[axis] - 1 - 2 * padded);
+    let (_, _, height, width) = gradient.dims4()?;
+    let whole = Conv2dParams { stride: 1, padding: padded };
+    if stride == 1 && [height, width] == spread_size {
+        return weight.transposed().conv2d(gradient, None, whole);
+    }
+    // Where the first pixel comes to; before the start, where the padding is larger than the kernel.
+    let first = kernel.map(|side| (side - 1) as isize - padding as isize - padded as isize);
+    weight.transposed().conv2d(&spread(gradient, spread_size, first, stride)?, None, whole)
+}
+
+/// The pixels of `x` in a picture of zeros of another size: the first at `first`, the next ones `stride` pixels on. Those beyond it are left
+/// out.
+fn spread(x: &Tensor, [height, width]: [usize; 2], first: [isize; 2], stride: usize) -> Result<Tensor> {
+    let (batch, channels, old_height, old_width) = x.dims4()?;
+    let place = |axis: usize, index: usize, size: usize| {
+        let place = first[axis] + (index * stride) as isize;
+        usize::try_from(place).ok().filter(|place| *place < size)
+    };
+    let columns: Vec<_> =
+        (0..old_width).filter_map(|column| Some((column, place(1, column, width)?))).collect();
+    let x = x.contiguous()?;
+    by_float!(x.dtype(), T => {
+        let x_values = values::<T>(&x)?;
+        let values = x_values.get()?;
+        let write = |output: &mut [MaybeUninit<T>]| {
+            if height * width == 0 {
+                return;
+            }
+            output.par_chunks_mut(height * width).enumerate().for_each(|(plane, output)| {
+                output.fill(MaybeUninit::new(<T as Float>::from_float(0.0)));
+                let rows = &values[plane * old_height * old_width..][..old_height * old_width];
+                for (row, values) in rows.chunks_exact(old_width.max(1)).enumerate() {
+                    if let Some(row) = place(0, row, height) {
+                        let output = &mut output[row * width..][..width];
+                        columns.iter().for_each(|(from, to)| {
+                            output[*to].write(values[*from]);
+                        });
+                    }
+                }
+            });
+        };
+        // SAFETY: the planes are the whole output, and each is filled first.
+        let output = unsafe { fill(batch * channels * height * width, write)? };
+        Tensor::from_vec(output, (batch, channels, height, width), &Device::Cpu)
+    })
 }

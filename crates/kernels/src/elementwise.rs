@@ -2,7 +2,7 @@
 
 use std::mem::MaybeUninit;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Result, Tensor};
 use rayon::prelude::*;
 
 use crate::Level;
@@ -16,6 +16,11 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if a.shape() != b.shape() || !cpu::computes(&[a, b]) {
         return a.add(b);
     }
+    add_numbers(a, b)
+}
+
+/// The same without a gradient, for what is on the CPU in one dtype of at most 32 bits.
+pub(crate) fn add_numbers(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let level = Level::current()?;
     let (a, b) = (a.contiguous()?, b.contiguous()?);
     by_float!(a.dtype(), T => {
@@ -29,6 +34,55 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         let output = unsafe { fill(x.len(), write)? };
         Tensor::from_vec(output, a.shape(), &Device::Cpu)
     })
+}
+
+/// Adds `b` to a tensor that nobody else has, contiguous as `b` is, of its shape and dtype.
+pub(crate) fn add_in_place(a: &Tensor, b: &Tensor) -> Result<()> {
+    a.inplace_op2(b, &AddInPlace { level: Level::current()? })
+}
+
+struct AddInPlace {
+    level: Level,
+}
+
+impl InplaceOp2 for AddInPlace {
+    fn name(&self) -> &'static str {
+        "add-in-place"
+    }
+
+    fn cpu_fwd(&self, a: &mut CpuStorage, _: &Layout, b: &CpuStorage, from: &Layout) -> Result<()> {
+        let Some((start, end)) = from.contiguous_offsets() else {
+            candle_core::bail!("add: {:?} is not contiguous", from.shape());
+        };
+        fn all<T: Float>(level: Level, a: &mut [T], b: &[T]) {
+            let tasks = a.par_chunks_mut(TASK).zip(b.par_chunks(TASK));
+            tasks.for_each(|(a, b)| run_at(level, Increase { a, b }));
+        }
+        match (a, b) {
+            (CpuStorage::F32(a), CpuStorage::F32(b)) => all(self.level, a, &b[start..end]),
+            (CpuStorage::F16(a), CpuStorage::F16(b)) => all(self.level, a, &b[start..end]),
+            (CpuStorage::BF16(a), CpuStorage::BF16(b)) => all(self.level, a, &b[start..end]),
+            _ => candle_core::bail!("add: the dtypes differ"),
+        }
+        Ok(())
+    }
+}
+
+/// `a += b`, of one length.
+struct Increase<'a, T> {
+    a: &'a mut [T],
+    b: &'a [T],
+}
+
+impl<T: Float> Work for Increase<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (a, b) in self.a.iter_mut().zip(self.b) {
+            *a = T::from_float(a.to_float() + b.to_float());
+        }
+    }
 }
 
 /// `x + vectors`, where `vectors` has a number for each channel of each item, such as the time embedding.

@@ -7,11 +7,13 @@ mod cpu;
 mod dtype;
 mod elementwise;
 mod exponential;
+mod gradient;
 mod layout;
 mod linear;
 mod memory;
 mod norm;
 mod product;
+mod reduction;
 mod softmax;
 mod upsample;
 

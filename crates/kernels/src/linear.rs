@@ -1,7 +1,9 @@
-use candle_core::{Result, Tensor};
+use candle_core::{D, Result, Tensor};
 
 use crate::dtype::product_dtype;
-use crate::product::{self, PackedWeight};
+use crate::gradient::{record, tracks};
+use crate::product::{self, PackedWeight, linear_weight_gradient};
+use crate::reduction::sum_rows;
 
 /// `x @ weight^T + bias`, as `torch.nn.functional.linear`.
 ///
@@ -17,7 +19,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
         candle_core::bail!("linear: the weight is {:?}, but the input is {shape:?}", weight.dims());
     }
     if product::computes(x, weight, bias) {
-        return PackedWeight::pack(weight)?.linear(x, bias);
+        return with_plain_weight(x, weight, bias);
     }
     let (batch, rows) = (shape[0], shape[1..shape.len() - 1].iter().product::<usize>());
     let dtype = product_dtype(x);
@@ -38,4 +40,53 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
         Some(bias) => product.broadcast_add(bias),
         None => Ok(product),
     }
+}
+
+/// By this crate's products, with a weight that may be a variable.
+fn with_plain_weight(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let detached_bias = bias.map(Tensor::detach);
+    let output = PackedWeight::pack(&weight.detach())?.linear(&x.detach(), detached_bias.as_ref())?;
+    let (x_tracks, weight_tracks) = (x.track_op(), weight.track_op());
+    let bias_tracks = tracks(bias);
+    let kept_weight = x_tracks.then(|| weight.detach());
+    let kept_x = weight_tracks.then(|| x.detach());
+    record("linear", output, &[Some(x), Some(weight), bias], move |gradient| {
+        let for_x = match &kept_weight {
+            Some(weight) => Some(PackedWeight::pack(&weight.t()?)?.linear(gradient, None)?),
+            None => None,
+        };
+        let for_weight = match &kept_x {
+            Some(x) => Some(linear_weight_gradient(&as_rows(gradient)?, &as_rows(x)?)?),
+            None => None,
+        };
+        Ok(vec![for_x, for_weight, bias_gradient(bias_tracks, gradient)?])
+    })
+}
+
+/// What a packed weight computed from `x`, with the gradients of `x` and the bias; of the weight only its packed form is kept.
+pub(crate) fn record_packed(
+    output: Tensor,
+    x: &Tensor,
+    weight: &PackedWeight,
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
+    let kept = x.track_op().then(|| weight.clone());
+    let bias_tracks = tracks(bias);
+    record("linear", output, &[Some(x), bias], move |gradient| {
+        let for_x = match &kept {
+            Some(weight) => Some(weight.transposed().linear(gradient, None)?),
+            None => None,
+        };
+        Ok(vec![for_x, bias_gradient(bias_tracks, gradient)?])
+    })
+}
+
+fn bias_gradient(tracks: bool, gradient: &Tensor) -> Result<Option<Tensor>> {
+    if tracks { sum_rows(gradient).map(Some) } else { Ok(None) }
+}
+
+/// `(..., features)` as `(rows, features)`.
+fn as_rows(x: &Tensor) -> Result<Tensor> {
+    let features = x.dim(D::Minus1)?;
+    x.reshape((x.elem_count() / features.max(1), features))
 }

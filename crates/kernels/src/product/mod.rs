@@ -7,6 +7,7 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512bf16;
 mod conv2d;
+mod gradient;
 mod level;
 mod linear;
 mod microkernel;
@@ -16,6 +17,7 @@ mod panels;
 mod portable;
 #[cfg(test)]
 mod tests;
+mod transposed;
 mod weight_panels;
 mod winograd;
 #[cfg(test)]
@@ -32,15 +34,14 @@ use rayon::prelude::*;
 
 use panels::Element;
 
+pub(crate) use gradient::{conv2d_weight_gradient, linear_weight_gradient};
 pub use level::Level;
 pub use packed::PackedWeight;
 
-/// Whether these products compute what the tensors ask for: on the CPU, in one dtype of at most 32 bits, and with nothing to
-/// differentiate.
+/// Whether these products compute what the tensors ask for: on the CPU, in one dtype of at most 32 bits.
 pub(crate) fn computes(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> bool {
-    let fits =
-        |tensor: &Tensor| tensor.device().is_cpu() && tensor.dtype() == weight.dtype() && !tensor.track_op();
-    PackedWeight::packs(weight) && fits(weight) && fits(x) && bias.is_none_or(fits)
+    let fits = |tensor: &Tensor| tensor.device().is_cpu() && tensor.dtype() == weight.dtype();
+    PackedWeight::packs(weight) && fits(x) && bias.is_none_or(fits)
 }
 
 /// The dtypes of products.
@@ -119,11 +120,10 @@ fn bias_values(
     }
     if !weight.takes(x, bias) {
         candle_core::bail!(
-            "{operation}: a packed weight takes its own dtype, {}, on the CPU, without variables; the input is {} on {:?}{}",
+            "{operation}: a packed weight takes its own dtype, {}, on the CPU; the input is {} on {:?}",
             weight.dtype().as_str(),
             x.dtype().as_str(),
-            x.device().location(),
-            if x.track_op() { " and depends on a variable" } else { "" }
+            x.device().location()
         );
     }
     bias.map(|bias| bias.to_dtype(DType::F32)?.to_vec1()).transpose()

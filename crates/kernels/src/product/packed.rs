@@ -14,7 +14,7 @@ use crate::Conv2dParams;
 /// packed once, it is multiplied with many inputs.
 ///
 /// It is on the CPU, keeps its dtype (float32, float16 or bfloat16), takes the memory of the plain weight (rounded up by a few features), and
-/// has no gradient. Clones share it.
+/// has no gradient: only the products' inputs and biases do. Clones share it.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -98,8 +98,11 @@ impl PackedWeight {
             (DType::F16, _) => Numbers::F16(kernel, pack_panels::<f16, _, _>(weight, side, depth, &kernel)?),
             _ => Numbers::F32(kernel, pack_panels::<f32, _, _>(weight, side, depth, &kernel)?),
         };
-        let inner = Inner { shape: weight.shape().clone(), side, depth, numbers };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self::of(weight.shape().clone(), side, depth, numbers))
+    }
+
+    pub(super) fn of(shape: Shape, side: Side, depth: usize, numbers: Numbers) -> Self {
+        Self { inner: Arc::new(Inner { shape, side, depth, numbers }) }
     }
 
     /// Whether a weight is one that can be packed: on the CPU, in float32, float16 or bfloat16.
@@ -108,12 +111,9 @@ impl PackedWeight {
             && matches!(weight.dtype(), DType::F32 | DType::F16 | DType::BF16)
     }
 
-    /// Whether products with this weight compute what is asked for: `x` and `bias` are on the CPU, of the weight's dtype, and
-    /// neither is a variable or depends on one (products with a packed weight record nothing for a backward).
+    /// Whether products with this weight compute what is asked for: `x` and `bias` are on the CPU and of the weight's dtype.
     pub fn takes(&self, x: &Tensor, bias: Option<&Tensor>) -> bool {
-        let fits = |tensor: &Tensor| {
-            matches!(tensor.device(), Device::Cpu) && tensor.dtype() == self.dtype() && !tensor.track_op()
-        };
+        let fits = |tensor: &Tensor| matches!(tensor.device(), Device::Cpu) && tensor.dtype() == self.dtype();
         fits(x) && bias.is_none_or(fits)
     }
 
@@ -150,7 +150,8 @@ impl PackedWeight {
     /// # Errors
     /// When the shapes or dtypes do not fit, `x` or `bias` is not one that this [`takes`](Self::takes), or the weight is a convolution's.
     pub fn linear(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        super::linear::linear(x, self, bias)
+        let output = super::linear::linear(x, self, bias)?;
+        crate::linear::record_packed(output, x, self, bias)
     }
 
     /// [`conv2d`](crate::conv2d()) with this weight.
@@ -158,7 +159,8 @@ impl PackedWeight {
     /// # Errors
     /// When the shapes or dtypes do not fit, `x` or `bias` is not one that this [`takes`](Self::takes), or the weight is a linear layer's.
     pub fn conv2d(&self, x: &Tensor, bias: Option<&Tensor>, params: Conv2dParams) -> Result<Tensor> {
-        super::conv2d::conv2d(x, self, bias, params)
+        let output = super::conv2d::conv2d(x, self, bias, params)?;
+        crate::conv2d::record_packed(output, x, self, bias, params)
     }
 
     pub(super) fn numbers(&self) -> &Numbers {

@@ -34,7 +34,44 @@ impl<T: Element> WeightPanels<T> {
                 transpose_rows(rows, width, panel);
             });
         });
+        Self::of(features, steps, width, buffer)
+    }
+
+    pub(super) fn of(features: usize, steps: usize, width: usize, buffer: AlignedBuffer) -> Self {
         Self { features, steps, width, buffer, element: std::marker::PhantomData }
+    }
+
+    /// Packs `depth` rows of `features` numbers.
+    pub(super) fn pack_columns<S: Source<T>>(
+        values: &[S],
+        features: usize,
+        depth: usize,
+        width: usize,
+    ) -> Self {
+        let padded_features = features.next_multiple_of(width);
+        let steps = depth.div_ceil(S::PER_STEP);
+        let mut buffer = AlignedBuffer::zeros::<T>(padded_features * steps);
+        let blocks =
+            buffer.values_mut()[..padded_features * steps].par_chunks_mut((padded_features * DEPTH).max(1));
+        blocks.enumerate().for_each(|(block, panels)| {
+            let steps = block * DEPTH..steps.min((block + 1) * DEPTH);
+            panels.par_chunks_mut(width * steps.len()).enumerate().for_each(|(index, panel)| {
+                let columns = index * width..features.min((index + 1) * width);
+                let mut rows = [vec![S::default(); width], vec![S::default(); width]];
+                for (step, panel) in steps.clone().zip(panel.chunks_exact_mut(width)) {
+                    for (index, row) in rows.iter_mut().enumerate().take(S::PER_STEP) {
+                        let depths = step * S::PER_STEP + index..depth;
+                        let row = &mut row[..columns.len()];
+                        match depths.is_empty() {
+                            false => row.copy_from_slice(&values[depths.start * features..][columns.clone()]),
+                            true => row.fill(S::default()),
+                        }
+                    }
+                    S::join(&rows[0], &rows[1], panel);
+                }
+            });
+        });
+        Self::of(features, steps, width, buffer)
     }
 
     /// The plain rows again.

@@ -14,8 +14,8 @@ use crate::error::{Error, Result};
 /// (The clone of a `Linear`, and so of a model, is another layer that begins with the same tensors, which take no memory of their
 /// own.) A change takes effect with the layer's next forward; one that runs goes on with what it began with.
 ///
-/// On the CPU a weight is packed for the processor ([`PackedWeight`]) with the first forward that has nothing to differentiate, and
-/// the packed weight takes the place of the plain one. A weight that is a variable, or depends on one, stays plain.
+/// On the CPU a weight is packed for the processor ([`PackedWeight`]) with the first forward, and the packed weight takes the place of the
+/// plain one; gradients flow through it to the layer's input. A weight that is a variable, or depends on one, stays plain.
 #[derive(Clone, Debug)]
 pub struct Layer {
     operation: Operation,
@@ -84,9 +84,7 @@ impl Layer {
         // A copy, so that the lock is not held while the layer computes: an adapter may ask for the weight again.
         let State { weight, bias, adapter } = self.state();
         let bias = bias.as_ref();
-        let differentiates = x.track_op() || bias.is_some_and(Tensor::track_op);
-        let packed = if differentiates { None } else { weight.packed()? };
-        let output = match packed.filter(|packed| packed.takes(x, bias)) {
+        let output = match weight.packed()?.filter(|packed| packed.takes(x, bias)) {
             Some(weight) => self.operation.forward_packed(x, &weight, bias)?,
             None => self.operation.forward(x, &weight.unpacked(), bias)?,
         };
