@@ -66,6 +66,8 @@ struct Columns<'a, S> {
 }
 
 impl<S: Source<E>, E: Element> Activations<E> for Columns<'_, S> {
+    type Number = S;
+
     fn items(&self) -> usize {
         self.items
     }
@@ -187,6 +189,8 @@ impl<S: Copy + Default> Taps<'_, S> {
 }
 
 impl<S: Source<E>, E: Element> Activations<E> for Taps<'_, S> {
+    type Number = S;
+
     fn items(&self) -> usize {
         self.channels * self.kernel[0] * self.kernel[1]
     }
