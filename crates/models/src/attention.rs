@@ -5,6 +5,7 @@ use candle_nn::VarBuilder;
 
 use crate::error::Result;
 use crate::layers::{LayerList, Layers, Linear};
+use crate::text_cache::TextCache;
 
 /// The sizes of an [`Attention`].
 #[derive(Clone, Copy, Debug)]
@@ -71,10 +72,38 @@ impl Attention {
     /// # Errors
     /// When shapes do not fit.
     pub fn forward(&self, hidden_states: &Tensor, context: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+        let (key, value) = self.key_and_value(context)?;
+        self.attend(hidden_states, &key, &value, mask)
+    }
+
+    /// [`forward`](Self::forward) with a text as `context`, whose keys and values are in the cache from then on.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn forward_cached(
+        &self,
+        hidden_states: &Tensor,
+        text: &Tensor,
+        mask: Option<&Tensor>,
+        cache: &TextCache,
+    ) -> Result<Tensor> {
+        let (key, value) = cache.key_and_value(self.to_k.layer(), text, || self.key_and_value(text))?;
+        self.attend(hidden_states, &key, &value, mask)
+    }
+
+    fn key_and_value(&self, context: &Tensor) -> Result<(Tensor, Tensor)> {
+        Ok((self.to_k.forward(context)?, self.to_v.forward(context)?))
+    }
+
+    fn attend(
+        &self,
+        hidden_states: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+        mask: Option<&Tensor>,
+    ) -> Result<Tensor> {
         let query = self.to_q.forward(hidden_states)?;
-        let key = self.to_k.forward(context)?;
-        let value = self.to_v.forward(context)?;
-        let mixed = candle_diffusers_kernels::attention(&query, &key, &value, self.heads, self.scale, mask)?;
+        let mixed = candle_diffusers_kernels::attention(&query, key, value, self.heads, self.scale, mask)?;
         self.to_out.forward(&mixed)
     }
 }

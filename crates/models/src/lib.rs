@@ -9,6 +9,7 @@ mod error;
 pub mod layers;
 mod resampling;
 mod resnet;
+mod text_cache;
 pub mod transformer_2d;
 pub mod unet_2d_condition;
 
@@ -22,6 +23,7 @@ pub use clip::{
 pub use error::{Error, Result};
 pub use resampling::{Downsample2D, Upsample2D};
 pub use resnet::{ResnetBlock2D, ResnetConfig, TimeScaleShift};
+pub use text_cache::TextCache;
 pub use unet_2d_condition::{
     ControlResiduals, TextTime, UNet2DConditionConfig, UNet2DConditionModel, UNetConditions,
 };

@@ -7,6 +7,7 @@ use candle_nn::VarBuilder;
 use crate::attention::{Attention, AttentionConfig};
 use crate::error::Result;
 use crate::layers::{Conv2d, GroupNorm, LayerList, LayerNorm, Layers, Linear};
+use crate::text_cache::TextCache;
 
 /// The epsilon of a [`Transformer2DModel`]'s group norm; not a config field in the reference either.
 const GROUP_NORM_EPS: f64 = 1e-6;
@@ -41,6 +42,8 @@ pub struct Context<'a> {
     pub encoder_hidden_states: &'a Tensor,
     /// Added to the scores of cross-attention, `(batch, 1, 1, text_tokens)`.
     pub mask: Option<&'a Tensor>,
+    /// Where keys and values of the text are kept.
+    pub cache: Option<&'a TextCache>,
 }
 
 /// A picture's pixels as tokens: projected in, through transformer blocks, projected out, added to the picture.
@@ -168,10 +171,18 @@ impl BasicTransformerBlock {
     pub fn forward(&self, tokens: &Tensor, context: Context) -> Result<Tensor> {
         let text = context.encoder_hidden_states;
         let normed = self.norm1.forward(tokens)?;
-        let looked_at = if self.only_cross_attention { text } else { &normed };
-        let tokens = add(&self.attn1.forward(&normed, looked_at, None)?, tokens)?;
+        let looking_at_text = |attention: &Attention, tokens: &Tensor, mask| match context.cache {
+            Some(cache) => attention.forward_cached(tokens, text, mask, cache),
+            None => attention.forward(tokens, text, mask),
+        };
+        let mixed = if self.only_cross_attention {
+            looking_at_text(&self.attn1, &normed, None)?
+        } else {
+            self.attn1.forward(&normed, &normed, None)?
+        };
+        let tokens = add(&mixed, tokens)?;
         let normed = self.norm2.forward(&tokens)?;
-        let tokens = add(&self.attn2.forward(&normed, text, context.mask)?, &tokens)?;
+        let tokens = add(&looking_at_text(&self.attn2, &normed, context.mask)?, &tokens)?;
         let normed = self.norm3.forward(&tokens)?;
         Ok(add(&self.ff.forward(&normed)?, &tokens)?)
     }

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use candle_core::Tensor;
-use candle_diffusers_models::{UNet2DConditionModel, UNetConditions};
+use candle_diffusers_models::{TextCache, UNet2DConditionModel, UNetConditions};
 use candle_diffusers_schedulers::{NoiseSource, Scheduler, StepOptions};
 
 use crate::error::Result;
@@ -48,7 +48,7 @@ pub type StepCallback<'a> = dyn FnMut(StepEnd<'_>) -> Result<ControlFlow<()>> + 
 /// Denoises `latents` `(batch, channels, height, width)` over all timesteps that `scheduler` is set to, and returns them.
 ///
 /// Each step asks the UNet, guides its prediction, and lets the scheduler step; noise that the scheduler draws comes from
-/// `noise`.
+/// `noise`. The UNet's keys and values of the text are computed once ([`TextCache`]), and again after a callback has changed the embeddings.
 ///
 /// # Errors
 /// When shapes do not fit, or `on_step_end` fails.
@@ -71,21 +71,23 @@ pub fn denoise(
         }
         None => None,
     };
-    let conditions = UNetConditions { timestep_cond: timestep_cond.as_ref(), ..Default::default() };
+    let text_cache = TextCache::new();
+    let conditions = UNetConditions {
+        timestep_cond: timestep_cond.as_ref(),
+        text_cache: Some(&text_cache),
+        ..Default::default()
+    };
+    let mut text = prompt_embeds.text(classifier_free)?;
     let timesteps = scheduler.timesteps().to_vec();
     for (index, &timestep) in timesteps.iter().enumerate() {
         let input = if classifier_free { Tensor::cat(&[&latents, &latents], 0)? } else { latents.clone() };
         let input = scheduler.scale_model_input(&input, timestep)?;
-        let text = if classifier_free {
-            prompt_embeds.negative_then_prompt()?
-        } else {
-            prompt_embeds.prompt.clone()
-        };
         let mut model_output = unet.forward(&input, &[timestep], &text, conditions)?;
         if classifier_free {
             model_output = classifier_free_guidance(&model_output, guidance.scale, guidance.rescale)?;
         }
         latents = scheduler.step(&model_output, timestep, &latents, noise, step_options)?.prev_sample;
+        let before = prompt_embeds.clone();
         let step = StepEnd {
             index,
             total: timesteps.len(),
@@ -95,6 +97,9 @@ pub fn denoise(
         };
         if on_step_end(step)?.is_break() {
             break;
+        }
+        if !prompt_embeds.is_same(&before) {
+            text = prompt_embeds.text(classifier_free)?;
         }
     }
     Ok(latents)

@@ -34,6 +34,20 @@ impl PromptEmbeds {
         Ok(Tensor::cat(&[negative, &self.prompt], 0)?)
     }
 
+    /// What the UNet sees with each step: with `classifier_free` guidance [`negative_then_prompt`](Self::negative_then_prompt), else the prompts.
+    ///
+    /// # Errors
+    /// Those of [`negative_then_prompt`](Self::negative_then_prompt).
+    pub fn text(&self, classifier_free: bool) -> Result<Tensor> {
+        if classifier_free { self.negative_then_prompt() } else { Ok(self.prompt.clone()) }
+    }
+
+    /// Whether both are the very same tensors.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let ids = |embeds: &Self| (embeds.prompt.id(), embeds.negative.as_ref().map(Tensor::id));
+        ids(self) == ids(other)
+    }
+
     /// Each prompt `count` times in a row, for as many pictures of it.
     ///
     /// # Errors

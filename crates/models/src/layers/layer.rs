@@ -160,6 +160,11 @@ impl Layer {
         Arc::ptr_eq(&self.state, &other.state)
     }
 
+    /// The same for all handles of the layer, and another one for each other layer that is there at the same time.
+    pub(crate) fn address(&self) -> usize {
+        Arc::as_ptr(&self.state).addr()
+    }
+
     fn state(&self) -> State {
         self.read(State::clone)
     }

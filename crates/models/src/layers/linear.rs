@@ -30,6 +30,11 @@ impl Linear {
         Ok(Self { layer: Layer::new(Operation::Linear, weight, None) })
     }
 
+    /// The layer, to look at and to change.
+    pub(crate) fn layer(&self) -> &Layer {
+        &self.layer
+    }
+
     /// `(..., in_features)` to `(..., out_features)`.
     ///
     /// # Errors

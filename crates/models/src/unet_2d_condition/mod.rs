@@ -13,6 +13,7 @@ pub use config::{BlockType, ClassEmbedType, TextTimeEmbed, UNet2DConditionConfig
 use crate::error::{Error, Result};
 use crate::layers::{Activation, Conv2d, GroupNorm, LayerList, Layers};
 use crate::resnet::ResnetConfig;
+use crate::text_cache::TextCache;
 use crate::transformer_2d::{Context, Transformer2DConfig};
 use blocks::{BlockConfig, DownBlock, MidBlock, UpBlock, Upsampling};
 use time::TimeEmbeddings;
@@ -32,6 +33,8 @@ pub struct UNetConditions<'a> {
     pub encoder_attention_mask: Option<&'a Tensor>,
     /// What ControlNets add.
     pub control: Option<ControlResiduals<'a>>,
+    /// Where the text's keys and values are kept for the next call with the same text.
+    pub text_cache: Option<&'a TextCache>,
 }
 
 /// `added_cond_kwargs` of SDXL.
@@ -150,7 +153,7 @@ impl UNet2DConditionModel {
         let sample = if self.config.center_input_sample { sample.affine(2.0, -1.0)? } else { sample.clone() };
         let emb = self.time.forward(&sample, timesteps, conditions)?;
         let mask = conditions.encoder_attention_mask.map(attention_bias).transpose()?;
-        let context = Context { encoder_hidden_states, mask: mask.as_ref() };
+        let context = Context { encoder_hidden_states, mask: mask.as_ref(), cache: conditions.text_cache };
 
         let mut sample = self.conv_in.forward(&sample)?;
         let mut res_samples = vec![sample.clone()];

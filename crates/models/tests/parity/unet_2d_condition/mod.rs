@@ -1,8 +1,9 @@
 //! Tiny UNets of every family, whole.
 
 use candle_core::{DType, Device, Tensor};
+use candle_diffusers_models::layers::Layers;
 use candle_diffusers_models::{
-    ControlResiduals, TextTime, UNet2DConditionConfig, UNet2DConditionModel, UNetConditions,
+    ControlResiduals, TextCache, TextTime, UNet2DConditionConfig, UNet2DConditionModel, UNetConditions,
 };
 use candle_diffusers_test_support::{Fixture, relative_difference};
 use candle_nn::VarBuilder;
@@ -23,6 +24,18 @@ fn load(name: &str, config: &Value) -> (UNet2DConditionModel, Fixture) {
 
 /// Runs the model on items `start..start + length` of the fixture's batch.
 fn run(model: &UNet2DConditionModel, fixture: &Fixture, start: usize, length: usize) -> Tensor {
+    let text = fixture.get("text").narrow(0, start, length).unwrap();
+    run_with_text(model, fixture, start, &text, None)
+}
+
+fn run_with_text(
+    model: &UNet2DConditionModel,
+    fixture: &Fixture,
+    start: usize,
+    text: &Tensor,
+    text_cache: Option<&TextCache>,
+) -> Tensor {
+    let length = text.dim(0).unwrap();
     let part = |tensor: &Tensor| tensor.narrow(0, start, length).unwrap();
     let get = |name: &str| fixture.contains(name).then(|| part(fixture.get(name)));
     let text_time = get("text_embeds").zip(get("time_ids"));
@@ -36,10 +49,11 @@ fn run(model: &UNet2DConditionModel, fixture: &Fixture, start: usize, length: us
         added: text_time.as_ref().map(|(text_embeds, time_ids)| TextTime { text_embeds, time_ids }),
         encoder_attention_mask: mask.as_ref(),
         control: mid_block.as_ref().map(|mid| ControlResiduals { down_block: &down_block, mid_block: mid }),
+        text_cache,
     };
     let timesteps = fixture.values("timesteps");
     let timesteps = if timesteps.len() == 1 { &timesteps[..] } else { &timesteps[start..start + length] };
-    model.forward(&part(fixture.get("sample")), timesteps, &part(fixture.get("text")), conditions).unwrap()
+    model.forward(&part(fixture.get("sample")), timesteps, text, conditions).unwrap()
 }
 
 #[test]
@@ -61,6 +75,34 @@ fn every_family_lists_its_layers() {
         let (model, fixture) = load(name, config);
         let tables: &[&str] = if name == "class_table" { &["class_embedding.weight"] } else { &[] };
         crate::assert_lists_all_layers(&model, &fixture.state_dict("model."), tables);
+    }
+}
+
+#[test]
+fn cached_text_changes_nothing() {
+    for name in ["sd1", "sdxl", "masked_text"] {
+        let (model, fixture) = load(name, &configs()[name]);
+        let cache = TextCache::new();
+        let text = fixture.get("text");
+        let expected = run(&model, &fixture, 0, 2);
+        for _ in 0..2 {
+            let cached = run_with_text(&model, &fixture, 0, text, Some(&cache));
+            assert_eq!(relative_difference(&cached, &expected), 0.0, "{name}");
+        }
+        // What the cache knows is this text's alone, and of this model.
+        let other_text = text.affine(0.5, 0.1).unwrap();
+        let other = run_with_text(&model, &fixture, 0, &other_text, None);
+        assert!(relative_difference(&other, &expected) > 1e-3, "{name}");
+        let cached = run_with_text(&model, &fixture, 0, &other_text, Some(&cache));
+        assert_eq!(relative_difference(&cached, &other), 0.0, "{name}");
+        // The cache is what is used: a changed layer is not noticed, as its documentation says.
+        let layers = model.layers();
+        let (_, to_v) = layers.iter().find(|(name, _)| name.ends_with("attn2.to_v")).unwrap();
+        to_v.replace_weight(to_v.weight().affine(3.0, 0.0).unwrap()).unwrap();
+        let stale = run_with_text(&model, &fixture, 0, &other_text, Some(&cache));
+        assert_eq!(relative_difference(&stale, &other), 0.0, "{name}");
+        let anew = run_with_text(&model, &fixture, 0, &other_text, Some(&TextCache::new()));
+        assert!(relative_difference(&anew, &other) > 1e-6, "{name}");
     }
 }
 
