@@ -67,13 +67,19 @@ impl Attention {
     }
 
     /// `hidden_states` `(batch, tokens, query_dim)` attends to `context` `(batch, context_tokens, context_dim)`; the result is
-    /// `(batch, tokens, query_dim)`. `mask` is added to the scores and broadcasts to `(batch, heads, tokens, context_tokens)`.
+    /// `(batch, tokens, query_dim)`, plus the `residual` where one is given. `mask` is added to the scores and broadcasts to `(batch, heads, tokens, context_tokens)`.
     ///
     /// # Errors
     /// When shapes do not fit.
-    pub fn forward(&self, hidden_states: &Tensor, context: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+    pub fn forward(
+        &self,
+        hidden_states: &Tensor,
+        context: &Tensor,
+        mask: Option<&Tensor>,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
         let (key, value) = self.key_and_value(context)?;
-        self.attend(hidden_states, &key, &value, mask)
+        self.attend(hidden_states, &key, &value, mask, residual)
     }
 
     /// [`forward`](Self::forward) with a text as `context`, whose keys and values are in the cache from then on.
@@ -85,10 +91,11 @@ impl Attention {
         hidden_states: &Tensor,
         text: &Tensor,
         mask: Option<&Tensor>,
+        residual: Option<&Tensor>,
         cache: &TextCache,
     ) -> Result<Tensor> {
         let (key, value) = cache.key_and_value(self.to_k.layer(), text, || self.key_and_value(text))?;
-        self.attend(hidden_states, &key, &value, mask)
+        self.attend(hidden_states, &key, &value, mask, residual)
     }
 
     fn key_and_value(&self, context: &Tensor) -> Result<(Tensor, Tensor)> {
@@ -101,10 +108,14 @@ impl Attention {
         key: &Tensor,
         value: &Tensor,
         mask: Option<&Tensor>,
+        residual: Option<&Tensor>,
     ) -> Result<Tensor> {
         let query = self.to_q.forward(hidden_states)?;
         let mixed = candle_diffusers_kernels::attention(&query, key, value, self.heads, self.scale, mask)?;
-        self.to_out.forward(&mixed)
+        match residual {
+            Some(residual) => self.to_out.forward_add(&mixed, residual),
+            None => self.to_out.forward(&mixed),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The residual block that UNets and autoencoders are made of (`ResnetBlock2D` of diffusers' `models/resnet.py`).
 
 use candle_core::Tensor;
-use candle_diffusers_kernels::{add, add_per_channel, scale_shift_per_channel};
+use candle_diffusers_kernels::{add_per_channel, scale_shift_per_channel};
 use candle_nn::VarBuilder;
 
 use crate::error::{Error, Result};
@@ -95,10 +95,9 @@ impl ResnetBlock2D {
                 self.config.activation.forward(&scale_shift_per_channel(&normed, &parts[0], &parts[1])?)?
             }
         };
-        hidden = self.conv2.forward(&hidden)?;
         let sum = match &self.conv_shortcut {
-            Some(conv) => add(&conv.forward(x)?, &hidden)?,
-            None => add(x, &hidden)?,
+            Some(conv) => conv.forward_add(x, &self.conv2.forward(&hidden)?)?,
+            None => self.conv2.forward_add(&hidden, x)?,
         };
         if self.config.output_scale_factor == 1.0 {
             return Ok(sum);

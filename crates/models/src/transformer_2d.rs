@@ -1,7 +1,7 @@
 //! The transformer between a UNet's residual blocks (diffusers' `models/transformers/transformer_2d.py` and `models/attention.py`).
 
 use candle_core::Tensor;
-use candle_diffusers_kernels::{add, geglu, pixels_to_tokens, tokens_to_pixels};
+use candle_diffusers_kernels::{add, pixels_to_tokens, tokens_to_pixels};
 use candle_nn::VarBuilder;
 
 use crate::attention::{Attention, AttentionConfig};
@@ -103,15 +103,14 @@ impl Transformer2DModel {
         for block in &self.transformer_blocks {
             tokens = block.forward(&tokens, context)?;
         }
-        let pixels = match &self.projection {
+        match &self.projection {
             Projection::Conv { proj_out, .. } => {
-                proj_out.forward(&tokens_to_pixels(&tokens, height, width)?)?
+                proj_out.forward_add(&tokens_to_pixels(&tokens, height, width)?, x)
             }
             Projection::Linear { proj_out, .. } => {
-                tokens_to_pixels(&proj_out.forward(&tokens)?, height, width)?
+                Ok(add(&tokens_to_pixels(&proj_out.forward(&tokens)?, height, width)?, x)?)
             }
-        };
-        Ok(add(&pixels, x)?)
+        }
     }
 }
 
@@ -171,20 +170,18 @@ impl BasicTransformerBlock {
     pub fn forward(&self, tokens: &Tensor, context: Context) -> Result<Tensor> {
         let text = context.encoder_hidden_states;
         let normed = self.norm1.forward(tokens)?;
-        let looking_at_text = |attention: &Attention, tokens: &Tensor, mask| match context.cache {
-            Some(cache) => attention.forward_cached(tokens, text, mask, cache),
-            None => attention.forward(tokens, text, mask),
-        };
-        let mixed = if self.only_cross_attention {
-            looking_at_text(&self.attn1, &normed, None)?
+        let looking_at_text =
+            |attention: &Attention, normed: &Tensor, mask, residual: &Tensor| match context.cache {
+                Some(cache) => attention.forward_cached(normed, text, mask, Some(residual), cache),
+                None => attention.forward(normed, text, mask, Some(residual)),
+            };
+        let tokens = &if self.only_cross_attention {
+            looking_at_text(&self.attn1, &normed, None, tokens)?
         } else {
-            self.attn1.forward(&normed, &normed, None)?
+            self.attn1.forward(&normed, &normed, None, Some(tokens))?
         };
-        let tokens = add(&mixed, tokens)?;
-        let normed = self.norm2.forward(&tokens)?;
-        let tokens = add(&looking_at_text(&self.attn2, &normed, context.mask)?, &tokens)?;
-        let normed = self.norm3.forward(&tokens)?;
-        Ok(add(&self.ff.forward(&normed)?, &tokens)?)
+        let tokens = &looking_at_text(&self.attn2, &self.norm2.forward(tokens)?, context.mask, tokens)?;
+        self.ff.forward_add(&self.norm3.forward(tokens)?, tokens)
     }
 }
 
@@ -216,7 +213,15 @@ impl FeedForward {
     /// # Errors
     /// When shapes do not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.out.forward(&geglu(&self.proj.forward(x)?)?)
+        self.out.forward(&self.proj.forward_geglu(x)?)
+    }
+
+    /// [`forward`](Self::forward) plus `residual`, which has the same shape.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.out.forward_add(&self.proj.forward_geglu(x)?, residual)
     }
 }
 

@@ -174,7 +174,7 @@ impl Pointwise<1> for Gelu {
 }
 
 #[derive(Clone, Copy)]
-struct Geglu;
+pub(crate) struct Geglu;
 
 impl Pointwise<2> for Geglu {
     #[inline(always)]

@@ -4,13 +4,13 @@ use candle_core::{Result, Tensor};
 use half::{bf16, f16};
 
 use super::microkernel::{MAX_COLUMNS, Microkernel};
-use super::multiply::{Activations, Factor, multiply};
+use super::multiply::{Activations, After, Factor, multiply};
 use super::packed::{Numbers, PackedWeight, Side};
 use super::panels::{Element, Source, copy};
 use super::weight_panels::{AsFloats, Stored, WeightPanels};
 use super::winograd::Winograd;
 use super::winograd_transforms::{Planes, Transforms};
-use super::{Float, bias_values, to_tensor, with_values};
+use super::{Float, bias_values, to_tensor, with_addend, with_values};
 use crate::Conv2dParams;
 use crate::conv2d::output_size;
 
@@ -36,8 +36,9 @@ pub(super) fn conv2d(
     weight: &PackedWeight,
     bias: Option<&Tensor>,
     params: Conv2dParams,
+    after: After<'_, Tensor>,
 ) -> Result<Tensor> {
-    conv2d_by(None, x, weight, bias, params)
+    conv2d_by(None, x, weight, bias, params, after)
 }
 
 /// By the fastest method, or by another one.
@@ -47,6 +48,7 @@ pub(super) fn conv2d_by(
     weight: &PackedWeight,
     bias: Option<&Tensor>,
     params: Conv2dParams,
+    after: After<'_, Tensor>,
 ) -> Result<Tensor> {
     if weight.side() != Side::Left {
         candle_core::bail!(
@@ -60,20 +62,24 @@ pub(super) fn conv2d_by(
     let bias = bias.as_deref();
     let method = method.unwrap_or_else(|| geometry.fastest_method(weight));
     if let Method::Winograd { outputs } = method {
-        return match weight.numbers() {
+        let filtered = match weight.numbers() {
             Numbers::F32(kernel, panels) => filter::<f32, _>(x, geometry, outputs, kernel, panels, bias),
             Numbers::F16(kernel, panels) => filter::<f16, _>(x, geometry, outputs, kernel, panels, bias),
             Numbers::Bf16(kernel, panels) => filter::<bf16, _>(x, geometry, outputs, kernel, panels, bias),
             Numbers::Bf16Pairs(pairs, panels) => {
                 filter::<bf16, _>(x, geometry, outputs, &Microkernel::new(pairs.level), panels, bias)
             }
+        }?;
+        return match after {
+            After::Add(addend) => crate::add(&filtered, addend),
+            After::Nothing | After::Geglu => Ok(filtered),
         };
     }
     match weight.numbers() {
-        Numbers::F32(kernel, panels) => compute::<f32, _, _>(x, geometry, kernel, panels, bias),
-        Numbers::F16(kernel, panels) => compute::<f16, _, _>(x, geometry, kernel, panels, bias),
-        Numbers::Bf16(kernel, panels) => compute::<bf16, _, _>(x, geometry, kernel, panels, bias),
-        Numbers::Bf16Pairs(kernel, panels) => compute::<bf16, _, _>(x, geometry, kernel, panels, bias),
+        Numbers::F32(kernel, panels) => compute::<f32, _, _>(x, geometry, kernel, panels, bias, after),
+        Numbers::F16(kernel, panels) => compute::<f16, _, _>(x, geometry, kernel, panels, bias, after),
+        Numbers::Bf16(kernel, panels) => compute::<bf16, _, _>(x, geometry, kernel, panels, bias, after),
+        Numbers::Bf16Pairs(kernel, panels) => compute::<bf16, _, _>(x, geometry, kernel, panels, bias, after),
     }
 }
 
@@ -104,15 +110,20 @@ fn compute<S: Float + Source<E>, E: Element, T: Stored<E>>(
     kernel: &Microkernel<E>,
     panels: &WeightPanels<T>,
     bias: Option<&[f32]>,
+    after: After<'_, Tensor>,
 ) -> Result<Tensor> {
     let Geometry { batch, out_channels, out_height, out_width, .. } = geometry;
-    let mut output = vec![S::default(); batch * out_channels * out_height * out_width];
+    let shape = [batch, out_channels, out_height, out_width];
+    let mut output = vec![S::default(); shape.iter().product()];
     with_values(x, |values: &[S]| {
         let factor = Factor { kernel, side: Side::Left, panels, bias };
-        multiply(&factor, &Pixels { values, geometry, out_pixels: out_height * out_width }, &mut output);
-        Ok(())
+        let pixels = Pixels { values, geometry, out_pixels: out_height * out_width };
+        with_addend("conv2d", after, &shape, |after| {
+            multiply(&factor, &pixels, after, &mut output);
+            Ok(())
+        })
     })?;
-    Ok(to_tensor(output, &[batch, out_channels, out_height, out_width]))
+    Ok(to_tensor(output, &shape))
 }
 
 /// The sizes of a convolution.

@@ -7,7 +7,7 @@ use half::{bf16, f16};
 
 use super::level::Level;
 use super::microkernel::{MAX_COLUMNS, Microkernel};
-use super::multiply::{Activations, Factor, multiply};
+use super::multiply::{Activations, After, Factor, multiply};
 use super::packed::Side;
 use super::panels::{Element, Pair, Source, transpose_rows};
 use super::weight_panels::{Stored, WeightPanels};
@@ -48,6 +48,7 @@ fn linear_by<S: Float + Source<E>, E: Element + Stored<E>>(
             multiply(
                 &Factor { kernel, side: Side::Left, panels: &panels, bias: None },
                 &columns,
+                After::Nothing,
                 &mut output,
             );
             Ok(())
@@ -141,7 +142,12 @@ fn conv2d_by<S: Float + Source<E>, E: Element + Stored<E>>(
                 depth,
                 params,
             };
-            multiply(&Factor { kernel, side: Side::Left, panels: &panels, bias: None }, &taps, &mut output);
+            multiply(
+                &Factor { kernel, side: Side::Left, panels: &panels, bias: None },
+                &taps,
+                After::Nothing,
+                &mut output,
+            );
             Ok(())
         })
     })?;

@@ -4,13 +4,18 @@ use candle_core::{Result, Tensor};
 use half::{bf16, f16};
 
 use super::microkernel::{MatrixRows, Microkernel};
-use super::multiply::{Activations, Factor, multiply};
+use super::multiply::{Activations, After, Factor, multiply};
 use super::packed::{Numbers, PackedWeight, Side};
 use super::panels::{Element, Source, transpose_rows};
 use super::weight_panels::{Stored, WeightPanels};
-use super::{Float, bias_values, to_tensor, with_values};
+use super::{Float, bias_values, to_tensor, with_addend, with_values};
 
-pub(super) fn linear(x: &Tensor, weight: &PackedWeight, bias: Option<&Tensor>) -> Result<Tensor> {
+pub(super) fn linear(
+    x: &Tensor,
+    weight: &PackedWeight,
+    bias: Option<&Tensor>,
+    after: After<'_, Tensor>,
+) -> Result<Tensor> {
     let shape = x.dims();
     if weight.side() != Side::Right || shape.len() < 2 || shape.last() != Some(&weight.depth()) {
         candle_core::bail!("linear: the weight is {:?}, but the input is {shape:?}", weight.shape().dims());
@@ -18,10 +23,10 @@ pub(super) fn linear(x: &Tensor, weight: &PackedWeight, bias: Option<&Tensor>) -
     let bias = bias_values("linear", x, weight, bias)?;
     let bias = bias.as_deref();
     match weight.numbers() {
-        Numbers::F32(kernel, panels) => compute::<f32, _, _>(x, kernel, panels, bias),
-        Numbers::F16(kernel, panels) => compute::<f16, _, _>(x, kernel, panels, bias),
-        Numbers::Bf16(kernel, panels) => compute::<bf16, _, _>(x, kernel, panels, bias),
-        Numbers::Bf16Pairs(kernel, panels) => compute::<bf16, _, _>(x, kernel, panels, bias),
+        Numbers::F32(kernel, panels) => compute::<f32, _, _>(x, kernel, panels, bias, after),
+        Numbers::F16(kernel, panels) => compute::<f16, _, _>(x, kernel, panels, bias, after),
+        Numbers::Bf16(kernel, panels) => compute::<bf16, _, _>(x, kernel, panels, bias, after),
+        Numbers::Bf16Pairs(kernel, panels) => compute::<bf16, _, _>(x, kernel, panels, bias, after),
     }
 }
 
@@ -30,16 +35,20 @@ fn compute<S: Float + Source<E>, E: Element, T: Stored<E>>(
     kernel: &Microkernel<E>,
     panels: &WeightPanels<T>,
     bias: Option<&[f32]>,
+    after: After<'_, Tensor>,
 ) -> Result<Tensor> {
     let mut shape = x.dims().to_vec();
     let depth = shape.pop().unwrap_or_default();
-    let (items, features) = (shape.iter().product::<usize>(), panels.features());
+    let (items, features) = (shape.iter().product::<usize>(), panels.features() / after.halves());
     shape.push(features);
     let mut output = vec![S::default(); items * features];
     with_values(x, |values: &[S]| {
         let rows = Rows { values, items, depth, features };
-        multiply(&Factor { kernel, side: Side::Right, panels, bias }, &rows, &mut output);
-        Ok(())
+        let factor = Factor { kernel, side: Side::Right, panels, bias };
+        with_addend("linear", after, &shape, |after| {
+            multiply(&factor, &rows, after, &mut output);
+            Ok(())
+        })
     })?;
     Ok(to_tensor(output, &shape))
 }

@@ -32,6 +32,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use multiply::After;
 use panels::Element;
 
 pub(crate) use gradient::{conv2d_weight_gradient, linear_weight_gradient};
@@ -45,7 +46,7 @@ pub(crate) fn computes(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> bo
 }
 
 /// The dtypes of products.
-trait Float: Element + WithDType {
+trait Float: Element + WithDType + crate::cpu::Float {
     /// Writes the nearest numbers.
     fn round(values: &[f32], to: &mut [Self]);
 
@@ -140,6 +141,31 @@ fn with_values<S: Float, T>(tensor: &Tensor, function: impl FnOnce(&[S]) -> Resu
         candle_core::bail!("{:?} is not contiguous", layout.shape());
     };
     function(&storage.as_slice::<S>()?[start..end])
+}
+
+/// Calls `function` with what is to be added as numbers, which must be as many as an output of this shape has.
+fn with_addend<S: Float, T>(
+    operation: &str,
+    after: After<'_, Tensor>,
+    shape: &[usize],
+    function: impl FnOnce(After<'_, [S]>) -> Result<T>,
+) -> Result<T> {
+    match after {
+        After::Nothing => function(After::Nothing),
+        After::Geglu => function(After::Geglu),
+        After::Add(addend) => {
+            if addend.dims() != shape || addend.dtype() != S::DTYPE || !addend.device().is_cpu() {
+                candle_core::bail!(
+                    "{operation}: what is added is {:?} of {} on {:?}, expected {shape:?} of {} on the CPU",
+                    addend.dims(),
+                    addend.dtype().as_str(),
+                    addend.device().location(),
+                    S::DTYPE.as_str()
+                );
+            }
+            with_values(addend, |addend: &[S]| function(After::Add(addend)))
+        }
+    }
 }
 
 /// A tensor on the CPU of as many numbers as the shape has.

@@ -9,6 +9,8 @@ use super::microkernel::{MatrixRows, Microkernel};
 use super::packed::Side;
 use super::panels::{AlignedBuffer, DEPTH, Element, Source};
 use super::weight_panels::{Stored, WeightPanels, depth_blocks};
+use crate::activation::Geglu;
+use crate::cpu::{LANES, Pointwise, Work, run_at};
 
 /// How many items (rows or pixels) a task takes at a time, and how many steps of their depth: so many numbers stay in the second cache while
 /// the weight passes by. Deep passes are better than many items: with each pass the sums are read and written once more.
@@ -58,11 +60,33 @@ pub(super) struct Factor<'a, E, T> {
     pub(super) bias: Option<&'a [f32]>,
 }
 
-/// Writes `weight * activations + bias` to `output`. Each result is summed in float32 in an order that is always the same, and rounded
-/// once.
+/// What becomes of the sums, with their bias, before they are rounded.
+#[derive(Clone, Copy)]
+pub(super) enum After<'a, A: ?Sized> {
+    Nothing,
+    /// The number at the same place of what has the output's shape is added.
+    Add(&'a A),
+    /// Half as many results as the weight has features: the first half's times GELU of the second half's. The weight is the right factor, and
+    /// each half of it a whole number of panels.
+    Geglu,
+}
+
+impl<A: ?Sized> After<'_, A> {
+    /// How many features of the weight make one result.
+    pub(super) fn halves(&self) -> usize {
+        match self {
+            Self::Nothing | Self::Add(_) => 1,
+            Self::Geglu => 2,
+        }
+    }
+}
+
+/// Writes `weight * activations + bias` to `output`, or what comes [`After`] it. Each result is summed in float32 in an order that is always
+/// the same, and rounded once.
 pub(super) fn multiply<E: Element, T: Stored<E>, O: Float>(
     factor: &Factor<'_, E, T>,
     activations: &impl Activations<E>,
+    after: After<'_, [O]>,
     output: &mut [O],
 ) {
     let width = match factor.side {
@@ -70,17 +94,27 @@ pub(super) fn multiply<E: Element, T: Stored<E>, O: Float>(
         Side::Right => factor.kernel.rows,
     };
     let (items, features) = (activations.items(), factor.panels.features());
-    assert_eq!(output.len(), items * features);
+    let halves = after.halves();
+    match after {
+        After::Nothing => {}
+        After::Add(addend) => assert_eq!(addend.len(), output.len()),
+        After::Geglu => {
+            assert!(factor.side == Side::Right && features.is_multiple_of(2 * factor.panels.width()))
+        }
+    }
+    assert_eq!(output.len(), items * features / halves);
     assert!(factor.bias.is_none_or(|bias| bias.len() == features));
     let output = Output { start: output.as_mut_ptr(), length: output.len(), borrow: PhantomData };
-    let product = Product { factor, activations, output, width };
+    let product = Product { factor, activations, after, output, width, halves };
 
-    let (panels, weight_panels) = (items.div_ceil(width), features.div_ceil(factor.panels.width()));
+    let (panels, weight_panels) =
+        (items.div_ceil(width), (features / halves).div_ceil(factor.panels.width()));
     if panels == 0 || weight_panels == 0 {
         return;
     }
     let steps = factor.panels.steps();
-    let (block, most_weight_panels) = (BLOCK / width, (MOST_FEATURES / factor.panels.width()).max(1));
+    let (block, most_weight_panels) =
+        (BLOCK / width, (MOST_FEATURES / halves / factor.panels.width()).max(1));
     let fewest_parts = if steps > PASS { weight_panels.div_ceil(most_weight_panels) } else { 1 };
     let blocks = panels.div_ceil(block);
     let is_small = items.saturating_mul(features).saturating_mul(steps) < MIN_PARALLEL;
@@ -109,9 +143,12 @@ pub(super) fn share(count: usize, parts: usize, index: usize) -> Range<usize> {
 struct Product<'a, E, T, A, O> {
     factor: &'a Factor<'a, E, T>,
     activations: &'a A,
+    after: After<'a, [O]>,
     output: Output<'a, O>,
     /// How many items a panel of the activations has.
     width: usize,
+    /// How many panels of the weight make one of results.
+    halves: usize,
 }
 
 /// The output, of which each task writes the results of its own items and features.
@@ -144,8 +181,9 @@ impl<E: Element, T: Stored<E>, A: Activations<E>, O: Float> Product<'_, E, T, A,
         let (steps, tile_size) = (weight.steps(), kernel.rows * kernel.columns);
         ROOM.with_borrow_mut(|Room { activations, weight: converted, sums }| {
             let packed = activations.reserve::<E>(panels.len() * self.width * PASS.min(steps));
-            // The sums of one panel of the weight, or where they wait for the next pass of all.
-            let row_size = panels.len() * tile_size;
+            // The sums of one panel of results, or where they wait for the next pass of all.
+            let half_size = panels.len() * tile_size;
+            let row_size = self.halves * half_size;
             let rows = if steps > PASS { weight_panels.len() } else { 1 };
             let sums = &mut sums.reserve::<f32>(rows * row_size)[..rows * row_size];
             sums.fill(0.0);
@@ -160,27 +198,33 @@ impl<E: Element, T: Stored<E>, A: Activations<E>, O: Float> Product<'_, E, T, A,
                 }
                 for (row, weight_panel) in weight_panels.clone().enumerate() {
                     let sums = &mut sums[row % rows * row_size..][..row_size];
-                    for block in depth_blocks(pass.clone()) {
-                        let weight = T::as_factor(weight.panel(weight_panel, &block), converted);
-                        let part = (block.start - start) * self.width..(block.end - start) * self.width;
-                        for (index, tile) in sums.chunks_exact_mut(tile_size).enumerate() {
-                            if let Some(rows) = self.rows(panels.start + index, &block) {
-                                kernel.add_product_of_rows(rows, weight, tile);
-                                continue;
+                    for (half, sums) in sums.chunks_exact_mut(half_size).enumerate() {
+                        let weight_panel = weight_panel + half * self.results();
+                        for block in depth_blocks(pass.clone()) {
+                            let weight = T::as_factor(weight.panel(weight_panel, &block), converted);
+                            let part = (block.start - start) * self.width..(block.end - start) * self.width;
+                            for (index, tile) in sums.chunks_exact_mut(tile_size).enumerate() {
+                                if let Some(rows) = self.rows(panels.start + index, &block) {
+                                    kernel.add_product_of_rows(rows, weight, tile);
+                                    continue;
+                                }
+                                let packed = &packed[index * length..][part.clone()];
+                                let (left, right) = match self.factor.side {
+                                    Side::Left => (weight, packed),
+                                    Side::Right => (packed, weight),
+                                };
+                                kernel.add_product(left, right, tile);
                             }
-                            let packed = &packed[index * length..][part.clone()];
-                            let (left, right) = match self.factor.side {
-                                Side::Left => (weight, packed),
-                                Side::Right => (packed, weight),
-                            };
-                            kernel.add_product(left, right, tile);
                         }
                     }
                     if pass.end == steps {
-                        for (panel, tile) in panels.clone().zip(sums.chunks_exact_mut(tile_size)) {
-                            self.finish(tile, panel, weight_panel);
-                            tile.fill(0.0);
+                        let (first, second) = sums.split_at_mut(half_size);
+                        for (index, panel) in panels.clone().enumerate() {
+                            let tile = index * tile_size..(index + 1) * tile_size;
+                            let gate = second.get(tile.clone()).unwrap_or(&[]);
+                            self.finish(&mut first[tile], gate, panel, weight_panel);
                         }
+                        sums.fill(0.0);
                     }
                 }
             }
@@ -203,39 +247,96 @@ impl<E: Element, T: Stored<E>, A: Activations<E>, O: Float> Product<'_, E, T, A,
         weight_panel * width..self.factor.panels.features().min((weight_panel + 1) * width)
     }
 
-    /// Adds the bias to a tile of sums and writes them to the output.
-    fn finish(&self, tile: &mut [f32], panel: usize, weight_panel: usize) {
-        let (items, features) = (self.items(panel), self.features(weight_panel));
-        let rows = tile.chunks_exact_mut(self.factor.kernel.columns);
-        let bias = self.factor.bias.map(|bias| &bias[features.clone()]);
-        match self.factor.side {
+    /// How many panels of results there are.
+    fn results(&self) -> usize {
+        (self.factor.panels.features() / self.halves).div_ceil(self.factor.panels.width())
+    }
+
+    /// Completes a tile of sums and writes it to the output. The other half's tile is there where [`After::Geglu`] wants it.
+    fn finish(&self, tile: &mut [f32], gate: &[f32], panel: usize, weight_panel: usize) {
+        let finish = Finish { product: self, tile, gate, items: self.items(panel), weight_panel };
+        run_at(self.factor.kernel.level, finish);
+    }
+
+    /// Rounds sums to where they go in the output, with what is added there.
+    #[inline(always)]
+    fn write(&self, sums: &mut [f32], place: usize) {
+        if let After::Add(addend) = self.after {
+            let addend = &addend[place..place + sums.len()];
+            sums.iter_mut().zip(addend).for_each(|(sum, addend)| *sum += addend.to_float());
+        }
+        // SAFETY: `compute` says that these results are of this task alone.
+        O::round(sums, unsafe { self.output.part(place, sums.len()) });
+    }
+}
+
+/// A tile that is summed.
+struct Finish<'a, E, T, A, O> {
+    product: &'a Product<'a, E, T, A, O>,
+    tile: &'a mut [f32],
+    gate: &'a [f32],
+    items: Range<usize>,
+    weight_panel: usize,
+}
+
+impl<E: Element, T: Stored<E>, A: Activations<E>, O: Float> Work for Finish<'_, E, T, A, O> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { product, tile, gate, items, weight_panel } = self;
+        let Factor { kernel, side, bias, .. } = product.factor;
+        let features = product.features(weight_panel);
+        let biases = bias.map(|bias| &bias[features.clone()]);
+        let rows = tile.chunks_exact_mut(kernel.columns);
+        match side {
             Side::Right => {
+                let gate_bias = bias.filter(|_| product.halves == 2).map(|bias| {
+                    let first = (weight_panel + product.results()) * kernel.columns;
+                    &bias[first..first + kernel.columns]
+                });
+                let mut gates = gate.chunks_exact(kernel.columns);
                 for (item, sums) in items.zip(rows) {
                     let sums = &mut sums[..features.len()];
-                    if let Some(bias) = bias {
-                        sums.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);
+                    add_each(sums, biases);
+                    if let Some(gate) = gates.next() {
+                        apply_gate(sums, gate, gate_bias);
                     }
-                    self.write(sums, self.activations.place(features.start, item));
+                    product.write(sums, product.activations.place(features.start, item));
                 }
             }
             Side::Left => {
-                let length = if self.activations.adjoin(&items) { items.len() } else { 1 };
+                let length = if product.activations.adjoin(&items) { items.len() } else { 1 };
                 for (row, (feature, sums)) in features.zip(rows).enumerate() {
                     let sums = &mut sums[..items.len()];
-                    if let Some(bias) = bias {
+                    if let Some(bias) = biases {
                         sums.iter_mut().for_each(|sum| *sum += bias[row]);
                     }
-                    for (item, sums) in items.clone().step_by(length).zip(sums.chunks(length)) {
-                        self.write(sums, self.activations.place(feature, item));
+                    for (item, sums) in items.clone().step_by(length).zip(sums.chunks_mut(length)) {
+                        product.write(sums, product.activations.place(feature, item));
                     }
                 }
             }
         }
     }
+}
 
-    fn write(&self, sums: &[f32], place: usize) {
-        // SAFETY: `compute` says that these results are of this task alone.
-        O::round(sums, unsafe { self.output.part(place, sums.len()) });
+#[inline(always)]
+fn add_each(sums: &mut [f32], bias: Option<&[f32]>) {
+    if let Some(bias) = bias {
+        sums.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);
+    }
+}
+
+/// `sums * gelu(gate + bias)`
+#[inline(always)]
+fn apply_gate(sums: &mut [f32], gate: &[f32], bias: Option<&[f32]>) {
+    for (index, (sums, gate)) in sums.chunks_mut(LANES).zip(gate.chunks(LANES)).enumerate() {
+        let mut chunks = [[0.0; LANES]; 2];
+        chunks[0][..sums.len()].copy_from_slice(sums);
+        chunks[1][..gate.len()].copy_from_slice(gate);
+        add_each(&mut chunks[1], bias.map(|bias| &bias[index * LANES..]));
+        sums.copy_from_slice(&Geglu.apply(chunks)[..sums.len()]);
     }
 }
 

@@ -4,7 +4,8 @@ use candle_core::{DType, Device, Result, Shape, Tensor};
 use half::{bf16, f16};
 
 use super::level::Level;
-use super::microkernel::Microkernel;
+use super::microkernel::{MAX_COLUMNS, Microkernel};
+use super::multiply::After;
 use super::panels::{Element, Pair};
 use super::weight_panels::{Unpacked, WeightPanels};
 use super::{Float, to_tensor, with_values};
@@ -150,8 +151,34 @@ impl PackedWeight {
     /// # Errors
     /// When the shapes or dtypes do not fit, `x` or `bias` is not one that this [`takes`](Self::takes), or the weight is a convolution's.
     pub fn linear(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        let output = super::linear::linear(x, self, bias)?;
+        let output = super::linear::linear(x, self, bias, After::Nothing)?;
         crate::linear::record_packed(output, x, self, bias)
+    }
+
+    /// [`linear`](Self::linear) plus `addend`, which has the shape and dtype of the result; where nothing is to be differentiated, in one
+    /// pass over memory and rounded once.
+    ///
+    /// # Errors
+    /// Those of [`linear`](Self::linear), and when `addend` is of another shape or dtype.
+    pub fn linear_add(&self, x: &Tensor, bias: Option<&Tensor>, addend: &Tensor) -> Result<Tensor> {
+        if tracks(x, bias, Some(addend)) {
+            return crate::add(&self.linear(x, bias)?, addend);
+        }
+        super::linear::linear(x, self, bias, After::Add(addend))
+    }
+
+    /// [`linear`](Self::linear), then [`geglu`](crate::geglu()): the result is `(batch, ..., out_features / 2)`. What would be the input of
+    /// `geglu` is never stored, where nothing is to be differentiated and each half of the weight is a whole number of panels (of 32
+    /// features at most).
+    ///
+    /// # Errors
+    /// Those of [`linear`](Self::linear), and when the weight has an odd number of features.
+    pub fn linear_geglu(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        let features = self.shape().dims().first().copied().unwrap_or(0);
+        if tracks(x, bias, None) || !features.is_multiple_of(2 * MAX_COLUMNS) {
+            return crate::geglu(&self.linear(x, bias)?);
+        }
+        super::linear::linear(x, self, bias, After::Geglu)
     }
 
     /// [`conv2d`](crate::conv2d()) with this weight.
@@ -159,8 +186,26 @@ impl PackedWeight {
     /// # Errors
     /// When the shapes or dtypes do not fit, `x` or `bias` is not one that this [`takes`](Self::takes), or the weight is a linear layer's.
     pub fn conv2d(&self, x: &Tensor, bias: Option<&Tensor>, params: Conv2dParams) -> Result<Tensor> {
-        let output = super::conv2d::conv2d(x, self, bias, params)?;
+        let output = super::conv2d::conv2d(x, self, bias, params, After::Nothing)?;
         crate::conv2d::record_packed(output, x, self, bias, params)
+    }
+
+    /// [`conv2d`](Self::conv2d) plus `addend`, which has the shape and dtype of the result; where nothing is to be differentiated and all products are computed,
+    /// in one pass over memory and rounded once.
+    ///
+    /// # Errors
+    /// Those of [`conv2d`](Self::conv2d), and when `addend` is of another shape or dtype.
+    pub fn conv2d_add(
+        &self,
+        x: &Tensor,
+        bias: Option<&Tensor>,
+        params: Conv2dParams,
+        addend: &Tensor,
+    ) -> Result<Tensor> {
+        if tracks(x, bias, Some(addend)) {
+            return crate::add(&self.conv2d(x, bias, params)?, addend);
+        }
+        super::conv2d::conv2d(x, self, bias, params, After::Add(addend))
     }
 
     pub(super) fn numbers(&self) -> &Numbers {
@@ -174,6 +219,11 @@ impl PackedWeight {
     pub(super) fn depth(&self) -> usize {
         self.inner.depth
     }
+}
+
+/// Whether something is to be differentiated.
+fn tracks(x: &Tensor, bias: Option<&Tensor>, addend: Option<&Tensor>) -> bool {
+    x.track_op() || bias.is_some_and(Tensor::track_op) || addend.is_some_and(Tensor::track_op)
 }
 
 fn pack_panels<S: Float + Unpacked<T>, T: Element, E: Element>(

@@ -275,6 +275,99 @@ fn half_precision_is_summed_in_float32_and_rounded_once() -> Result<()> {
     Ok(())
 }
 
+/// `x * (1 + erf(x / sqrt 2)) / 2` in float64, by erf's series and its continued fraction (Abramowitz and Stegun 7.1.5, 7.1.14).
+fn plain_gelu(x: f64) -> f64 {
+    let t = x.abs() / 2f64.sqrt();
+    let tail = if t < 2.5 {
+        let (mut term, mut sum) = (t, t);
+        for n in 1..80 {
+            term *= -t * t / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
+        }
+        1.0 - sum * 2.0 / std::f64::consts::PI.sqrt()
+    } else {
+        let fraction = (1..60).rev().fold(t, |fraction, n| t + f64::from(n) / 2.0 / fraction);
+        (-t * t).exp() / std::f64::consts::PI.sqrt() / fraction
+    };
+    if x < 0.0 { x * tail / 2.0 } else { x * (1.0 - tail / 2.0) }
+}
+
+#[test]
+fn what_comes_after_a_product_is_computed_with_it() -> Result<()> {
+    assert!((plain_gelu(1.0) - 0.841_344_746_068_543).abs() < 1e-14);
+    assert!((plain_gelu(-4.0) + 4.0 * 3.167_124_183_311_99e-5).abs() < 1e-14);
+    let round = |dtype| match dtype {
+        DType::F16 => 2f64.powi(-11),
+        DType::BF16 => 2f64.powi(-8),
+        _ => 2f64.powi(-24),
+    };
+    for level in levels() {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let random = |shape: &[usize], seed| numbers(shape, seed).to_dtype(dtype);
+            for (rows, depth, features) in [(1, 1, 1), (12, 64, 32), (31, 33, 65), (33, 5 * DEPTH + 2, 192)] {
+                let (x, weight) = (random(&[rows, depth], 1)?, random(&[features, depth], 2)?);
+                let (bias, addend) = (random(&[features], 3)?, random(&[rows, features], 4)?);
+                let packed = PackedWeight::pack_at(level, &weight)?;
+                for bias in [None, Some(&bias)] {
+                    let name = format!("{level:?}, {dtype:?}, {rows} x {depth} x {features}");
+                    let sums = plain_linear(&x, &weight, bias);
+                    let found = values(&packed.linear_add(&x, bias, &addend)?);
+                    assert_eq!(found.len(), sums.len());
+                    for ((found, (sum, scale)), addend) in found.iter().zip(&sums).zip(values(&addend)) {
+                        let expected = sum + addend;
+                        let bound = BOUND * (scale + 1.0) + round(dtype) * expected.abs() * 1.01;
+                        assert!((found - expected).abs() <= bound, "{name}: {found} and {expected}");
+                    }
+                    if features % 2 == 1 {
+                        assert!(packed.linear_geglu(&x, bias).is_err());
+                        continue;
+                    }
+                    let half = features / 2;
+                    let found = packed.linear_geglu(&x, bias)?;
+                    assert_eq!(found.dims(), [rows, half]);
+                    // Features of 192 take the way that stores nothing in between, those of 32 the other.
+                    for (index, found) in values(&found).iter().enumerate() {
+                        let place = index / half * features + index % half;
+                        let ((value, value_scale), (gate, gate_scale)) = (sums[place], sums[place + half]);
+                        let expected = value * plain_gelu(gate);
+                        let error = 2.0 * BOUND * (value_scale * gate.abs() + gate_scale * value.abs() + 1.0);
+                        let roundings = if features == 192 { 1.0 } else { 4.0 };
+                        let size = expected.abs() + (roundings - 1.0) * (value * gate).abs();
+                        let bound = error + roundings * round(dtype) * size * 1.01;
+                        assert!((found - expected).abs() <= bound, "{name}: {found} and {expected}");
+                    }
+                }
+            }
+            for (channels, out_channels, side, kernel, stride) in
+                [(1, 1, 1, 1, 1), (33, 17, 9, 1, 1), (35, 13, 7, 3, 2), (20, 33, 12, 3, 1)]
+            {
+                let x = random(&[2, channels, side, side + 1], 5)?;
+                let weight = random(&[out_channels, channels, kernel, kernel], 6)?;
+                let params = Conv2dParams { stride, padding: kernel / 2 };
+                let packed = PackedWeight::pack_at(level, &weight)?;
+                let plain = packed.conv2d(&x, None, params)?;
+                let addend = random(plain.dims(), 7)?;
+                let found = packed.conv2d_add(&x, None, params, &addend)?;
+                assert_eq!(found.dims(), plain.dims());
+                for ((found, plain), addend) in values(&found).iter().zip(values(&plain)).zip(values(&addend))
+                {
+                    let expected = plain + addend;
+                    let bound = 3.0 * round(dtype) * (plain.abs() + expected.abs()) + 1e-7;
+                    assert!((found - expected).abs() <= bound, "{level:?}, {dtype:?}: {found}, {expected}");
+                }
+            }
+        }
+    }
+    let packed = PackedWeight::pack(&numbers(&[3, 4], 1))?;
+    let problem =
+        packed.linear_add(&numbers(&[2, 4], 1), None, &numbers(&[3, 2], 1)).unwrap_err().to_string();
+    assert!(
+        problem.contains("what is added is [3, 2] of f32") && problem.contains("[2, 3] of f32"),
+        "{problem}"
+    );
+    Ok(())
+}
+
 #[test]
 fn misuse_is_an_error_with_both_shapes() -> Result<()> {
     let params = Conv2dParams { stride: 1, padding: 0 };

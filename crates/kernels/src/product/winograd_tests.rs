@@ -5,6 +5,7 @@ use std::time::Instant;
 use candle_core::{Device, Result, Tensor};
 
 use super::conv2d::{Method, conv2d_by};
+use super::multiply::After;
 use super::tests::{bits, levels, numbers, plain_conv2d, values};
 use super::{Level, PackedWeight};
 use crate::Conv2dParams;
@@ -35,7 +36,8 @@ fn winograd_at_odd_sizes() {
             for level in levels() {
                 let packed = PackedWeight::pack_at(level, &weight).unwrap();
                 for method in WINOGRAD {
-                    let result = conv2d_by(Some(method), &x, &packed, bias, SAME_SIZE).unwrap();
+                    let result =
+                        conv2d_by(Some(method), &x, &packed, bias, SAME_SIZE, After::Nothing).unwrap();
                     let (_, worst) = relative_errors(&result, &expected);
                     let name = format!("{level:?}, {method:?}, {:?} by {:?}", x.dims(), weight.dims());
                     assert!(worst < 2e-5, "{name}: {worst:.1e}");
@@ -55,7 +57,7 @@ fn errors_of_winograd_at_real_depths() -> Result<()> {
         for level in levels() {
             let packed = PackedWeight::pack_at(level, &weight)?;
             for (method, most) in [(Method::Direct, 4e-7), (WINOGRAD[0], 8e-7), (WINOGRAD[1], 2.5e-6)] {
-                let result = conv2d_by(Some(method), &x, &packed, None, SAME_SIZE)?;
+                let result = conv2d_by(Some(method), &x, &packed, None, SAME_SIZE, After::Nothing)?;
                 let (mean, worst) = relative_errors(&result, &expected);
                 println!("{level:?}, {channels} channels, {method:?}: {mean:.1e}, at most {worst:.1e}");
                 assert!(mean < most && worst < 10.0 * most, "{method:?}: {mean:.1e}, at most {worst:.1e}");
@@ -71,8 +73,9 @@ fn winograd_gives_the_bits_of_a_batchs_items() -> Result<()> {
         for method in WINOGRAD {
             let weight = PackedWeight::pack_at(level, &numbers(&[100, 60, 3, 3], 1))?;
             let (pictures, bias) = (numbers(&[3, 60, 19, 21], 2), numbers(&[100], 3));
-            let convolve =
-                |pictures: &Tensor| conv2d_by(Some(method), pictures, &weight, Some(&bias), SAME_SIZE);
+            let convolve = |pictures: &Tensor| {
+                conv2d_by(Some(method), pictures, &weight, Some(&bias), SAME_SIZE, After::Nothing)
+            };
             let together = convolve(&pictures)?;
             for item in 0..3 {
                 let alone = convolve(&pictures.narrow(0, item, 1)?)?;
@@ -92,11 +95,19 @@ fn winograd_gives_the_bits_of_a_batchs_items() -> Result<()> {
 fn nothing_to_filter() -> Result<()> {
     let weight = PackedWeight::pack(&numbers(&[5, 9, 3, 3], 1))?;
     for method in WINOGRAD {
-        let none = conv2d_by(Some(method), &numbers(&[0, 9, 20, 20], 2), &weight, None, SAME_SIZE)?;
+        let none =
+            conv2d_by(Some(method), &numbers(&[0, 9, 20, 20], 2), &weight, None, SAME_SIZE, After::Nothing)?;
         assert_eq!(none.dims(), [0, 5, 20, 20]);
         let no_channels = PackedWeight::pack(&numbers(&[5, 0, 3, 3], 1))?;
         let bias = numbers(&[5], 2);
-        let flat = conv2d_by(Some(method), &numbers(&[1, 0, 7, 7], 2), &no_channels, Some(&bias), SAME_SIZE)?;
+        let flat = conv2d_by(
+            Some(method),
+            &numbers(&[1, 0, 7, 7], 2),
+            &no_channels,
+            Some(&bias),
+            SAME_SIZE,
+            After::Nothing,
+        )?;
         assert_eq!(flat.get(0)?.flatten(1, 2)?.mean(1)?.dims(), [5]);
         assert_eq!(
             flat.get(0)?.get(4)?.get(6)?.get(6)?.to_scalar::<f32>()?,
@@ -140,7 +151,7 @@ fn methods_in_turn() -> Result<()> {
         for _ in 0..REPETITIONS {
             for (index, method) in [Method::Direct, WINOGRAD[0], WINOGRAD[1]].into_iter().enumerate() {
                 let (start, used) = (Instant::now(), processor_seconds());
-                conv2d_by(Some(method), &x, &weight, None, SAME_SIZE)?;
+                conv2d_by(Some(method), &x, &weight, None, SAME_SIZE, After::Nothing)?;
                 by_clock[index] = by_clock[index].min(start.elapsed().as_secs_f64());
                 by_thread[index] = by_thread[index].min(processor_seconds() - used);
             }

@@ -1,5 +1,4 @@
 use candle_core::Tensor;
-use candle_diffusers_kernels::add;
 use candle_nn::VarBuilder;
 
 use super::ClipTextConfig;
@@ -28,8 +27,8 @@ impl ClipEncoderLayer {
 
     /// `(batch, tokens, hidden_size)`, same shape out; `causal_mask` is `(1, 1, tokens, tokens)`.
     pub(super) fn forward(&self, x: &Tensor, causal_mask: &Tensor) -> Result<Tensor> {
-        let x = add(x, &self.self_attn.forward(&self.layer_norm1.forward(x)?, causal_mask)?)?;
-        Ok(add(&x, &self.mlp.forward(&self.layer_norm2.forward(&x)?)?)?)
+        let x = self.self_attn.forward(&self.layer_norm1.forward(x)?, causal_mask, x)?;
+        self.mlp.forward(&self.layer_norm2.forward(&x)?, &x)
     }
 }
 
@@ -63,7 +62,8 @@ impl ClipAttention {
         })
     }
 
-    fn forward(&self, x: &Tensor, causal_mask: &Tensor) -> Result<Tensor> {
+    /// Adds the residual to its result.
+    fn forward(&self, x: &Tensor, causal_mask: &Tensor, residual: &Tensor) -> Result<Tensor> {
         let query = self.q_proj.forward(x)?;
         let key = self.k_proj.forward(x)?;
         let value = self.v_proj.forward(x)?;
@@ -75,7 +75,7 @@ impl ClipAttention {
             self.scale,
             Some(causal_mask),
         )?;
-        self.out_proj.forward(&mixed)
+        self.out_proj.forward_add(&mixed, residual)
     }
 }
 
@@ -104,8 +104,9 @@ impl ClipMlp {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.fc2.forward(&self.activation.forward(&self.fc1.forward(x)?)?)
+    /// Adds the residual to its result.
+    fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.fc2.forward_add(&self.activation.forward(&self.fc1.forward(x)?)?, residual)
     }
 }
 

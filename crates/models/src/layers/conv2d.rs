@@ -2,6 +2,7 @@ use candle_core::Tensor;
 use candle_diffusers_kernels::Conv2dParams;
 use candle_nn::VarBuilder;
 
+use super::layer::Then;
 use super::{Layer, LayerList, Layers, Operation};
 use crate::error::Result;
 
@@ -44,6 +45,14 @@ impl Conv2d {
     /// When shapes or dtypes do not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.layer.forward(x)
+    }
+
+    /// [`forward`](Self::forward) plus `addend`, which has the shape of the result.
+    ///
+    /// # Errors
+    /// When shapes or dtypes do not fit.
+    pub fn forward_add(&self, x: &Tensor, addend: &Tensor) -> Result<Tensor> {
+        self.layer.forward_then(x, Then::Add(addend))
     }
 }
 

@@ -1,7 +1,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use candle_core::{DType, Device, Shape, Tensor};
-use candle_diffusers_kernels::{Conv2dParams, PackedWeight, conv2d, linear};
+use candle_diffusers_kernels::{Conv2dParams, PackedWeight, add, conv2d, geglu, linear};
 
 use super::LayerAdapter;
 use super::weight::Weight;
@@ -43,10 +43,19 @@ impl Operation {
         })
     }
 
-    fn forward_packed(self, x: &Tensor, weight: &PackedWeight, bias: Option<&Tensor>) -> Result<Tensor> {
-        Ok(match self {
-            Self::Linear => weight.linear(x, bias)?,
-            Self::Conv2d(params) => weight.conv2d(x, bias, params)?,
+    fn forward_packed(
+        self,
+        x: &Tensor,
+        weight: &PackedWeight,
+        bias: Option<&Tensor>,
+        then: Then<'_>,
+    ) -> Result<Tensor> {
+        Ok(match (self, then) {
+            (Self::Linear, Then::Nothing) => weight.linear(x, bias)?,
+            (Self::Linear, Then::Add(addend)) => weight.linear_add(x, bias, addend)?,
+            (Self::Linear, Then::Geglu) => weight.linear_geglu(x, bias)?,
+            (Self::Conv2d(params), Then::Add(addend)) => weight.conv2d_add(x, bias, params, addend)?,
+            (Self::Conv2d(params), then) => then.apply(weight.conv2d(x, bias, params)?)?,
         })
     }
 
@@ -56,6 +65,26 @@ impl Operation {
             Self::Linear => Self::Linear,
             Self::Conv2d(_) => Self::Conv2d(Conv2dParams { stride: 1, padding: 0 }),
         }
+    }
+}
+
+/// What a model does next with a layer's output.
+#[derive(Clone, Copy)]
+pub(super) enum Then<'a> {
+    Nothing,
+    /// Adds what has the output's shape.
+    Add(&'a Tensor),
+    /// [`geglu`] of a linear layer's output.
+    Geglu,
+}
+
+impl Then<'_> {
+    fn apply(self, output: Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::Nothing => output,
+            Self::Add(addend) => add(&output, addend)?,
+            Self::Geglu => geglu(&output)?,
+        })
     }
 }
 
@@ -81,17 +110,27 @@ impl Layer {
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_then(x, Then::Nothing)
+    }
+
+    /// [`forward`](Self::forward), and what comes after it, in one pass where the weight is packed and no adapter stands between them.
+    pub(super) fn forward_then(&self, x: &Tensor, then: Then<'_>) -> Result<Tensor> {
         // A copy, so that the lock is not held while the layer computes: an adapter may ask for the weight again.
         let State { weight, bias, adapter } = self.state();
         let bias = bias.as_ref();
-        let output = match weight.packed()?.filter(|packed| packed.takes(x, bias)) {
-            Some(weight) => self.operation.forward_packed(x, &weight, bias)?,
+        let packed = weight.packed()?.filter(|packed| packed.takes(x, bias));
+        if let (Some(packed), None) = (&packed, &adapter) {
+            return self.operation.forward_packed(x, packed, bias, then);
+        }
+        let output = match packed {
+            Some(packed) => self.operation.forward_packed(x, &packed, bias, Then::Nothing)?,
             None => self.operation.forward(x, &weight.unpacked(), bias)?,
         };
-        match adapter {
-            Some(adapter) => adapter.forward(self, x, output),
-            None => Ok(output),
-        }
+        let output = match adapter {
+            Some(adapter) => adapter.forward(self, x, output)?,
+            None => output,
+        };
+        then.apply(output)
     }
 
     /// What the layer does with its weight.

@@ -1,6 +1,7 @@
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
+use super::layer::Then;
 use super::{Layer, LayerList, Layers, Operation};
 use crate::error::Result;
 
@@ -41,6 +42,22 @@ impl Linear {
     /// When shapes or dtypes do not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.layer.forward(x)
+    }
+
+    /// [`forward`](Self::forward) plus `addend`, which has the shape of the result.
+    ///
+    /// # Errors
+    /// When shapes or dtypes do not fit.
+    pub fn forward_add(&self, x: &Tensor, addend: &Tensor) -> Result<Tensor> {
+        self.layer.forward_then(x, Then::Add(addend))
+    }
+
+    /// [`forward`](Self::forward), then [`geglu`](candle_diffusers_kernels::geglu()): `(..., in_features)` to `(..., out_features / 2)`.
+    ///
+    /// # Errors
+    /// When shapes or dtypes do not fit, or there is an odd number of features.
+    pub fn forward_geglu(&self, x: &Tensor) -> Result<Tensor> {
+        self.layer.forward_then(x, Then::Geglu)
     }
 }
 
