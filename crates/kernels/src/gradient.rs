@@ -68,6 +68,24 @@ pub(crate) fn record(
     with_numbers(value, node)
 }
 
+/// [`record`] for a `backward` that is given the output too, which is then kept.
+pub(crate) fn record_with_output(
+    name: &'static str,
+    value: Tensor,
+    inputs: &[Option<&Tensor>],
+    backward: impl Fn(&Tensor, &Tensor) -> Result<Gradients> + Send + Sync + 'static,
+) -> Result<Tensor> {
+    let output = Arc::new(OnceLock::new());
+    let of_backward = Arc::clone(&output);
+    let recorded = record(name, value, inputs, move |gradient| match of_backward.get() {
+        Some(output) => backward(gradient, output),
+        None => candle_core::bail!("{name}: the output is missing"),
+    })?;
+    // Without its place in the graph, in which the backward is. Nobody else has set it.
+    output.set(recorded.detach()).ok();
+    Ok(recorded)
+}
+
 /// What stands for a tensor in the graph, and whether it is one of our nodes.
 fn edge(tensor: &Tensor) -> (Tensor, bool) {
     match lock(&NODES).get(&tensor.id()) {

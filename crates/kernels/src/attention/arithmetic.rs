@@ -4,6 +4,7 @@
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
+use super::backward_step::{BackwardStep, backward_step};
 use super::step::{Step, step};
 use super::vector::{Four, Vector};
 use crate::Level;
@@ -26,6 +27,12 @@ pub(super) trait Arithmetic {
     /// # Safety
     /// As above.
     unsafe fn unit(first: Self::Vector, second: Self::Vector) -> Self::Vector;
+
+    /// The numbers of two vectors, one after the other, as units of neighbours; the first vector where a unit is one number.
+    ///
+    /// # Safety
+    /// As above.
+    unsafe fn neighbours(first: Self::Vector, second: Self::Vector) -> Self::Vector;
 }
 
 /// Products of float32.
@@ -52,6 +59,11 @@ impl<V: Vector> Arithmetic for Single<V> {
 
     #[inline(always)]
     unsafe fn unit(first: V, _second: V) -> V {
+        first
+    }
+
+    #[inline(always)]
+    unsafe fn neighbours(first: V, _second: V) -> V {
         first
     }
 }
@@ -101,6 +113,12 @@ impl Arithmetic for Pairs {
             _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, both))
         }
     }
+
+    #[inline(always)]
+    unsafe fn neighbours(first: __m512, second: __m512) -> __m512 {
+        // SAFETY: the caller's promise; the bits of any vector are a vector of float32.
+        unsafe { std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(second, first)) }
+    }
 }
 
 /// How attention is computed at a level.
@@ -113,6 +131,7 @@ pub(super) struct Kernel {
     /// How many numbers a unit of the factors has: 1 of float32 or 2 of bfloat16.
     pub(super) unit: usize,
     step: unsafe fn(&mut Step<'_>),
+    backward_step: unsafe fn(&mut BackwardStep<'_>),
 }
 
 impl Kernel {
@@ -124,7 +143,7 @@ impl Kernel {
             && level.is_available()
             && is_x86_feature_detected!("avx512bw")
         {
-            return Self::new::<Pairs>(step_pairs);
+            return Self::new::<Pairs>(step_pairs, backward_step_pairs);
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = is_bfloat16;
@@ -136,17 +155,25 @@ impl Kernel {
         match level {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 | Level::Avx512Bf16 if level.is_available() => {
-                Self::new::<Single<__m512>>(step_avx512)
+                Self::new::<Single<__m512>>(step_avx512, backward_step_avx512)
             }
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 if level.is_available() => Self::new::<Single<__m256>>(step_avx2),
-            _ => Self::new::<Single<Four>>(step::<Single<Four>>),
+            Level::Avx2 if level.is_available() => Self::new::<Single<__m256>>(step_avx2, backward_step_avx2),
+            _ => Self::new::<Single<Four>>(step::<Single<Four>>, backward_step::<Single<Four>>),
         }
     }
 
-    /// `step` is the arithmetic's, and the processor has what it needs.
-    fn new<A: Arithmetic>(step: unsafe fn(&mut Step<'_>)) -> Self {
-        Self { queries: 2 * A::Vector::LANES, panel: A::Vector::ROWS, unit: A::UNIT, step }
+    /// The steps are the arithmetic's, and the processor has what it needs.
+    fn new<A: Arithmetic>(
+        step: unsafe fn(&mut Step<'_>),
+        backward_step: unsafe fn(&mut BackwardStep<'_>),
+    ) -> Self {
+        Self { queries: 2 * A::Vector::LANES, panel: A::Vector::ROWS, unit: A::UNIT, step, backward_step }
+    }
+
+    pub(super) fn backward_step(&self, mut step: BackwardStep<'_>) {
+        // SAFETY: who made this kernel has asked whether the processor has what it needs.
+        unsafe { (self.backward_step)(&mut step) }
     }
 
     pub(super) fn step(&self, mut step: Step<'_>) {
@@ -180,4 +207,31 @@ unsafe fn step_avx512(arguments: &mut Step<'_>) {
 unsafe fn step_pairs(arguments: &mut Step<'_>) {
     // SAFETY: the caller's promise.
     unsafe { step::<Pairs>(arguments) }
+}
+
+/// # Safety
+/// The processor must have AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn backward_step_avx2(arguments: &mut BackwardStep<'_>) {
+    // SAFETY: the caller's promise.
+    unsafe { backward_step::<Single<__m256>>(arguments) }
+}
+
+/// # Safety
+/// The processor must have AVX-512F.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn backward_step_avx512(arguments: &mut BackwardStep<'_>) {
+    // SAFETY: the caller's promise.
+    unsafe { backward_step::<Single<__m512>>(arguments) }
+}
+
+/// # Safety
+/// The processor must have AVX-512F, BW and BF16.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn backward_step_pairs(arguments: &mut BackwardStep<'_>) {
+    // SAFETY: the caller's promise.
+    unsafe { backward_step::<Pairs>(arguments) }
 }

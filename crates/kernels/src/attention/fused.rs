@@ -10,7 +10,7 @@ use super::step::{LEAST, State, Step, shares};
 use super::tokens::{Mask, Tokens, to_bf16};
 
 /// How many keys a step takes, an even number: their scores, and the keys and values themselves, stay in the first caches.
-const KEYS: usize = 128;
+pub(super) const KEYS: usize = 128;
 /// How many steps with the same keys a task takes at most, and how many numbers of queries and results it holds at most: keys and values
 /// come from a farther cache once for so many queries.
 const STEPS: usize = 4;
@@ -20,22 +20,25 @@ const TASKS_PER_THREAD: usize = 4;
 /// Below so many multiplications the threads are not worth waking.
 const MIN_PARALLEL: usize = 1 << 17;
 
-/// Whether these kernels compute what the tensors ask for: on the CPU, in floats of at most 32 bits, and with nothing to differentiate.
+/// Whether these kernels compute what the tensors ask for: on the CPU, in floats of at most 32 bits, without a gradient for the mask.
 pub(super) fn computes(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tensor>) -> bool {
     let is_float = |tensor: &&Tensor| matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16);
-    let fits = |tensor: &Tensor| matches!(tensor.device(), Device::Cpu) && !tensor.track_op();
+    let fits = |tensor: &Tensor| matches!(tensor.device(), Device::Cpu);
     let factors = [query, key, value];
-    factors.iter().all(is_float) && factors.into_iter().chain(mask).all(fits)
+    factors.iter().all(is_float)
+        && factors.into_iter().chain(mask).all(fits)
+        && !mask.is_some_and(Tensor::track_op)
 }
 
-/// [`attention`](super::attention()) on tensors whose shapes fit, with a mask of all four dimensions in float32.
+/// [`attention`](super::attention()) on tensors whose shapes fit, with a mask of all four dimensions in float32. With it come the logarithms of
+/// the sums of the exponentials of each query's scores, `(batch, heads, queries)`.
 pub(super) fn fused(
     kernel: Kernel,
     [query, key, value]: [&Tensor; 3],
     heads: usize,
     scale: f64,
     mask: Option<&Tensor>,
-) -> Result<Tensor> {
+) -> Result<(Tensor, Vec<f32>)> {
     let (batch, query_tokens, width) = query.dims3()?;
     let key_tokens = key.dim(1)?;
     let [query, key, value] = [side_by_side(query)?, side_by_side(key)?, side_by_side(value)?];
@@ -59,19 +62,25 @@ pub(super) fn fused(
         scale: scale as f32,
     };
     let shape = (batch, query_tokens, width);
-    match value.dtype() {
-        DType::F16 => Tensor::from_vec(attention.compute(batch, f16::from_f32), shape, &Device::Cpu),
-        DType::BF16 => Tensor::from_vec(attention.compute(batch, to_bf16), shape, &Device::Cpu),
-        _ => Tensor::from_vec(attention.compute(batch, |number| number), shape, &Device::Cpu),
-    }
+    let mut log_sums = vec![f32::INFINITY; batch * heads * query_tokens];
+    let output = match value.dtype() {
+        DType::F16 => {
+            Tensor::from_vec(attention.compute(batch, f16::from_f32, &mut log_sums), shape, &Device::Cpu)?
+        }
+        DType::BF16 => {
+            Tensor::from_vec(attention.compute(batch, to_bf16, &mut log_sums), shape, &Device::Cpu)?
+        }
+        _ => Tensor::from_vec(attention.compute(batch, |n| n, &mut log_sums), shape, &Device::Cpu)?,
+    };
+    Ok((output, log_sums))
 }
 
 /// The same tensor, copied only if features do not lie side by side.
-fn side_by_side(tensor: &Tensor) -> Result<Tensor> {
+pub(super) fn side_by_side(tensor: &Tensor) -> Result<Tensor> {
     if tensor.stride().last() == Some(&1) { Ok(tensor.clone()) } else { tensor.force_contiguous() }
 }
 
-fn on_cpu(storage: &Storage) -> Result<&CpuStorage> {
+pub(super) fn on_cpu(storage: &Storage) -> Result<&CpuStorage> {
     match storage {
         Storage::Cpu(storage) => Ok(storage),
         _ => candle_core::bail!("attention: expected tensors on the CPU"),
@@ -106,7 +115,13 @@ unsafe impl<T: Send> Sync for Output<T> {}
 impl Attention<'_> {
     /// `(batch, queries, heads * dim)`. A result's bits depend on its own head, keys and values alone: a query is a lane of its own, and its
     /// keys always come in the same blocks.
-    fn compute<T: WithDType>(&self, batch: usize, convert: impl Fn(f32) -> T + Sync) -> Vec<T> {
+    /// `log_sums` has a number for each query of each head of each item.
+    fn compute<T: WithDType>(
+        &self,
+        batch: usize,
+        convert: impl Fn(f32) -> T + Sync,
+        log_sums: &mut [f32],
+    ) -> Vec<T> {
         let Self { heads, dim, query_tokens, key_tokens, .. } = *self;
         let width = heads * dim;
         let length = batch * query_tokens * width;
@@ -114,10 +129,14 @@ impl Attention<'_> {
         if length == 0 {
             return output;
         }
+        assert_eq!(log_sums.len(), batch * heads * query_tokens);
         let places = Output(output.as_mut_ptr());
+        let log_sums = Output(log_sums.as_mut_ptr());
         let attend = |[item, head]: [usize; 2], packed: &Packed, queries: Range<usize>| {
-            let places = &places;
-            self.attend([item, head], packed, queries, |query, results| {
+            let (places, log_sums) = (&places, &log_sums);
+            self.attend([item, head], packed, queries, |query, results, log_sum| {
+                // SAFETY: that of this head of one of the queries of this item, which no other task has; within the length asserted above.
+                unsafe { log_sums.0.add((item * heads + head) * query_tokens + query).write(log_sum) }
                 let start = (item * query_tokens + query) * width + head * dim;
                 for (feature, result) in results.iter().enumerate() {
                     // SAFETY: the features of this head of one of the queries of this item, which no other task has; within `length`.
@@ -195,13 +214,13 @@ impl Attention<'_> {
         }
     }
 
-    /// Calls `write` with each of these queries and its results.
+    /// Calls `write` with each of these queries, its results, and the logarithm of its sum.
     fn attend(
         &self,
         head: [usize; 2],
         packed: &Packed,
         queries: Range<usize>,
-        write: impl Fn(usize, &[f32]),
+        write: impl Fn(usize, &[f32], f32),
     ) {
         thread_local! {
             // Made once and not with each task. Taken while in use.
@@ -257,7 +276,14 @@ impl Attention<'_> {
                 }
             }
             for (start, held) in starts.zip(held_numbers.chunks_exact_mut(held)) {
-                let (factors, output) = held[held_query + lanes..].split_at_mut(lanes);
+                let (greatest, rest) = held[held_query..].split_at_mut(lanes);
+                let (factors, output) = rest.split_at_mut(lanes);
+                // With a mask the scores have been scaled.
+                let unit = if self.mask.is_some() { 1.0 } else { self.scale };
+                for (greatest, sum) in greatest.iter_mut().zip(&*factors) {
+                    // Infinity makes the weights of what was masked whole zero again.
+                    *greatest = if *sum == 0.0 { f32::INFINITY } else { *greatest * unit + sum.ln() };
+                }
                 for sum in factors.iter_mut() {
                     // Where all keys are masked, the reference library's answer is 0 too.
                     *sum = if *sum == 0.0 { 0.0 } else { 1.0 / *sum };
@@ -266,8 +292,9 @@ impl Attention<'_> {
                     row.iter_mut().zip(&*factors).for_each(|(result, factor)| *result *= factor);
                 }
                 transpose(output, lanes, rows);
-                for (query, row) in (start..queries.end.min(start + lanes)).zip(rows.chunks_exact(dim)) {
-                    write(query, row);
+                let results = rows.chunks_exact(dim).zip(&*greatest);
+                for (query, (row, log_sum)) in (start..queries.end.min(start + lanes)).zip(results) {
+                    write(query, row, *log_sum);
                 }
             }
         }
@@ -276,7 +303,7 @@ impl Attention<'_> {
 }
 
 /// Writes rows of `columns` numbers as columns. Four at a time, for that makes vectors of them.
-fn transpose(from: &[f32], columns: usize, to: &mut [f32]) {
+pub(super) fn transpose(from: &[f32], columns: usize, to: &mut [f32]) {
     let rows = from.len() / columns;
     for (index, four) in from.chunks(4 * columns).enumerate() {
         let row = 4 * index;
@@ -297,4 +324,4 @@ fn transpose(from: &[f32], columns: usize, to: &mut [f32]) {
 }
 
 /// The float32 of a cache line, at which vectors are to begin.
-const LINE: usize = 16;
+pub(super) const LINE: usize = 16;

@@ -1,4 +1,6 @@
 mod arithmetic;
+mod backward;
+mod backward_step;
 mod fused;
 mod step;
 #[cfg(test)]
@@ -10,8 +12,10 @@ use candle_core::{DType, Result, Tensor};
 
 use crate::Level;
 use crate::dtype::sum_dtype;
+use crate::gradient::record_with_output;
 use crate::softmax::softmax_last_dim;
 use arithmetic::Kernel;
+use backward::Backward;
 
 /// How many scores are held at a time, over all heads of one batch item (float32: 64 MiB). Scores of 4096 tokens with
 /// themselves at 8 heads would take half a gigabyte.
@@ -25,7 +29,7 @@ const MAX_SCORES: usize = 16 << 20;
 /// must broadcast to `(batch, heads, query_tokens, key_tokens)`; it needs all four dimensions. Scores are in float32 where the input is half
 /// precision. Memory does not grow with `query_tokens * key_tokens`: queries are taken in groups, and on the CPU scores are never stored.
 /// A query all of whose keys are masked by negative infinity gets zeros on the CPU, as in the reference library, and NaN where candle's
-/// operations compute (on other devices, in float64, and where something is to be differentiated).
+/// operations compute (on other devices, in float64, and where the mask is to be differentiated).
 ///
 /// # Errors
 /// When `heads` does not divide the last dimension, or shapes do not fit.
@@ -59,12 +63,40 @@ pub fn attention(
         };
         let is_bfloat16 = [query, key, value].iter().all(|tensor| tensor.dtype() == DType::BF16);
         let kernel = Kernel::choose(Level::current()?, is_bfloat16);
-        return fused::fused(kernel, [query, key, value], heads, scale, mask.as_ref());
+        return record_fused(kernel, [query, key, value], heads, scale, mask);
     }
     composed(query, key, value, heads, scale, mask)
 }
 
-/// The same by candle's operations: on any device, and to be differentiated.
+/// By blocks, whose weights the backward computes again.
+fn record_fused(
+    kernel: Kernel,
+    inputs: [&Tensor; 3],
+    heads: usize,
+    scale: f64,
+    mask: Option<Tensor>,
+) -> Result<Tensor> {
+    let [query, key, value] = inputs.map(Tensor::detach);
+    let (output, log_sums) = fused::fused(kernel, [&query, &key, &value], heads, scale, mask.as_ref())?;
+    let wanted = inputs.map(Tensor::track_op);
+    record_with_output("attention", output, &inputs.map(Some), move |gradient, output| {
+        let backward = Backward {
+            kernel,
+            heads,
+            scale,
+            query: &query,
+            key: &key,
+            value: &value,
+            mask: mask.as_ref(),
+            output,
+            log_sums: &log_sums,
+            wanted,
+        };
+        Ok(backward.gradients(gradient)?.into())
+    })
+}
+
+/// The same by candle's operations: on any device, and in float64.
 fn composed(
     query: &Tensor,
     key: &Tensor,

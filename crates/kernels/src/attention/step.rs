@@ -167,7 +167,7 @@ unsafe fn greatest_of<V: Vector>(rows: usize, scores: *const f32, [first, second
 /// The processor must have what the arithmetic needs; `left` must be valid for reads of `rows` units from each of `k * stride`, `right` for
 /// `depth` times two vectors, and `tile` for reads and writes of `rows` times two vectors.
 #[inline(always)]
-unsafe fn product<A: Arithmetic>(
+pub(super) unsafe fn product<A: Arithmetic>(
     rows: usize,
     depth: usize,
     left: *const f32,

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 
 use super::*;
 
@@ -74,7 +74,7 @@ fn check(name: &str, factors: [&Tensor; 3], heads: usize, scale: f64, mask: Opti
         _ => 8e-3,
     };
     for (level, kernel) in kernels(factors[2].dtype()) {
-        let found = fused::fused(kernel, factors, heads, scale, mask.as_ref()).unwrap();
+        let (found, _) = fused::fused(kernel, factors, heads, scale, mask.as_ref()).unwrap();
         assert_eq!((found.dims(), found.dtype()), (factors[0].dims(), factors[2].dtype()));
         for (found, expected) in values(&found).into_iter().zip(&expected) {
             let difference = (found - expected).abs();
@@ -173,7 +173,7 @@ fn a_query_that_is_masked_whole() {
     for (_, kernel) in kernels(DType::F32) {
         let found =
             fused::fused(kernel, [&x, &x, &x], 2, 0.3, Some(&row(f32::MIN).repeat((1, 2, 1, 1)).unwrap()));
-        let (found, mean) = (values(&found.unwrap().narrow(1, 7, 1).unwrap()), values(&x.mean(1).unwrap()));
+        let (found, mean) = (values(&found.unwrap().0.narrow(1, 7, 1).unwrap()), values(&x.mean(1).unwrap()));
         assert!(
             found.iter().zip(&mean).all(|(found, mean)| (found - mean).abs() < 1e-6),
             "{found:?} {mean:?}"
@@ -191,7 +191,7 @@ fn a_nan_or_an_infinity_is_not_hidden() {
         let key = numbers(&[1, 300, 8], 1).abs().unwrap();
         let (query, key) = (query.to_dtype(dtype).unwrap(), key.to_dtype(dtype).unwrap());
         for (level, kernel) in kernels(dtype) {
-            let found = values(&fused::fused(kernel, [&query, &key, &key], 1, 0.3, None).unwrap());
+            let found = values(&fused::fused(kernel, [&query, &key, &key], 1, 0.3, None).unwrap().0);
             for (token, results) in found.chunks(8).enumerate() {
                 assert!(
                     results.iter().all(|result| result.is_nan() == (token == 3)),
@@ -234,5 +234,119 @@ fn the_same_as_by_candles_operations() {
         let composed = values(&composed(&query, &key, &key, 4, scale, None).unwrap());
         let found = values(&attention(&query, &key, &key, 4, scale, None).unwrap());
         assert!(found.iter().zip(&composed).all(|(a, b)| (a - b).abs() < 4e-6), "{scale}");
+    }
+}
+
+/// Fails where a gradient is farther from that of candle's operations in float64 than `bound` times the largest.
+fn check_gradients(dtype: DType, bound: f64, sizes: [usize; 5], is_masked: bool, wanted: [bool; 3]) {
+    let [batch, queries, keys, heads, dim] = sizes;
+    let lengths = [queries, keys, keys, queries];
+    // Values that bfloat16 has, so that both begin with the same ones.
+    let numbers = |seed: usize| {
+        numbers(&[batch, lengths[seed], heads * dim], seed as u64).to_dtype(DType::BF16).unwrap()
+    };
+    let of = |dtype: DType| {
+        let inputs = [0, 1, 2].map(|seed| Var::from_tensor(&numbers(seed).to_dtype(dtype).unwrap()).unwrap());
+        let direction = numbers(3).to_dtype(dtype).unwrap();
+        (inputs, direction)
+    };
+    let mask = is_masked.then(|| {
+        let mask = super::tests::numbers(&[1, heads, queries, keys], 9);
+        // One key that nobody sees, and a query that sees none.
+        let hidden: Vec<f32> = (0..queries * keys)
+            .map(|place| if place % keys == 1 || place / keys == 2 { f32::NEG_INFINITY } else { 0.0 })
+            .collect();
+        let hidden = Tensor::from_vec(hidden, (1, 1, queries, keys), &Device::Cpu).unwrap();
+        mask.broadcast_add(&hidden).unwrap()
+    });
+    let gradients = |function: &dyn Fn([&Tensor; 3]) -> Tensor, inputs: &[Var; 3], direction: &Tensor| {
+        let tensors = [0, 1, 2].map(|index| match wanted[index] {
+            true => inputs[index].as_tensor().clone(),
+            false => inputs[index].as_detached_tensor(),
+        });
+        let output = function([&tensors[0], &tensors[1], &tensors[2]]);
+        let found = (output * direction).unwrap().sum_all().unwrap().backward().unwrap();
+        inputs.each_ref().map(|input| found.get(input).cloned())
+    };
+    let (inputs, direction) = of(DType::F64);
+    let plain = |[query, key, value]: [&Tensor; 3]| {
+        let softmax = |scores: Tensor| {
+            // NaN where all is masked; the mask's row is left out below.
+            let scores = scores.clamp(-1e300, 1e300).unwrap();
+            softmax_last_dim(&scores).unwrap()
+        };
+        let split = |x: &Tensor| split_heads(x, heads, DType::F64).unwrap();
+        let scores = (split(query) * 0.4).unwrap().matmul(&split(key).t().unwrap()).unwrap();
+        let scores = match &mask {
+            Some(mask) => scores.broadcast_add(&mask.to_dtype(DType::F64).unwrap()).unwrap(),
+            None => scores,
+        };
+        let mixed = softmax(scores).matmul(&split(value)).unwrap();
+        let keeps: Vec<f64> =
+            (0..queries).map(|query| if is_masked && query == 2 { 0.0 } else { 1.0 }).collect();
+        let keeps = Tensor::from_vec(keeps, (1, queries, 1), &Device::Cpu).unwrap();
+        let mixed = mixed.transpose(1, 2).unwrap().reshape((batch, queries, heads * dim)).unwrap();
+        mixed.broadcast_mul(&keeps).unwrap()
+    };
+    let expected = gradients(&plain, &inputs, &direction);
+    let (inputs, direction) = of(dtype);
+    for (level, kernel) in kernels(dtype) {
+        let ours = |inputs: [&Tensor; 3]| {
+            let shape = (batch, heads, queries, keys);
+            let mask = mask.as_ref().map(|mask| mask.broadcast_as(shape).unwrap());
+            record_fused(kernel, inputs, heads, 0.4, mask).unwrap()
+        };
+        let found = gradients(&ours, &inputs, &direction);
+        for (name, (found, expected)) in ["query", "key", "value"].iter().zip(found.iter().zip(&expected)) {
+            let (Some(found), Some(expected)) = (found, expected) else {
+                assert!(found.is_none() && expected.is_none(), "{name} {sizes:?}");
+                continue;
+            };
+            assert_eq!(found.dtype(), dtype);
+            let expected = values(expected);
+            let greatest = expected.iter().fold(0f64, |greatest, number| greatest.max(number.abs()));
+            for (found, expected) in values(found).into_iter().zip(expected) {
+                assert!(
+                    (found - expected).abs() <= bound * greatest.max(1.0),
+                    "{level:?} {name} {sizes:?}: {found} not {expected}"
+                );
+            }
+        }
+    }
+}
+
+const ALL: [bool; 3] = [true; 3];
+
+#[test]
+fn gradients_at_odd_sizes() {
+    for sizes in [
+        [1, 1, 1, 1, 1],
+        [2, 3, 5, 2, 3],
+        [3, 33, 31, 1, 17],
+        [1, 17, 77, 2, 40],
+        [2, 31, 130, 1, 64],
+        [1, 65, 257, 3, 33],
+        [1, 40, 9, 1, 160],
+    ] {
+        for is_masked in [false, sizes[1] > 3] {
+            check_gradients(DType::F32, 1e-5, sizes, is_masked, ALL);
+            check_gradients(DType::BF16, 2e-2, sizes, is_masked, ALL);
+        }
+        check_gradients(DType::F16, 2e-3, sizes, false, ALL);
+    }
+}
+
+#[test]
+fn gradients_of_several_parts() {
+    check_gradients(DType::F32, 1e-5, [1, 70, 2300, 1, 8], false, ALL);
+    check_gradients(DType::F32, 1e-5, [1, 2300, 70, 2, 8], true, ALL);
+    check_gradients(DType::BF16, 2e-2, [1, 1100, 2100, 1, 8], false, ALL);
+}
+
+#[test]
+fn gradients_of_those_that_are_wanted() {
+    for wanted in [[true, false, false], [false, true, false], [false, false, true], [false, true, true]] {
+        check_gradients(DType::F32, 1e-5, [2, 33, 35, 2, 12], false, wanted);
+        check_gradients(DType::BF16, 2e-2, [2, 33, 35, 2, 12], true, wanted);
     }
 }
