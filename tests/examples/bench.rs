@@ -2,19 +2,22 @@
 //!
 //! Answers as `xtask/python/bench.py` does: a line of JSON once the model is there and has run twice, and one for each line on standard input.
 
+use std::cell::RefCell;
 use std::io::{BufRead, Write};
+use std::sync::Arc;
 use std::time::Instant;
 use std::{env, fs, io};
 
 use anyhow::{Context, Result, bail};
-use candle_core::{DType, Device, Shape, Tensor};
-use candle_diffusers_kernels::PooledAllocator;
+use candle_core::{DType, Device, Shape, Tensor, Var};
+use candle_diffusers_kernels::{PooledAllocator, add, linear};
+use candle_diffusers_models::layers::{Layer, LayerAdapter, Layers};
 use candle_diffusers_models::{
     AutoencoderKL, AutoencoderKLConfig, ClipTextConfig, ClipTextModel, TextTime, UNet2DConditionConfig,
     UNet2DConditionModel, UNetConditions,
 };
 use candle_nn::var_builder::SimpleBackend;
-use candle_nn::{Init, VarBuilder};
+use candle_nn::{AdamW, Init, Optimizer, ParamsAdamW, VarBuilder};
 use serde_json::{Value, json};
 
 #[global_allocator]
@@ -78,12 +81,60 @@ fn prepare(name: &str, model: &Value, dtype: DType) -> Result<Run> {
         Some(_) => Some((input("text_embeds")?, input("time_ids")?)),
         None => None,
     };
+    if name.ends_with("_train_step") {
+        let target = input("target")?;
+        let optimizer = add_loras(&unet, &model["lora_layers"], model["lora_rank"].as_u64().unwrap_or(4) as usize)?;
+        return Ok(Box::new(move || {
+            let predicted = unet.forward(&sample, &[TIMESTEP], &text, UNetConditions::default())?;
+            let (predicted, target) = (predicted.to_dtype(DType::F32)?, target.to_dtype(DType::F32)?);
+            let loss = (predicted - target)?.sqr()?.mean_all()?;
+            optimizer.borrow_mut().backward_step(&loss)?;
+            Ok(())
+        }));
+    }
     Ok(Box::new(move || {
         let added = added.as_ref().map(|(text_embeds, time_ids)| TextTime { text_embeds, time_ids });
         let conditions = UNetConditions { added, ..Default::default() };
         unet.forward(&sample, &[TIMESTEP], &text, conditions)?;
         Ok(())
     }))
+}
+
+/// A LoRA in float32 on each linear layer whose name ends with one of these, and what trains them.
+fn add_loras(unet: &UNet2DConditionModel, names: &Value, rank: usize) -> Result<RefCell<AdamW>> {
+    let names: Vec<String> = serde_json::from_value(names.clone()).context("no lora_layers")?;
+    let mut variables = Vec::new();
+    for (name, layer) in unet.layers() {
+        if !names.iter().any(|ending| name.ends_with(&format!(".{ending}"))) {
+            continue;
+        }
+        let (features, in_features) = layer.shape().dims2()?;
+        let down = Var::randn(0f32, 1.0 / rank as f32, (rank, in_features), &Device::Cpu)?;
+        let up = Var::zeros((features, rank), DType::F32, &Device::Cpu)?;
+        layer.set_adapter(Some(Arc::new(TrainedLora { down: down.clone(), up: up.clone() })));
+        variables.extend([down, up]);
+    }
+    let parameters = ParamsAdamW { lr: 1e-4, weight_decay: 0.01, ..Default::default() };
+    Ok(RefCell::new(AdamW::new(variables, parameters)?))
+}
+
+/// A LoRA (Hu et al., 2021) of alpha equal to its rank.
+#[derive(Debug)]
+struct TrainedLora {
+    down: Var,
+    up: Var,
+}
+
+impl LayerAdapter for TrainedLora {
+    fn forward(
+        &self,
+        _: &Layer,
+        input: &Tensor,
+        output: Tensor,
+    ) -> candle_diffusers_models::error::Result<Tensor> {
+        let hidden = linear(input, &self.down.to_dtype(input.dtype())?, None)?;
+        Ok(add(&output, &linear(&hidden, &self.up.to_dtype(input.dtype())?, None)?)?)
+    }
 }
 
 /// Weights of the size that models begin their training with, so that no number grows or vanishes on its way through them.

@@ -54,8 +54,40 @@ def inputs(entry, dtype):
     return [torch.randn(shape, generator=generator).to(dtype) for shape in entry["inputs"].values()]
 
 
+def train_step(entry, dtype):
+    """A step of LoRA training as diffusers' scripts do it: LoRAs in float32, whatever the model's dtype."""
+    import peft
+
+    model = build(entry).to(dtype)
+    model.requires_grad_(False)
+    rank = entry["lora_rank"]
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=entry["lora_layers"]
+    )
+    model.add_adapter(config)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.data = parameter.data.float()
+    model.train()
+    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+    sample, text, target = inputs(entry, dtype)
+
+    def run():
+        with torch.enable_grad():
+            predicted = model(sample, torch.tensor(TIMESTEP), text).sample
+            loss = torch.nn.functional.mse_loss(predicted.float(), target.float())
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return run
+
+
 def with_diffusers(name, entry, dtype):
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    if name.endswith("_train_step"):
+        return train_step(entry, dtype)
     model = Call(name, build(entry).to(dtype).to(memory_format=torch.channels_last))
     tensors = [
         tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor

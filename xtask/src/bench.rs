@@ -15,19 +15,27 @@ use crate::worker::{Cost, Worker};
 use crate::workspace;
 
 /// What is timed: names of `xtask/bench/models.json`.
-const NAMES: [&str; 5] =
-    ["sd15_unet_step", "sd15_vae_decode", "sd15_vae_encode", "sd15_text_encoder", "sdxl_unet_step"];
+const NAMES: [&str; 6] = [
+    "sd15_unet_step",
+    "sd15_lora_train_step",
+    "sd15_vae_decode",
+    "sd15_vae_encode",
+    "sd15_text_encoder",
+    "sdxl_unet_step",
+];
 const DTYPES: [&str; 2] = ["f32", "bf16"];
 /// In float32 the models of SDXL of three programs do not fit into 24 GB at once; OpenVINO needs as much again to convert one.
 const TOO_LARGE: [(&str, &str); 1] = [("sdxl_unet_step", "f32")];
 const TOO_LARGE_FOR_OPENVINO: &str = "sdxl_unet_step";
+/// OpenVINO does not train.
+const TRAINING: &str = "_train_step";
 
 #[derive(Args)]
 pub(crate) struct BenchArguments {
     /// A Python that has torch and diffusers, and openvino or not; without one only this project is timed
     #[arg(long, value_name = "PYTHON")]
     against: Option<PathBuf>,
-    /// Only what has this in its name: sd15_unet_step, sd15_vae_decode, sd15_vae_encode, sd15_text_encoder, sdxl_unet_step
+    /// Only what has this in its name: sd15_unet_step, sd15_lora_train_step, sd15_vae_decode, sd15_vae_encode, sd15_text_encoder, sdxl_unet_step
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
     /// Only this type: f32 or bf16
@@ -140,7 +148,8 @@ fn time(
     let mut command = Command::new(ours);
     command.arg(models).args([name, dtype]).env("RAYON_NUM_THREADS", &threads);
     let mut contenders = vec![Contender::start("ours", &mut command)?];
-    for peer in peers.iter().filter(|peer| peer.name != "openvino" || name != TOO_LARGE_FOR_OPENVINO) {
+    let is_left_out = name == TOO_LARGE_FOR_OPENVINO || name.ends_with(TRAINING);
+    for peer in peers.iter().filter(|peer| peer.name != "openvino" || !is_left_out) {
         let mut command = peer.python.script(&workspace::root().join("xtask/python/bench.py"));
         command.args([peer.name, name, dtype, &threads]).env("OMP_NUM_THREADS", &threads);
         contenders.push(Contender::start(peer.name, &mut command)?);

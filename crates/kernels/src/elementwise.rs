@@ -6,7 +6,11 @@ use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Result, Tensor}
 use rayon::prelude::*;
 
 use crate::Level;
-use crate::cpu::{self, Chunk, Float, OnPart, Pointwise, TASK, Work, by_float, fill, run_at, values};
+use crate::cpu::{
+    self, Chunk, Float, LANES, OnPart, Pointwise, TASK, Work, by_float, fill, map_two, run_at, values,
+};
+use crate::gradient::record;
+use crate::reduction::sum_pixels;
 
 /// `a + b`, of one shape and dtype: the sum at the end of a residual block.
 ///
@@ -16,7 +20,11 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if a.shape() != b.shape() || !cpu::computes(&[a, b]) {
         return a.add(b);
     }
-    add_numbers(a, b)
+    let sum = add_numbers(&a.detach(), &b.detach())?;
+    let wanted = [a, b].map(Tensor::track_op);
+    record("add", sum, &[Some(a), Some(b)], move |gradient| {
+        Ok(wanted.map(|wanted| wanted.then(|| gradient.clone())).into())
+    })
 }
 
 /// The same without a gradient, for what is on the CPU in one dtype of at most 32 bits.
@@ -96,7 +104,18 @@ pub fn add_per_channel(x: &Tensor, vectors: &Tensor) -> Result<Tensor> {
     if !cpu::computes(&[x, vectors]) {
         return x.broadcast_add(&per_channel(x, vectors)?);
     }
-    change_channels(Level::current()?, x, None, vectors)
+    let sum = change_channels(Level::current()?, &x.detach(), None, vectors)?;
+    let wanted = [x, vectors].map(Tensor::track_op);
+    record("add-per-channel", sum, &[Some(x), Some(vectors)], move |gradient| {
+        let for_vectors = if wanted[1] { Some(channel_sums(gradient)?) } else { None };
+        Ok(vec![wanted[0].then(|| gradient.clone()), for_vectors])
+    })
+}
+
+/// The sum of each channel of each item, `(batch, channels)`.
+fn channel_sums(x: &Tensor) -> Result<Tensor> {
+    let sums: Vec<f32> = sum_pixels(x)?.into_iter().map(|sum| sum as f32).collect();
+    Tensor::from_vec(sums, &x.dims()[..2], &Device::Cpu)?.to_dtype(x.dtype())
 }
 
 /// `x * (1 + scale) + shift`, where `scale` and `shift` have a number for each channel of each item.
@@ -112,7 +131,32 @@ pub fn scale_shift_per_channel(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Re
         let scale = (per_channel(x, scale)? + 1.0)?;
         return x.broadcast_mul(&scale)?.broadcast_add(&per_channel(x, shift)?);
     }
-    change_channels(Level::current()?, x, Some(scale), shift)
+    let level = Level::current()?;
+    let (kept_x, kept_scale) = (x.detach(), scale.detach());
+    let output = change_channels(level, &kept_x, Some(&kept_scale), shift)?;
+    let inputs = [x, scale, shift];
+    let wanted = inputs.map(Tensor::track_op);
+    record("scale-shift-per-channel", output, &inputs.map(Some), move |gradient| {
+        let for_x = match wanted[0] {
+            true => Some(change_channels(level, gradient, Some(&kept_scale), &kept_scale.zeros_like()?)?),
+            false => None,
+        };
+        let for_scale = match wanted[1] {
+            true => Some(channel_sums(&multiply_numbers(level, gradient, &kept_x)?)?),
+            false => None,
+        };
+        let for_shift = if wanted[2] { Some(channel_sums(gradient)?) } else { None };
+        Ok(vec![for_x, for_scale, for_shift])
+    })
+}
+
+/// `a * b`, of one shape.
+fn multiply_numbers(level: Level, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let (a, b) = (a.contiguous()?, b.contiguous()?);
+    by_float!(a.dtype(), T => {
+        let (x, y) = (values::<T>(&a)?, values::<T>(&b)?);
+        Tensor::from_vec(map_two(level, [x.get()?, y.get()?], Product)?, a.shape(), &Device::Cpu)
+    })
 }
 
 /// Fails unless `vectors` is `(batch, channels)` of `x`.
@@ -136,7 +180,7 @@ pub(crate) fn per_channel(x: &Tensor, vectors: &Tensor) -> Result<Tensor> {
 
 /// Numbers in order, in float32.
 pub(crate) fn floats(tensor: &Tensor) -> Result<Vec<f32>> {
-    tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+    tensor.detach().to_dtype(DType::F32)?.flatten_all()?.to_vec1()
 }
 
 fn change_channels(level: Level, x: &Tensor, scale: Option<&Tensor>, shift: &Tensor) -> Result<Tensor> {
@@ -215,6 +259,19 @@ impl Pointwise<1> for ScaleShift {
     fn apply(self, [mut x]: [Chunk; 1]) -> Chunk {
         for lane in &mut x {
             *lane = *lane * self.scale + self.shift;
+        }
+        x
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Product;
+
+impl Pointwise<2> for Product {
+    #[inline(always)]
+    fn apply(self, [mut x, y]: [Chunk; 2]) -> Chunk {
+        for lane in 0..LANES {
+            x[lane] *= y[lane];
         }
         x
     }

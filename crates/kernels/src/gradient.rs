@@ -231,6 +231,8 @@ fn with_numbers(value: Tensor, node: Tensor) -> Result<Tensor> {
         layout.is_contiguous() && layout.start_offset() == 0 && length(storage) == layout.shape().elem_count()
     };
     let taken = Taken { storage: Mutex::new(None), is_whole };
+    // What is empty may be a view.
+    let value = if value.elem_count() == 0 { value.zeros_like()? } else { value };
     value.inplace_op1(&taken)?;
     let id = Arc::new(OnceLock::new());
     let numbers = Numbers { storage: taken.storage, shape: value.shape().clone(), id: id.clone() };

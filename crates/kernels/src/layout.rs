@@ -6,6 +6,7 @@ use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
 use crate::cpu::{self, Float, TASK, by_float, fill, values};
+use crate::gradient::record;
 
 /// A transposition takes so many rows and columns at a time: a row of float32 fills a cache line.
 const TILE: usize = 16;
@@ -15,22 +16,40 @@ const TILE: usize = 16;
 /// # Errors
 /// When there are no tensors, or shapes or dtypes do not fit.
 pub fn cat(tensors: &[&Tensor], dim: usize) -> Result<Tensor> {
+    if let [only] = tensors {
+        return Ok((*only).clone());
+    }
     let fits = |tensor: &&Tensor| {
         let (dims, first) = (tensor.dims(), tensors[0].dims());
         dims.len() == first.len()
             && dims.iter().zip(first).enumerate().all(|(axis, (a, b))| axis == dim || a == b)
     };
-    let plain = || Tensor::cat(tensors, dim);
     if !cpu::computes(tensors) || dim >= tensors[0].rank() || !tensors.iter().all(fits) {
-        return plain();
+        return Tensor::cat(tensors, dim);
     }
+    let joined = cat_numbers(&tensors.iter().map(|tensor| tensor.detach()).collect::<Vec<_>>(), dim)?;
+    let inputs: Vec<_> = tensors.iter().map(|tensor| Some(*tensor)).collect();
+    let parts: Vec<_> = tensors.iter().map(|tensor| (tensor.dims()[dim], tensor.track_op())).collect();
+    record("cat", joined, &inputs, move |gradient| {
+        let mut start = 0;
+        let mut next = |(length, tracks): &(usize, bool)| {
+            let part = if *tracks { Some(gradient.narrow(dim, start, *length)?) } else { None };
+            start += length;
+            Ok(part)
+        };
+        parts.iter().map(&mut next).collect()
+    })
+}
+
+/// [`cat`] of tensors that fit, several of them.
+fn cat_numbers(tensors: &[Tensor], dim: usize) -> Result<Tensor> {
     let first = tensors[0].dims();
     let (outer, inner) = (first[..dim].iter().product::<usize>(), first[dim + 1..].iter().product::<usize>());
     let mut shape = first.to_vec();
     shape[dim] = tensors.iter().map(|tensor| tensor.dims()[dim]).sum();
     // Rows so short that cutting them would take longer than copying.
     if inner * shape[dim] < 256 {
-        return plain();
+        return Tensor::cat(tensors, dim);
     }
     let tensors = tensors.iter().map(|tensor| tensor.contiguous()).collect::<Result<Vec<_>>>()?;
     by_float!(tensors[0].dtype(), T => {
@@ -66,7 +85,11 @@ pub fn pixels_to_tokens(x: &Tensor) -> Result<Tensor> {
     if !cpu::computes(&[x]) {
         return x.flatten_from(2)?.transpose(1, 2)?.contiguous();
     }
-    transpose(x, [batch, channels, height * width])
+    let tokens = transpose(&x.detach(), [batch, channels, height * width])?;
+    record("pixels-to-tokens", tokens, &[Some(x)], move |gradient| {
+        let pixels = transpose(gradient, [batch, height * width, channels])?;
+        Ok(vec![Some(pixels.reshape((batch, channels, height, width))?)])
+    })
 }
 
 /// Tokens as a picture's pixels: `(batch, height * width, channels)` to `(batch, channels, height, width)`.
@@ -78,12 +101,14 @@ pub fn tokens_to_pixels(x: &Tensor, height: usize, width: usize) -> Result<Tenso
     if height.checked_mul(width) != Some(tokens) {
         candle_core::bail!("tokens_to_pixels: {:?} has not the tokens of {height}x{width} pixels", x.dims());
     }
-    let transposed = if cpu::computes(&[x]) {
-        transpose(x, [batch, tokens, channels])?
-    } else {
-        x.transpose(1, 2)?.contiguous()?
-    };
-    transposed.reshape((batch, channels, height, width))
+    if !cpu::computes(&[x]) {
+        return x.transpose(1, 2)?.contiguous()?.reshape((batch, channels, height, width));
+    }
+    let pixels =
+        transpose(&x.detach(), [batch, tokens, channels])?.reshape((batch, channels, height, width))?;
+    record("tokens-to-pixels", pixels, &[Some(x)], move |gradient| {
+        Ok(vec![Some(transpose(gradient, [batch, channels, tokens])?)])
+    })
 }
 
 /// `(batch, rows, columns)` to `(batch, columns, rows)`.

@@ -4,21 +4,29 @@ use candle_core::{CpuStorage, CustomOp1, D, DType, Device, Layout, Result, Shape
 use rayon::prelude::*;
 
 use crate::Level;
+use crate::cpu::{Work, fill, run_at, values};
 use crate::exponential::exp;
+use crate::gradient::record_with_output;
 
 /// Numbers of a row that are computed at a time.
 const LANES: usize = 16;
 /// So many numbers at least are a task.
 const TASK: usize = 1 << 14;
 
-/// Softmax over the last dimension; any rank but 0, float32 on the CPU in one pass over each row, elsewhere by candle's
+/// Softmax over the last dimension; any rank but 0, on the CPU in float32 (half precision too) in one pass over each row, elsewhere by candle's
 /// operations. It can be differentiated.
 ///
 /// # Errors
 /// When `x` is a scalar or not of a floating dtype.
 pub fn softmax_last_dim(x: &Tensor) -> Result<Tensor> {
     if matches!(x.device(), Device::Cpu) && x.dtype() == DType::F32 {
-        return x.contiguous()?.apply_op1(SoftmaxLastDim);
+        let output = x.detach().contiguous()?.apply_op1_no_bwd(&SoftmaxLastDim)?;
+        return record_with_output("softmax-last-dim", output, &[Some(x)], |gradient, output| {
+            Ok(vec![Some(input_gradient(Level::current()?, output, gradient)?)])
+        });
+    }
+    if matches!(x.device(), Device::Cpu) && matches!(x.dtype(), DType::F16 | DType::BF16) {
+        return softmax_last_dim(&x.to_dtype(DType::F32)?)?.to_dtype(x.dtype());
     }
     let exponentials = x.broadcast_sub(&x.max_keepdim(D::Minus1)?)?.exp()?;
     exponentials.broadcast_div(&exponentials.sum_keepdim(D::Minus1)?)
@@ -42,11 +50,56 @@ impl CustomOp1 for SoftmaxLastDim {
         let result = softmax_at(Level::current()?, &values[start..end], width);
         Ok((CpuStorage::F32(result), layout.shape().clone()))
     }
+}
 
-    // d softmax = y * (g - sum(g * y))
-    fn bwd(&self, _x: &Tensor, y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let inner = (grad * y)?.sum_keepdim(D::Minus1)?;
-        Ok(Some((grad.broadcast_sub(&inner)? * y)?))
+/// `y (g - sum(g y))` for each row.
+fn input_gradient(level: Level, output: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+    let gradient = gradient.contiguous()?;
+    let width = output.dim(D::Minus1)?;
+    let (outputs, gradients) = (values::<f32>(output)?, values::<f32>(&gradient)?);
+    let (outputs, gradients) = (outputs.get()?, gradients.get()?);
+    let write = |result: &mut [MaybeUninit<f32>]| {
+        if width == 0 {
+            return;
+        }
+        let rows =
+            result.par_chunks_mut(width).zip(outputs.par_chunks(width)).zip(gradients.par_chunks(width));
+        rows.with_min_len((TASK / width).max(1)).for_each(|((result, output), gradient)| {
+            run_at(level, RowGradient { output, gradient, result });
+        });
+    };
+    // SAFETY: the rows are the whole result, and `RowGradient` writes all of one.
+    let numbers = unsafe { fill(outputs.len(), write)? };
+    Tensor::from_vec(numbers, output.shape(), &Device::Cpu)
+}
+
+struct RowGradient<'a> {
+    output: &'a [f32],
+    gradient: &'a [f32],
+    result: &'a mut [MaybeUninit<f32>],
+}
+
+impl Work for RowGradient<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let (outputs, output_rest) = self.output.as_chunks::<LANES>();
+        let (gradients, gradient_rest) = self.gradient.as_chunks::<LANES>();
+        let mut sums = [0f32; LANES];
+        for (output, gradient) in outputs.iter().zip(gradients) {
+            for lane in 0..LANES {
+                sums[lane] += output[lane] * gradient[lane];
+            }
+        }
+        for (lane, (output, gradient)) in output_rest.iter().zip(gradient_rest).enumerate() {
+            sums[lane] += output * gradient;
+        }
+        let sum: f32 = sums.into_iter().sum();
+        let numbers = self.output.iter().zip(self.gradient);
+        for (result, (output, gradient)) in self.result.iter_mut().zip(numbers) {
+            result.write(output * (gradient - sum));
+        }
     }
 }
 

@@ -3,7 +3,9 @@ use std::mem::MaybeUninit;
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
-use crate::cpu::{self, Float, TASK, by_float, fill, values};
+use crate::Level;
+use crate::cpu::{self, Float, TASK, Work, by_float, fill, run_at, values};
+use crate::gradient::record;
 
 /// Nearest-neighbour upsampling by two, as `torch.nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")`.
 ///
@@ -33,6 +35,15 @@ pub fn upsample_nearest2d_to(x: &Tensor, height: usize, width: usize) -> Result<
     if !cpu::computes(&[x]) {
         return x.upsample_nearest2d(height, width);
     }
+    let output = upsampled(&x.detach(), length, [height, width])?;
+    record("upsample-nearest2d", output, &[Some(x)], move |gradient| {
+        Ok(vec![Some(summed(gradient, [old_height, old_width])?)])
+    })
+}
+
+/// The pixels of `x`, `length` of them in pictures of another size.
+fn upsampled(x: &Tensor, length: usize, [height, width]: [usize; 2]) -> Result<Tensor> {
+    let (batch, channels, old_height, old_width) = x.dims4()?;
     let x = x.contiguous()?;
     by_float!(x.dtype(), T => {
         let x_values = values::<T>(&x)?;
@@ -53,6 +64,64 @@ pub fn upsample_nearest2d_to(x: &Tensor, height: usize, width: usize) -> Result<
         let output = unsafe { fill(length, write)? };
         Tensor::from_vec(output, (batch, channels, height, width), &Device::Cpu)
     })
+}
+
+/// The sums over those pixels that show one of the old ones.
+fn summed(gradient: &Tensor, [old_height, old_width]: [usize; 2]) -> Result<Tensor> {
+    let (batch, channels, height, width) = gradient.dims4()?;
+    let level = Level::current()?;
+    let gradient = gradient.contiguous()?;
+    let (to_row, to_column) = (sources(old_height, height), sources(old_width, width));
+    by_float!(gradient.dtype(), T => {
+        let gradient_values = values::<T>(&gradient)?;
+        let values = gradient_values.get()?;
+        let write = |output: &mut [MaybeUninit<T>]| {
+            let planes = output.par_chunks_mut((old_height * old_width).max(1));
+            planes.with_min_len(TASK.div_ceil((height * width).max(1))).enumerate().for_each(|(plane, output)| {
+                let values = &values[plane * height * width..][..height * width];
+                run_at(level, SumPixels { values, to_row: &to_row, to_column: &to_column, old_width, output });
+            });
+        };
+        // SAFETY: the planes are the whole output, and `SumPixels` writes all of one.
+        let output = unsafe { fill(batch * channels * old_height * old_width, write)? };
+        Tensor::from_vec(output, (batch, channels, old_height, old_width), &Device::Cpu)
+    })
+}
+
+/// The sums for the pixels of one plane.
+struct SumPixels<'a, T> {
+    values: &'a [T],
+    to_row: &'a [usize],
+    to_column: &'a [usize],
+    old_width: usize,
+    output: &'a mut [MaybeUninit<T>],
+}
+
+impl<T: Float> Work for SumPixels<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { values, to_row, to_column, old_width, output } = self;
+        let width = to_column.len();
+        let mut sums = vec![0f32; output.len()];
+        for (row, values) in to_row.iter().zip(values.chunks_exact(width.max(1))) {
+            let sums = &mut sums[row * old_width..][..old_width];
+            if width == 2 * old_width {
+                let (pairs, _) = values.as_chunks::<2>();
+                for (sum, [first, second]) in sums.iter_mut().zip(pairs) {
+                    *sum += first.to_float() + second.to_float();
+                }
+            } else {
+                for (value, column) in values.iter().zip(to_column) {
+                    sums[*column] += value.to_float();
+                }
+            }
+        }
+        for (output, sum) in output.iter_mut().zip(sums) {
+            output.write(T::from_float(sum));
+        }
+    }
 }
 
 /// For each of `new` pixels the one of `old` that it shows.

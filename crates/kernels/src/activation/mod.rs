@@ -9,8 +9,9 @@ use candle_core::{D, Device, Result, Tensor};
 use rayon::prelude::*;
 
 use crate::Level;
-use crate::cpu::{self, Chunk, LANES, OnPart, Pointwise, TASK, by_float, fill, run_at, values};
+use crate::cpu::{self, Chunk, Float, LANES, OnPart, Pointwise, TASK, Work, by_float, fill, run_at, values};
 use crate::exponential::exp;
+use crate::gradient::record;
 
 /// `x * sigmoid(x)`, also called swish; any shape.
 ///
@@ -53,15 +54,35 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
         candle_core::bail!("geglu: the last dimension of {:?} is odd and has no two halves", x.dims());
     }
     if cpu::computes(&[x]) {
-        return geglu_at(Level::current()?, x);
+        let level = Level::current()?;
+        let kept = x.detach();
+        let output = geglu_at(level, &kept)?;
+        return record("geglu", output, &[Some(x)], move |gradient| {
+            Ok(vec![Some(geglu_gradient_at(level, &kept, gradient)?)])
+        });
     }
     let value = x.narrow(D::Minus1, 0, width / 2)?;
     let gate = x.narrow(D::Minus1, width / 2, width / 2)?;
     value.mul(&gate.contiguous()?.gelu_erf()?)
 }
 
-fn each(x: &Tensor, function: impl Pointwise<1>) -> Result<Tensor> {
-    each_at(Level::current()?, x, function)
+fn each(x: &Tensor, function: impl Slope) -> Result<Tensor> {
+    let level = Level::current()?;
+    let kept = x.detach();
+    let output = each_at(level, &kept, function)?;
+    record("activation", output, &[Some(x)], move |gradient| {
+        Ok(vec![Some(slopes_at(level, &kept, gradient, function)?)])
+    })
+}
+
+/// `gradient` times the function's slope at `x`.
+fn slopes_at(level: Level, x: &Tensor, gradient: &Tensor, function: impl Slope) -> Result<Tensor> {
+    let (x, gradient) = (x.contiguous()?, gradient.contiguous()?);
+    by_float!(x.dtype(), T => {
+        let (x_values, gradient_values) = (values::<T>(&x)?, values::<T>(&gradient)?);
+        let output = cpu::map_two(level, [x_values.get()?, gradient_values.get()?], TimesSlope(function))?;
+        Tensor::from_vec(output, x.shape(), &Device::Cpu)
+    })
 }
 
 fn each_at(level: Level, x: &Tensor, function: impl Pointwise<1>) -> Result<Tensor> {
@@ -96,8 +117,67 @@ fn geglu_at(level: Level, x: &Tensor) -> Result<Tensor> {
     })
 }
 
+/// The gradient of [`geglu`]'s input.
+fn geglu_gradient_at(level: Level, x: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+    let (x, gradient) = (x.contiguous()?, gradient.contiguous()?);
+    let width = x.dim(D::Minus1)? / 2;
+    by_float!(x.dtype(), T => {
+        let (x_values, gradient_values) = (values::<T>(&x)?, values::<T>(&gradient)?);
+        let (values, gradients) = (x_values.get()?, gradient_values.get()?);
+        let write = |output: &mut [MaybeUninit<T>]| {
+            if width == 0 {
+                return;
+            }
+            let rows = output.par_chunks_mut(2 * width).zip(values.par_chunks(2 * width));
+            let rows = rows.zip(gradients.par_chunks(width)).with_min_len(TASK.div_ceil(2 * width));
+            rows.for_each(|((output, row), gradient)| {
+                let (value, gate) = row.split_at(width);
+                let (for_value, for_gate) = output.split_at_mut(width);
+                run_at(level, GegluGradient { value, gate, gradient, for_value, for_gate });
+            });
+        };
+        // SAFETY: the rows are the whole output, and `GegluGradient` writes all that it is given.
+        let output = unsafe { fill(values.len(), write)? };
+        Tensor::from_vec(output, x.shape(), &Device::Cpu)
+    })
+}
+
+/// A function that has a slope.
+pub(crate) trait Slope: Pointwise<1> + Send + 'static {
+    /// Its derivative; `#[inline(always)]`.
+    fn slope(self, x: Chunk) -> Chunk;
+}
+
+#[derive(Clone, Copy)]
+struct TimesSlope<F>(F);
+
+impl<F: Slope> Pointwise<2> for TimesSlope<F> {
+    #[inline(always)]
+    fn apply(self, [x, gradient]: [Chunk; 2]) -> Chunk {
+        let mut slope = self.0.slope(x);
+        for lane in 0..LANES {
+            slope[lane] *= gradient[lane];
+        }
+        slope
+    }
+}
+
 #[derive(Clone, Copy)]
 pub(crate) struct Silu;
+
+impl Slope for Silu {
+    #[inline(always)]
+    fn slope(self, x: Chunk) -> Chunk {
+        QuickGelu::slope_scaled(x, 1.0)
+    }
+}
+
+impl Slope for QuickGelu {
+    #[inline(always)]
+    fn slope(self, x: Chunk) -> Chunk {
+        Self::slope_scaled(x, 1.702)
+    }
+}
 
 impl Pointwise<1> for Silu {
     #[inline(always)]
@@ -115,6 +195,16 @@ impl QuickGelu {
     fn scaled(mut x: Chunk, scale: f32) -> Chunk {
         for x in &mut x {
             *x /= 1.0 + exp::<false>(-scale * *x);
+        }
+        x
+    }
+
+    /// `s (1 + scale x (1 - s))` with `s = 1 / (1 + exp(-scale x))`.
+    #[inline(always)]
+    fn slope_scaled(mut x: Chunk, scale: f32) -> Chunk {
+        for x in &mut x {
+            let sigmoid = 1.0 / (1.0 + exp::<false>(-scale * *x));
+            *x = sigmoid * (1.0 + scale * *x * (1.0 - sigmoid));
         }
         x
     }
@@ -150,6 +240,79 @@ impl Gelu {
 
     /// Beyond it the tail is less than any number.
     const END: f32 = 14.5;
+
+    /// The normal distribution's tail beyond a distance from 0 to END, and `exp(-distance^2 / 2)`.
+    #[inline(always)]
+    fn tail(distance: f32) -> [f32; 2] {
+        let inverse = 1.0 / (1.0 + Self::RATE * distance);
+        let [rest @ .., last] = Self::TAIL;
+        let tail = rest.into_iter().rev().fold(last, |sum, next| sum * inverse + next);
+        let power = exp::<false>(-0.5 * distance * distance);
+        [tail * inverse * power, power]
+    }
+}
+
+impl Slope for Gelu {
+    /// The normal distribution up to `x`, and `x` times its density.
+    #[inline(always)]
+    fn slope(self, mut x: Chunk) -> Chunk {
+        /// `1 / sqrt(2 pi)`
+        const DENSITY: f32 = 0.398_942_3;
+        for x in &mut x {
+            let number = *x;
+            let distance = if number.abs() < Self::END { number.abs() } else { Self::END };
+            let [tail, power] = Self::tail(distance);
+            let below = if number < 0.0 { tail } else { 1.0 - tail };
+            let slope = below + number.clamp(-Self::END, Self::END) * (DENSITY * power);
+            // Beside END a NaN would be lost.
+            *x = if number.is_nan() { number } else { slope };
+        }
+        x
+    }
+}
+
+/// The gradients of a row's two halves.
+struct GegluGradient<'a, T> {
+    value: &'a [T],
+    gate: &'a [T],
+    gradient: &'a [T],
+    for_value: &'a mut [MaybeUninit<T>],
+    for_gate: &'a mut [MaybeUninit<T>],
+}
+
+impl<T: Float> Work for GegluGradient<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { value, gate, gradient, for_value, for_gate } = self;
+        OnPart { inputs: [gate, gradient], output: for_value, function: TimesGelu }.run();
+        OnPart { inputs: [value, gate, gradient], output: for_gate, function: TimesGeluSlope }.run();
+    }
+}
+
+#[derive(Clone, Copy)]
+struct TimesGelu;
+
+impl Pointwise<2> for TimesGelu {
+    #[inline(always)]
+    fn apply(self, [gate, gradient]: [Chunk; 2]) -> Chunk {
+        Geglu.apply([gradient, gate])
+    }
+}
+
+#[derive(Clone, Copy)]
+struct TimesGeluSlope;
+
+impl Pointwise<3> for TimesGeluSlope {
+    #[inline(always)]
+    fn apply(self, [value, gate, gradient]: [Chunk; 3]) -> Chunk {
+        let mut slope = Gelu.slope(gate);
+        for lane in 0..LANES {
+            slope[lane] *= value[lane] * gradient[lane];
+        }
+        slope
+    }
 }
 
 impl Pointwise<1> for Gelu {
@@ -162,12 +325,9 @@ impl Pointwise<1> for Gelu {
             let x = *result;
             // A NaN becomes END here, and is one again at the end.
             let distance = if x.abs() < Self::END { x.abs() } else { Self::END };
-            let inverse = 1.0 / (1.0 + Self::RATE * distance);
-            let [rest @ .., last] = Self::TAIL;
-            let tail = rest.into_iter().rev().fold(last, |sum, next| sum * inverse + next);
-            let tail = distance * (tail * inverse * exp::<false>(-0.5 * distance * distance));
+            let [tail, _] = Self::tail(distance);
             let positive = if x < 0.0 { 0.0 } else { x };
-            *result = positive - tail;
+            *result = positive - distance * tail;
         }
         result
     }

@@ -13,19 +13,17 @@ use candle_core::{DType, Device, Tensor};
 pub(crate) use float::{Chunk, Float, LANES, by_float, load_tail, store, store_tail};
 pub(crate) use level::{Work, run_at};
 pub(crate) use memory::{fill, values};
-pub(crate) use pointwise::{OnPart, Pointwise, map};
+pub(crate) use pointwise::{OnPart, Pointwise, map, map_two};
 
 /// A task has at least so many numbers: of float32, 64 kB.
 pub(crate) const TASK: usize = 1 << 14;
 
-/// Whether the code of this crate computes what the tensors ask for: on the CPU, all in one dtype of float32 or half precision, and with
-/// nothing to differentiate.
+/// Whether the code of this crate computes what the tensors ask for: on the CPU, all in one dtype of float32 or half precision.
 pub(crate) fn computes(tensors: &[&Tensor]) -> bool {
     let fits = |tensor: &&Tensor| {
         matches!(tensor.device(), Device::Cpu)
             && matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16)
             && tensor.dtype() == tensors[0].dtype()
-            && !tensor.track_op()
     };
     !tensors.is_empty() && tensors.iter().all(fits)
 }

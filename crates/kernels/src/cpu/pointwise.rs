@@ -23,6 +23,21 @@ pub(crate) fn map<T: Float>(level: Level, x: &[T], function: impl Pointwise<1>) 
     unsafe { fill(x.len(), write) }
 }
 
+/// `function` of each pair of numbers, of which there are equally many.
+pub(crate) fn map_two<T: Float>(
+    level: Level,
+    [x, y]: [&[T]; 2],
+    function: impl Pointwise<2>,
+) -> Result<Vec<T>> {
+    let write = |output: &mut [MaybeUninit<T>]| {
+        let tasks = output.par_chunks_mut(TASK).zip(x.par_chunks(TASK)).zip(y.par_chunks(TASK));
+        tasks.for_each(|((output, x), y)| run_at(level, OnPart { inputs: [x, y], output, function }));
+    };
+    assert_eq!(x.len(), y.len());
+    // SAFETY: the tasks are the whole output, as the inputs have its length, and `OnPart` writes as many numbers as it is given.
+    unsafe { fill(x.len(), write) }
+}
+
 /// [`Pointwise`] on numbers that lie beside each other. All slices have the same length.
 pub(crate) struct OnPart<'a, T, F, const INPUTS: usize> {
     pub(crate) inputs: [&'a [T]; INPUTS],

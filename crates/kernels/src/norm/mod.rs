@@ -1,11 +1,12 @@
 //! Group and layer normalisation.
 
+mod backward;
 mod cpu;
 mod moments;
 #[cfg(test)]
 mod tests;
 
-use candle_core::{D, Device, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Shape, Tensor};
 
 use self::cpu::{GroupNorm, Nothing};
 use crate::Level;
@@ -13,6 +14,7 @@ use crate::activation::{Silu, silu};
 use crate::cpu::computes;
 use crate::dtype::{per_channel, sum_dtype};
 use crate::elementwise::{add_per_channel, check_vectors, floats};
+use crate::gradient::{record, tracks};
 
 /// Group normalisation (Wu and He, 2018), as `torch.nn.functional.group_norm`.
 ///
@@ -23,12 +25,10 @@ use crate::elementwise::{add_per_channel, check_vectors, floats};
 /// When `groups` does not divide the channels, or shapes do not fit.
 pub fn group_norm(x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     check_groups(x, groups)?;
-    match parameters_on_cpu(x, x.dims()[1], weight, bias)? {
-        Some((weight, bias)) => {
-            GroupNorm { x, added: None, groups, weight, bias, eps }.compute(Level::current()?, Nothing)
-        }
-        None => plain_group_norm(x, groups, weight, bias, eps),
+    if is_on_cpu(x, x.dims()[1], weight, bias) {
+        return fused_group_norm(x, None, groups, [weight, bias], eps, false);
     }
+    plain_group_norm(x, groups, weight, bias, eps)
 }
 
 /// [`group_norm`], then [`silu`]: the pair with which nearly every convolution of these models begins.
@@ -43,12 +43,10 @@ pub fn group_norm_silu(
     eps: f64,
 ) -> Result<Tensor> {
     check_groups(x, groups)?;
-    match parameters_on_cpu(x, x.dims()[1], weight, bias)? {
-        Some((weight, bias)) => {
-            GroupNorm { x, added: None, groups, weight, bias, eps }.compute(Level::current()?, Silu)
-        }
-        None => silu(&plain_group_norm(x, groups, weight, bias, eps)?),
+    if is_on_cpu(x, x.dims()[1], weight, bias) {
+        return fused_group_norm(x, None, groups, [weight, bias], eps, true);
     }
+    silu(&plain_group_norm(x, groups, weight, bias, eps)?)
 }
 
 /// [`add_per_channel`](crate::add_per_channel()), then [`group_norm_silu`]: what a residual block does with the time embedding.
@@ -67,13 +65,10 @@ pub fn add_group_norm_silu(
 ) -> Result<Tensor> {
     check_groups(x, groups)?;
     check_vectors("add_group_norm_silu", x, vectors)?;
-    match parameters_on_cpu(x, x.dims()[1], weight, bias)? {
-        Some((weight, bias)) if computes(&[x, vectors]) => {
-            let added = Some(floats(vectors)?);
-            GroupNorm { x, added, groups, weight, bias, eps }.compute(Level::current()?, Silu)
-        }
-        _ => group_norm_silu(&add_per_channel(x, vectors)?, groups, weight, bias, eps),
+    if is_on_cpu(x, x.dims()[1], weight, bias) && computes(&[x, vectors]) {
+        return fused_group_norm(x, Some(vectors), groups, [weight, bias], eps, true);
     }
+    group_norm_silu(&add_per_channel(x, vectors)?, groups, weight, bias, eps)
 }
 
 /// Layer normalisation over the last dimension (Ba, Kiros and Hinton, 2016), as `torch.nn.functional.layer_norm`.
@@ -85,8 +80,8 @@ pub fn add_group_norm_silu(
 /// When shapes do not fit.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     let features = x.dims().last().copied().unwrap_or(0);
-    if let Some((weight, bias)) = parameters_on_cpu(x, features, weight, bias)? {
-        return cpu::layer_norm(Level::current()?, x, &weight, &bias, eps);
+    if is_on_cpu(x, features, weight, bias) {
+        return fused_layer_norm(x, weight, bias, eps);
     }
     let normed = normalize_last_dim(&x.to_dtype(sum_dtype(x))?, eps)?;
     let weight = weight.to_dtype(normed.dtype())?;
@@ -102,20 +97,73 @@ fn check_groups(x: &Tensor, groups: usize) -> Result<()> {
     Ok(())
 }
 
-/// Weight and bias, which may be of any dtype, where this crate's code computes a norm with one of each for every feature.
-fn parameters_on_cpu(
+/// Whether this crate's code computes a norm of `x` with a weight and a bias, of any dtype, for every feature.
+fn is_on_cpu(x: &Tensor, features: usize, weight: &Tensor, bias: &Tensor) -> bool {
+    let fits = |tensor: &Tensor| tensor.dims() == [features] && matches!(tensor.device(), Device::Cpu);
+    computes(&[x]) && fits(weight) && fits(bias)
+}
+
+/// The norm of `x`, to which vectors are added before where there are any, then silu or nothing.
+fn fused_group_norm(
     x: &Tensor,
-    features: usize,
-    weight: &Tensor,
-    bias: &Tensor,
-) -> Result<Option<(Vec<f32>, Vec<f32>)>> {
-    let fits = |tensor: &Tensor| {
-        tensor.dims() == [features] && matches!(tensor.device(), Device::Cpu) && !tensor.track_op()
-    };
-    if computes(&[x]) && fits(weight) && fits(bias) {
-        return Ok(Some((floats(weight)?, floats(bias)?)));
-    }
-    Ok(None)
+    vectors: Option<&Tensor>,
+    groups: usize,
+    parameters: [&Tensor; 2],
+    eps: f64,
+    is_silu: bool,
+) -> Result<Tensor> {
+    let level = Level::current()?;
+    let kept = x.detach();
+    let added = vectors.map(floats).transpose()?;
+    let [weight, bias] = parameters.map(floats);
+    let (weight, bias) = (weight?, bias?);
+    let norm = GroupNorm { x: &kept, added, groups, weight, bias, eps };
+    let output = if is_silu { norm.compute(level, Silu)? } else { norm.compute(level, Nothing)? };
+    let GroupNorm { added, weight, bias, .. } = norm;
+    let shape = vectors.map(|vectors| vectors.shape().clone());
+    let inputs = [Some(x), Some(parameters[0]), Some(parameters[1]), vectors];
+    let (wanted, dtypes) = (inputs.map(tracks), parameters.map(Tensor::dtype));
+    record("group-norm", output, &inputs, move |gradient| {
+        // Copies of a number for each channel.
+        let (added, weight, bias) = (added.clone(), weight.clone(), bias.clone());
+        let norm = GroupNorm { x: &kept, added, groups, weight, bias, eps };
+        let found = norm.gradients(level, is_silu, gradient)?;
+        let vector = |values: Vec<f32>, shape: Shape, dtype: DType| {
+            Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)
+        };
+        let channels = Shape::from(found.weight.len());
+        Ok(vec![
+            wanted[0].then_some(found.x),
+            wanted[1].then(|| vector(found.weight, channels.clone(), dtypes[0])).transpose()?,
+            wanted[2].then(|| vector(found.bias, channels, dtypes[1])).transpose()?,
+            match &shape {
+                Some(shape) if wanted[3] => Some(vector(found.added, shape.clone(), kept.dtype())?),
+                _ => None,
+            },
+        ])
+    })
+}
+
+fn fused_layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let level = Level::current()?;
+    let kept = x.detach();
+    let weights = floats(weight)?;
+    let output = cpu::layer_norm(level, &kept, &weights, &floats(bias)?, eps)?;
+    let inputs = [Some(x), Some(weight), Some(bias)];
+    let (wanted, dtypes) = (inputs.map(tracks), [weight, bias].map(Tensor::dtype));
+    record("layer-norm", output, &inputs, move |gradient| {
+        let wants_parameters = wanted[1] || wanted[2];
+        let found = backward::layer_norm_gradients(level, &kept, &weights, eps, gradient, wants_parameters)?;
+        let vector = |values: Vec<f32>, dtype: DType| {
+            let features = values.len();
+            Tensor::from_vec(values, features, &Device::Cpu)?.to_dtype(dtype)
+        };
+        Ok(vec![
+            wanted[0].then_some(found.x),
+            wanted[1].then(|| vector(found.weight, dtypes[0])).transpose()?,
+            wanted[2].then(|| vector(found.bias, dtypes[1])).transpose()?,
+        ])
+    })
 }
 
 fn plain_group_norm(x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {

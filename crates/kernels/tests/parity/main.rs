@@ -3,3 +3,4 @@
 // Clippy knows the test functions only, not what they call.
 #![allow(clippy::unwrap_used, clippy::panic)]
 mod functional;
+mod gradients;
