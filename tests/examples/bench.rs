@@ -83,7 +83,8 @@ fn prepare(name: &str, model: &Value, dtype: DType) -> Result<Run> {
     };
     if name.ends_with("_train_step") {
         let target = input("target")?;
-        let optimizer = add_loras(&unet, &model["lora_layers"], model["lora_rank"].as_u64().unwrap_or(4) as usize)?;
+        let optimizer =
+            add_loras(&unet, &model["lora_layers"], model["lora_rank"].as_u64().unwrap_or(4) as usize)?;
         return Ok(Box::new(move || {
             let predicted = unet.forward(&sample, &[TIMESTEP], &text, UNetConditions::default())?;
             let (predicted, target) = (predicted.to_dtype(DType::F32)?, target.to_dtype(DType::F32)?);
@@ -126,12 +127,7 @@ struct TrainedLora {
 }
 
 impl LayerAdapter for TrainedLora {
-    fn forward(
-        &self,
-        _: &Layer,
-        input: &Tensor,
-        output: Tensor,
-    ) -> candle_diffusers_models::error::Result<Tensor> {
+    fn forward(&self, _: &Layer, input: &Tensor, output: Tensor) -> candle_diffusers_models::Result<Tensor> {
         let hidden = linear(input, &self.down.to_dtype(input.dtype())?, None)?;
         Ok(add(&output, &linear(&hidden, &self.up.to_dtype(input.dtype())?, None)?)?)
     }

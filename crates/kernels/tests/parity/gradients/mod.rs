@@ -46,9 +46,7 @@ const CASES: &[Case] = &[
     ("softmax", X, |t, _| softmax_last_dim(&t[0])),
     ("attention", FACTORS, |t, _| attention(&t[0], &t[1], &t[2], 2, 17f64.powf(-0.5), None)),
     ("attention_cross", FACTORS, |t, _| attention(&t[0], &t[1], &t[2], 2, 40f64.powf(-0.5), None)),
-    ("attention_masked", FACTORS, |t, mask| {
-        attention(&t[0], &t[1], &t[2], 2, 8f64.powf(-0.5), Some(mask))
-    }),
+    ("attention_masked", FACTORS, |t, mask| attention(&t[0], &t[1], &t[2], 2, 8f64.powf(-0.5), Some(mask))),
     ("add", XY, |t, _| add(&t[0], &t[1])),
     ("add_per_channel", &["x", "vectors"], |t, _| add_per_channel(&t[0], &t[1])),
     ("scale_shift_per_channel", &["x", "scale", "shift"], |t, _| {
@@ -200,7 +198,8 @@ fn gradients_are_those_of_small_differences() {
         for (index, input) in inputs.iter().enumerate() {
             let x = get(input);
             let numbers = x.flatten_all().unwrap().to_vec1::<f64>().unwrap();
-            let shift: Vec<f64> = (0..numbers.len()).map(|i| ((i * 7919) % 101) as f64 / 50.0 - 1.0).collect();
+            let shift: Vec<f64> =
+                (0..numbers.len()).map(|i| ((i * 7919) % 101) as f64 / 50.0 - 1.0).collect();
             let shift = Tensor::from_vec(shift, x.shape(), &Device::Cpu).unwrap();
             let at = |distance: f64| {
                 let mut tensors: Vec<Tensor> = inputs.iter().map(|input| get(input)).collect();
@@ -211,7 +210,10 @@ fn gradients_are_those_of_small_differences() {
             let slope = (at(1e-5) - at(-1e-5)) / 2e-5;
             let gradient = found[index].as_ref().unwrap().to_dtype(DType::F64).unwrap();
             let expected = values(&(gradient * &shift).unwrap().sum_all().unwrap())[0];
-            assert!((slope - expected).abs() < 1e-4 * expected.abs().max(1.0), "{name} {input}: {slope} {expected}");
+            assert!(
+                (slope - expected).abs() < 1e-4 * expected.abs().max(1.0),
+                "{name} {input}: {slope} {expected}"
+            );
         }
     }
 }
