@@ -49,3 +49,20 @@ pub(crate) unsafe fn fill<T>(length: usize, write: impl FnOnce(&mut [MaybeUninit
     unsafe { values.set_len(length) };
     Ok(values)
 }
+
+/// What the processor moves between memory and its caches at a time, in bytes.
+pub(crate) const CACHE_LINE: usize = 64;
+
+/// Has the processor read these numbers ahead of their use.
+#[inline(always)]
+pub(crate) fn prefetch<T>(values: &[T], index: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let place = values.as_ptr().wrapping_add(index);
+        // SAFETY: a hint that reads nothing; any address will do.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (values, index);
+}

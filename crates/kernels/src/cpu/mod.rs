@@ -12,7 +12,7 @@ use candle_core::{DType, Device, Tensor};
 
 pub(crate) use float::{Chunk, Float, LANES, by_float, load_tail, store, store_tail};
 pub(crate) use level::{Work, run_at};
-pub(crate) use memory::{fill, values};
+pub(crate) use memory::{CACHE_LINE, fill, prefetch, values};
 pub(crate) use pointwise::{OnPart, Pointwise, map, map_two};
 
 /// A task has at least so many numbers: of float32, 64 kB.

@@ -10,7 +10,7 @@ use super::packed::Side;
 use super::panels::{AlignedBuffer, DEPTH, Element, Source};
 use super::weight_panels::{Stored, WeightPanels, depth_blocks};
 use crate::activation::Geglu;
-use crate::cpu::{LANES, Pointwise, Work, run_at};
+use crate::cpu::{CACHE_LINE, LANES, Pointwise, Work, load_tail, prefetch, run_at};
 
 /// How many items (rows or pixels) a task takes at a time, and how many steps of their depth: so many numbers stay in the second cache while
 /// the weight passes by. Deep passes are better than many items: with each pass the sums are read and written once more.
@@ -204,6 +204,9 @@ impl<E: Element, T: Stored<E>, A: Activations<E>, O: Float> Product<'_, E, T, A,
                             let weight = T::as_factor(weight.panel(weight_panel, &block), converted);
                             let part = (block.start - start) * self.width..(block.end - start) * self.width;
                             for (index, tile) in sums.chunks_exact_mut(tile_size).enumerate() {
+                                if block.end == steps && half == 0 {
+                                    self.fetch_addend(panels.start + index, weight_panel);
+                                }
                                 if let Some(rows) = self.rows(panels.start + index, &block) {
                                     kernel.add_product_of_rows(rows, weight, tile);
                                     continue;
@@ -221,7 +224,7 @@ impl<E: Element, T: Stored<E>, A: Activations<E>, O: Float> Product<'_, E, T, A,
                         let (first, second) = sums.split_at_mut(half_size);
                         for (index, panel) in panels.clone().enumerate() {
                             let tile = index * tile_size..(index + 1) * tile_size;
-                            let gate = second.get(tile.clone()).unwrap_or(&[]);
+                            let gate = second.get_mut(tile.clone()).unwrap_or_default();
                             self.finish(&mut first[tile], gate, panel, weight_panel);
                         }
                         sums.fill(0.0);
@@ -252,8 +255,27 @@ impl<E: Element, T: Stored<E>, A: Activations<E>, O: Float> Product<'_, E, T, A,
         (self.factor.panels.features() / self.halves).div_ceil(self.factor.panels.width())
     }
 
+    /// Fetches what will be added to a tile: its rows are too far apart for the processor to know where the next one is.
+    fn fetch_addend(&self, panel: usize, weight_panel: usize) {
+        let After::Add(addend) = self.after else { return };
+        let (items, features) = (self.items(panel), self.features(weight_panel));
+        let (rows, length) = match self.factor.side {
+            Side::Right => (items.len(), features.len()),
+            Side::Left => (features.len(), items.len()),
+        };
+        for row in 0..rows {
+            let first = match self.factor.side {
+                Side::Right => self.activations.place(features.start, items.start + row),
+                Side::Left => self.activations.place(features.start + row, items.start),
+            };
+            for number in (first..first + length).step_by(CACHE_LINE / size_of::<O>()) {
+                prefetch(addend, number);
+            }
+        }
+    }
+
     /// Completes a tile of sums and writes it to the output. The other half's tile is there where [`After::Geglu`] wants it.
-    fn finish(&self, tile: &mut [f32], gate: &[f32], panel: usize, weight_panel: usize) {
+    fn finish(&self, tile: &mut [f32], gate: &mut [f32], panel: usize, weight_panel: usize) {
         let finish = Finish { product: self, tile, gate, items: self.items(panel), weight_panel };
         run_at(self.factor.kernel.level, finish);
     }
@@ -274,7 +296,7 @@ impl<E: Element, T: Stored<E>, A: Activations<E>, O: Float> Product<'_, E, T, A,
 struct Finish<'a, E, T, A, O> {
     product: &'a Product<'a, E, T, A, O>,
     tile: &'a mut [f32],
-    gate: &'a [f32],
+    gate: &'a mut [f32],
     items: Range<usize>,
     weight_panel: usize,
 }
@@ -295,12 +317,13 @@ impl<E: Element, T: Stored<E>, A: Activations<E>, O: Float> Work for Finish<'_, 
                     let first = (weight_panel + product.results()) * kernel.columns;
                     &bias[first..first + kernel.columns]
                 });
-                let mut gates = gate.chunks_exact(kernel.columns);
+                let mut gates = gate.chunks_exact_mut(kernel.columns);
                 for (item, sums) in items.zip(rows) {
                     let sums = &mut sums[..features.len()];
                     add_each(sums, biases);
                     if let Some(gate) = gates.next() {
-                        apply_gate(sums, gate, gate_bias);
+                        add_each(gate, gate_bias);
+                        apply_gate(sums, gate);
                     }
                     product.write(sums, product.activations.place(features.start, item));
                 }
@@ -328,15 +351,18 @@ fn add_each(sums: &mut [f32], bias: Option<&[f32]>) {
     }
 }
 
-/// `sums * gelu(gate + bias)`
+/// `sums * gelu(gate)`
 #[inline(always)]
-fn apply_gate(sums: &mut [f32], gate: &[f32], bias: Option<&[f32]>) {
-    for (index, (sums, gate)) in sums.chunks_mut(LANES).zip(gate.chunks(LANES)).enumerate() {
-        let mut chunks = [[0.0; LANES]; 2];
-        chunks[0][..sums.len()].copy_from_slice(sums);
-        chunks[1][..gate.len()].copy_from_slice(gate);
-        add_each(&mut chunks[1], bias.map(|bias| &bias[index * LANES..]));
-        sums.copy_from_slice(&Geglu.apply(chunks)[..sums.len()]);
+fn apply_gate(sums: &mut [f32], gate: &[f32]) {
+    let (chunks, tail) = sums.as_chunks_mut::<LANES>();
+    let (gates, gate_tail) = gate.as_chunks::<LANES>();
+    for (sums, gate) in chunks.iter_mut().zip(gates) {
+        *sums = Geglu.apply([*sums, *gate]);
+    }
+    // Panels of lower levels are narrower than a chunk.
+    if !tail.is_empty() {
+        let result = Geglu.apply([load_tail(tail), load_tail(gate_tail)]);
+        tail.copy_from_slice(&result[..tail.len()]);
     }
 }
 

@@ -1,6 +1,7 @@
 //! The transforms of Winograd's minimal filtering: of weights, of the input's tiles, and back. Lanes of vectors are output channels
 //! (weights) or tiles, so that a transform is additions and multiplications of whole vectors.
 
+use crate::cpu::prefetch;
 use std::ops::Range;
 
 use super::level::Level;
@@ -430,20 +431,6 @@ fn read_row(values: &[f32], plane: usize, planes: Planes, y: usize, x: usize, pi
     // SAFETY: both are equally long.
     unsafe { copy(&row[..inside.len()], inside.as_mut_ptr()) };
     beyond.fill(0.0);
-}
-
-/// Has the processor read these numbers ahead of their use.
-#[inline(always)]
-fn prefetch(values: &[f32], index: usize) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let place = values.as_ptr().wrapping_add(index);
-        // SAFETY: a hint that reads nothing; any address will do.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (values, index);
 }
 
 /// Copies a row by vectors, the last of which may begin within the one before: most are too short for a call.
