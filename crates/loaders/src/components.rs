@@ -5,18 +5,18 @@ use candle_diffusers_models::{
     UNet2DConditionConfig, UNet2DConditionModel,
 };
 
-use crate::{LoadOptions, Repository, Result, load_component};
+use crate::{LoadOptions, Repository, Result, load_model};
 
 /// The UNet in `folder` (`unet`) of `repository`.
 ///
 /// # Errors
-/// As [`load_component`]; a field of the config that is set and not supported is named.
+/// As [`load_model`]; a field of the config that is set and not supported is named.
 pub fn load_unet(
     repository: &Repository,
     folder: &str,
     options: &LoadOptions,
 ) -> Result<UNet2DConditionModel> {
-    load_component(repository, folder, options, |config, builder| {
+    load_model(repository, folder, options, |config, builder| {
         UNet2DConditionModel::new(&UNet2DConditionConfig::from_json(config)?, builder)
     })
 }
@@ -24,9 +24,9 @@ pub fn load_unet(
 /// The VAE in `folder` (`vae`) of `repository`.
 ///
 /// # Errors
-/// As [`load_component`]; a field of the config that is set and not supported is named.
+/// As [`load_model`]; a field of the config that is set and not supported is named.
 pub fn load_vae(repository: &Repository, folder: &str, options: &LoadOptions) -> Result<AutoencoderKL> {
-    load_component(repository, folder, options, |config, builder| {
+    load_model(repository, folder, options, |config, builder| {
         AutoencoderKL::new(&AutoencoderKLConfig::from_json(config)?, builder)
     })
 }
@@ -34,13 +34,13 @@ pub fn load_vae(repository: &Repository, folder: &str, options: &LoadOptions) ->
 /// The CLIP text encoder in `folder` (`text_encoder`) of `repository`, of the class `CLIPTextModel`.
 ///
 /// # Errors
-/// As [`load_component`]; a field of the config that is set and not supported is named.
+/// As [`load_model`]; a field of the config that is set and not supported is named.
 pub fn load_text_encoder(
     repository: &Repository,
     folder: &str,
     options: &LoadOptions,
 ) -> Result<ClipTextModel> {
-    load_component(repository, folder, options, |config, builder| {
+    load_model(repository, folder, options, |config, builder| {
         ClipTextModel::new(&ClipTextConfig::from_json(config)?, builder)
     })
 }
@@ -48,13 +48,13 @@ pub fn load_text_encoder(
 /// The CLIP text encoder in `folder` (`text_encoder_2`) of `repository`, of the class `CLIPTextModelWithProjection`.
 ///
 /// # Errors
-/// As [`load_component`]; a field of the config that is set and not supported is named.
+/// As [`load_model`]; a field of the config that is set and not supported is named.
 pub fn load_text_encoder_with_projection(
     repository: &Repository,
     folder: &str,
     options: &LoadOptions,
 ) -> Result<ClipTextModelWithProjection> {
-    load_component(repository, folder, options, |config, builder| {
+    load_model(repository, folder, options, |config, builder| {
         ClipTextModelWithProjection::new(&ClipTextConfig::from_json(config)?, builder)
     })
 }

@@ -14,6 +14,7 @@ pub mod lora;
 mod model_index;
 #[cfg(feature = "hub")]
 mod open;
+mod packed;
 #[cfg(feature = "hub")]
 mod pipeline_files;
 mod repository;
@@ -27,7 +28,7 @@ mod weights;
 
 /// How a single-file checkpoint is understood: what its tensors cannot tell.
 pub use candle_diffusers_convert::{Heads, PredictionType, ReadOptions};
-pub use component::{LoadOptions, load_component};
+pub use component::{LoadOptions, load_component, load_model};
 pub use components::{load_text_encoder, load_text_encoder_with_projection, load_unet, load_vae};
 pub use error::{Error, Result};
 #[cfg(feature = "hub")]

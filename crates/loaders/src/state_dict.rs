@@ -3,6 +3,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_diffusers_convert::{Checkpoint, Dtype, Entry, Inventory, Source, has_non_finite};
+use candle_diffusers_kernels::PackedWeight;
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
 
@@ -17,7 +18,7 @@ const LISTED_NOT_FINITE: usize = 3;
 
 /// The weights of one model, as a [`VarBuilder`] that notices every mistake.
 ///
-/// Each tensor is copied out of the mapped file, wherever and however it lies there, when the model asks for it, converted to the dtype and device on the way, and the
+/// Each tensor (but for the weights of layers that are packed: see [`load_model`](crate::load_model)) is copied out of the mapped file, wherever and however it lies there, when the model asks for it, converted to the dtype and device on the way, and the
 /// file's pages are given back at once: memory holds the weights once, plus one tensor. Names are looked up as
 /// they are, then by their older or newer spelling: with or without `text_model.`, and `query`, `key`, `value`, `proj_attn` for
 /// `to_q`, `to_k`, `to_v`, `to_out.0`.
@@ -97,10 +98,12 @@ impl StateDict {
     /// Warns, once, of tensors that were loaded and have values that are infinite or not numbers: the file is damaged, or training
     /// went wrong, and pictures will be black.
     pub(crate) fn warn_of_not_finite(&self) {
-        let names = std::mem::take(&mut self.progress().not_finite);
+        let mut names = std::mem::take(&mut self.progress().not_finite);
         if names.is_empty() {
             return;
         }
+        // Several are read at the same time.
+        names.sort_unstable();
         let listed = names[..names.len().min(LISTED_NOT_FINITE)].join(", ");
         let rest = match names.len().saturating_sub(LISTED_NOT_FINITE) {
             0 => String::new(),
@@ -125,20 +128,34 @@ impl StateDict {
         dtype: DType,
         device: &Device,
     ) -> Result<Tensor> {
-        let Some((name, entry)) = self.find(name) else {
-            return Err(self.missing(name, expected));
-        };
-        if expected.is_some_and(|expected| expected != entry.shape) {
-            return Err(Error::WrongShape {
-                file: self.file_of(&name),
-                tensor: stored_name(&name, entry),
-                found: entry.shape.clone(),
-                expected: expected.unwrap_or_default().to_vec(),
-            });
-        }
+        let (name, entry) = self.find_shaped(name, expected)?;
         let tensor = self.read(&name, entry, dtype, device)?;
         self.progress().used.insert(name);
         Ok(tensor)
+    }
+
+    /// As [`load`](Self::load) on the CPU, packed for products without a plain copy in between.
+    pub(crate) fn load_packed(&self, name: &str, expected: &[usize], dtype: DType) -> Result<PackedWeight> {
+        let (name, entry) = self.find_shaped(name, Some(expected))?;
+        let packed = match candle_dtype(entry.dtype) {
+            Some(stored) if PackedWeight::packs_dtype(stored) => {
+                let bytes = self.source().bytes(&name)?;
+                self.note_if_not_finite(&name, entry, &bytes);
+                let packed = PackedWeight::pack_bytes(&bytes, stored, &entry.shape, dtype);
+                drop(bytes);
+                self.source().release(&name);
+                packed
+            }
+            _ => PackedWeight::pack(&self.read(&name, entry, dtype, &Device::Cpu)?),
+        };
+        let packed = packed.map_err(|source| self.not_read(&name, dtype, source))?;
+        self.progress().used.insert(name);
+        Ok(packed)
+    }
+
+    /// The shape of the tensor called `name`, in either spelling.
+    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.find(name).map(|(_, entry)| entry.shape.as_slice())
     }
 
     /// Whether there is a tensor called `name`, in either spelling.
@@ -152,6 +169,37 @@ impl StateDict {
         named(name.to_string()).or_else(|| other_names(name).into_iter().find_map(named))
     }
 
+    /// As [`find`](Self::find), of the `expected` shape where there is one.
+    fn find_shaped(&self, name: &str, expected: Option<&[usize]>) -> Result<(String, &Entry)> {
+        let Some((name, entry)) = self.find(name) else {
+            return Err(self.missing(name, expected));
+        };
+        match expected {
+            Some(expected) if expected != entry.shape => Err(Error::WrongShape {
+                file: self.file_of(&name),
+                tensor: stored_name(&name, entry),
+                found: entry.shape.clone(),
+                expected: expected.to_vec(),
+            }),
+            _ => Ok((name, entry)),
+        }
+    }
+
+    fn note_if_not_finite(&self, name: &str, entry: &Entry, bytes: &[u8]) {
+        if has_non_finite(bytes, entry.dtype) {
+            self.progress().not_finite.push(stored_name(name, entry));
+        }
+    }
+
+    /// What goes wrong with a tensor, whose name is the source's, when its bytes are there.
+    pub(crate) fn not_read(&self, name: &str, dtype: DType, source: candle_core::Error) -> Error {
+        let tensor = match self.inventory().get(name) {
+            Some(entry) => stored_name(name, entry),
+            None => name.to_string(),
+        };
+        Error::Tensor { file: self.file_of(name), tensor, dtype, source: Box::new(source) }
+    }
+
     /// Copies a tensor out of its file.
     fn read(&self, name: &str, entry: &Entry, dtype: DType, device: &Device) -> Result<Tensor> {
         let Some(stored) = candle_dtype(entry.dtype) else {
@@ -162,19 +210,12 @@ impl StateDict {
             });
         };
         let bytes = self.source().bytes(name)?;
-        if has_non_finite(&bytes, entry.dtype) {
-            self.progress().not_finite.push(stored_name(name, entry));
-        }
+        self.note_if_not_finite(name, entry, &bytes);
         // Copied in the file's dtype and converted on the device: an accelerator converts faster than this side.
         let tensor = Tensor::from_raw_buffer(&bytes, stored, &entry.shape, device);
         drop(bytes);
         self.source().release(name);
-        tensor.and_then(|tensor| tensor.to_dtype(dtype)).map_err(|source| Error::Tensor {
-            file: self.file_of(name),
-            tensor: stored_name(name, entry),
-            dtype,
-            source: Box::new(source),
-        })
+        tensor.and_then(|tensor| tensor.to_dtype(dtype)).map_err(|source| self.not_read(name, dtype, source))
     }
 
     /// The file that has the tensor: one of several shards.

@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use half::{bf16, f16};
 
 use super::microkernel::{MAX_COLUMNS, Microkernel};
@@ -60,11 +60,19 @@ pub(super) fn conv2d_by(
     let geometry = Geometry::new(x, weight, params)?;
     let bias = bias_values("conv2d", x, weight, bias)?;
     let bias = bias.as_deref();
+    // Half precision may be computed with in float32.
+    let is_float = weight.dtype() == DType::F32;
     let method = method.unwrap_or_else(|| geometry.fastest_method(weight));
     if let Method::Winograd { outputs } = method {
         let filtered = match weight.numbers() {
             Numbers::F32(kernel, panels) => filter::<f32, _>(x, geometry, outputs, kernel, panels, bias),
+            Numbers::F16(kernel, panels) if is_float => {
+                filter::<f32, _>(x, geometry, outputs, kernel, panels, bias)
+            }
             Numbers::F16(kernel, panels) => filter::<f16, _>(x, geometry, outputs, kernel, panels, bias),
+            Numbers::Bf16(kernel, panels) if is_float => {
+                filter::<f32, _>(x, geometry, outputs, kernel, panels, bias)
+            }
             Numbers::Bf16(kernel, panels) => filter::<bf16, _>(x, geometry, outputs, kernel, panels, bias),
             Numbers::Bf16Pairs(pairs, panels) => {
                 filter::<bf16, _>(x, geometry, outputs, &Microkernel::new(pairs.level), panels, bias)
@@ -77,7 +85,13 @@ pub(super) fn conv2d_by(
     }
     match weight.numbers() {
         Numbers::F32(kernel, panels) => compute::<f32, _, _>(x, geometry, kernel, panels, bias, after),
+        Numbers::F16(kernel, panels) if is_float => {
+            compute::<f32, _, _>(x, geometry, kernel, panels, bias, after)
+        }
         Numbers::F16(kernel, panels) => compute::<f16, _, _>(x, geometry, kernel, panels, bias, after),
+        Numbers::Bf16(kernel, panels) if is_float => {
+            compute::<f32, _, _>(x, geometry, kernel, panels, bias, after)
+        }
         Numbers::Bf16(kernel, panels) => compute::<bf16, _, _>(x, geometry, kernel, panels, bias, after),
         Numbers::Bf16Pairs(kernel, panels) => compute::<bf16, _, _>(x, geometry, kernel, panels, bias, after),
     }

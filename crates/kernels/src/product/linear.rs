@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use half::{bf16, f16};
 
 use super::microkernel::{MatrixRows, Microkernel};
@@ -22,9 +22,13 @@ pub(super) fn linear(
     }
     let bias = bias_values("linear", x, weight, bias)?;
     let bias = bias.as_deref();
+    // Half precision may be computed with in float32.
+    let is_float = weight.dtype() == DType::F32;
     match weight.numbers() {
         Numbers::F32(kernel, panels) => compute::<f32, _, _>(x, kernel, panels, bias, after),
+        Numbers::F16(kernel, panels) if is_float => compute::<f32, _, _>(x, kernel, panels, bias, after),
         Numbers::F16(kernel, panels) => compute::<f16, _, _>(x, kernel, panels, bias, after),
+        Numbers::Bf16(kernel, panels) if is_float => compute::<f32, _, _>(x, kernel, panels, bias, after),
         Numbers::Bf16(kernel, panels) => compute::<bf16, _, _>(x, kernel, panels, bias, after),
         Numbers::Bf16Pairs(kernel, panels) => compute::<bf16, _, _>(x, kernel, panels, bias, after),
     }

@@ -7,6 +7,7 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512bf16;
 mod conv2d;
+mod file_numbers;
 mod gradient;
 mod level;
 mod linear;
@@ -14,6 +15,7 @@ mod microkernel;
 mod multiply;
 mod packed;
 mod panels;
+mod peak;
 mod portable;
 #[cfg(test)]
 mod tests;
@@ -38,6 +40,7 @@ use panels::Element;
 pub(crate) use gradient::{conv2d_weight_gradient, linear_weight_gradient};
 pub use level::Level;
 pub use packed::PackedWeight;
+pub use peak::peak_operations_per_second;
 
 /// Whether these products compute what the tensors ask for: on the CPU, in one dtype of at most 32 bits.
 pub(crate) fn computes(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> bool {

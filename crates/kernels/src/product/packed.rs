@@ -3,6 +3,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use half::{bf16, f16};
 
+use super::file_numbers::{FileNumber, FileNumbers};
 use super::level::Level;
 use super::microkernel::{MAX_COLUMNS, Microkernel};
 use super::multiply::After;
@@ -39,6 +40,8 @@ pub struct PackedWeight {
 #[derive(Debug)]
 struct Inner {
     shape: Shape,
+    /// Of the products: what the numbers are, or float32.
+    dtype: DType,
     side: Side,
     depth: usize,
     numbers: Numbers,
@@ -73,14 +76,30 @@ impl PackedWeight {
         Self::pack_at(Level::current()?, weight)
     }
 
+    /// As [`pack`](Self::pack), of numbers of the dtype `stored` as they lie in a file: row after row, little-endian, aligned to nothing.
+    /// They become `dtype` a panel at a time, so that no plain copy is made of them. For float32 half precision stays as it is in memory, with
+    /// half of float32's size, and becomes float32, to the same numbers, when it is multiplied.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use candle_diffusers_kernels::PackedWeight;
+    ///
+    /// # fn main() -> candle_core::Result<()> {
+    /// let bytes: Vec<u8> = (0..12).flat_map(|number| half::f16::from_f32(number as f32).to_le_bytes()).collect();
+    /// let packed = PackedWeight::pack_bytes(&bytes, DType::F16, &[4, 3], DType::F32)?;
+    /// let plain = Tensor::arange(0f32, 12.0, &Device::Cpu)?.reshape((4, 3))?;
+    /// assert_eq!(packed.unpack().to_vec2::<f32>()?, plain.to_vec2::<f32>()?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`pack`](Self::pack), and when there are not as many bytes as the shape has numbers.
+    pub fn pack_bytes(bytes: &[u8], stored: DType, shape: &[usize], dtype: DType) -> Result<Self> {
+        Self::pack_bytes_at(Level::current()?, bytes, stored, shape, dtype)
+    }
+
     pub(super) fn pack_at(level: Level, weight: &Tensor) -> Result<Self> {
-        let (side, depth) = match *weight.dims() {
-            [_, in_features] => (Side::Right, in_features),
-            [_, in_channels, height, width] => (Side::Left, in_channels * height * width),
-            ref dims => {
-                candle_core::bail!("a weight has 2 dimensions (linear) or 4 (conv2d), this one is {dims:?}")
-            }
-        };
         if !Self::packs(weight) {
             candle_core::bail!(
                 "weights are packed in float32, float16 or bfloat16 on the CPU, this one is {} on {:?}",
@@ -88,28 +107,69 @@ impl PackedWeight {
                 weight.device().location()
             );
         }
-        let kernel = Microkernel::new(level);
-        let numbers = match (weight.dtype(), Microkernel::of_pairs(level)) {
-            (DType::BF16, Some(pairs)) => {
-                Numbers::Bf16Pairs(pairs, pack_panels::<bf16, _, _>(weight, side, depth, &pairs)?)
-            }
-            (DType::BF16, None) => {
-                Numbers::Bf16(kernel, pack_panels::<bf16, _, _>(weight, side, depth, &kernel)?)
-            }
-            (DType::F16, _) => Numbers::F16(kernel, pack_panels::<f16, _, _>(weight, side, depth, &kernel)?),
-            _ => Numbers::F32(kernel, pack_panels::<f32, _, _>(weight, side, depth, &kernel)?),
-        };
-        Ok(Self::of(weight.shape().clone(), side, depth, numbers))
+        Self::pack_values(level, Values::Tensor(weight), weight.shape().clone(), weight.dtype())
     }
 
-    pub(super) fn of(shape: Shape, side: Side, depth: usize, numbers: Numbers) -> Self {
-        Self { inner: Arc::new(Inner { shape, side, depth, numbers }) }
+    pub(super) fn pack_bytes_at(
+        level: Level,
+        bytes: &[u8],
+        stored: DType,
+        shape: &[usize],
+        dtype: DType,
+    ) -> Result<Self> {
+        if !Self::packs_dtype(stored) || !Self::packs_dtype(dtype) {
+            candle_core::bail!(
+                "weights are packed from and to float32, float16 or bfloat16, not from {} to {}",
+                stored.as_str(),
+                dtype.as_str()
+            );
+        }
+        let expected = shape.iter().try_fold(stored.size_in_bytes(), |size, side| size.checked_mul(*side));
+        if expected != Some(bytes.len()) {
+            candle_core::bail!(
+                "{} bytes are not the numbers of {shape:?} in {}",
+                bytes.len(),
+                stored.as_str()
+            );
+        }
+        Self::pack_values(level, Values::Bytes(bytes, stored), Shape::from(shape), dtype)
+    }
+
+    fn pack_values(level: Level, values: Values, shape: Shape, dtype: DType) -> Result<Self> {
+        let (side, depth) = match *shape.dims() {
+            [_, in_features] => (Side::Right, in_features),
+            [_, in_channels, height, width] => (Side::Left, in_channels * height * width),
+            ref dims => {
+                candle_core::bail!("a weight has 2 dimensions (linear) or 4 (conv2d), this one is {dims:?}")
+            }
+        };
+        let kernel = Microkernel::new(level);
+        let rows = Rows { level, values, features: shape.dims()[0], depth, side };
+        let kept = match values {
+            Values::Bytes(_, stored) if dtype == DType::F32 => stored,
+            _ => dtype,
+        };
+        let numbers = match (kept, Microkernel::of_pairs(level).filter(|_| dtype == DType::BF16)) {
+            (DType::BF16, Some(pairs)) => Numbers::Bf16Pairs(pairs, rows.pack::<bf16, _, _>(&pairs)?),
+            (DType::BF16, None) => Numbers::Bf16(kernel, rows.pack::<bf16, _, _>(&kernel)?),
+            (DType::F16, _) => Numbers::F16(kernel, rows.pack::<f16, _, _>(&kernel)?),
+            _ => Numbers::F32(kernel, rows.pack::<f32, _, _>(&kernel)?),
+        };
+        Ok(Self::of(shape, dtype, side, depth, numbers))
+    }
+
+    pub(super) fn of(shape: Shape, dtype: DType, side: Side, depth: usize, numbers: Numbers) -> Self {
+        Self { inner: Arc::new(Inner { shape, dtype, side, depth, numbers }) }
     }
 
     /// Whether a weight is one that can be packed: on the CPU, in float32, float16 or bfloat16.
     pub fn packs(weight: &Tensor) -> bool {
-        matches!(weight.device(), Device::Cpu)
-            && matches!(weight.dtype(), DType::F32 | DType::F16 | DType::BF16)
+        matches!(weight.device(), Device::Cpu) && Self::packs_dtype(weight.dtype())
+    }
+
+    /// Whether weights can be packed from and to this dtype: float32, float16 or bfloat16.
+    pub fn packs_dtype(dtype: DType) -> bool {
+        matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
     }
 
     /// Whether products with this weight compute what is asked for: `x` and `bias` are on the CPU and of the weight's dtype.
@@ -129,7 +189,11 @@ impl PackedWeight {
     }
 
     fn unpacked<S: Float + Unpacked<T>, T: Element>(&self, panels: &WeightPanels<T>) -> Tensor {
-        to_tensor(panels.unpack::<S>(self.inner.depth), self.shape().dims())
+        let values = panels.unpack::<S>(self.inner.depth);
+        match self.dtype() {
+            DType::F32 => to_tensor(S::to_floats(&values).into_owned(), self.shape().dims()),
+            _ => to_tensor(values, self.shape().dims()),
+        }
     }
 
     /// The shape of the plain weight.
@@ -139,11 +203,7 @@ impl PackedWeight {
 
     /// The dtype of the plain weight.
     pub fn dtype(&self) -> DType {
-        match self.inner.numbers {
-            Numbers::F32(..) => DType::F32,
-            Numbers::F16(..) => DType::F16,
-            Numbers::Bf16(..) | Numbers::Bf16Pairs(..) => DType::BF16,
-        }
+        self.inner.dtype
     }
 
     /// [`linear`](crate::linear()) with this weight.
@@ -226,15 +286,41 @@ fn tracks(x: &Tensor, bias: Option<&Tensor>, addend: Option<&Tensor>) -> bool {
     x.track_op() || bias.is_some_and(Tensor::track_op) || addend.is_some_and(Tensor::track_op)
 }
 
-fn pack_panels<S: Float + Unpacked<T>, T: Element, E: Element>(
-    weight: &Tensor,
-    side: Side,
+/// Where the numbers of a weight are before they are packed.
+#[derive(Clone, Copy)]
+enum Values<'a> {
+    Tensor(&'a Tensor),
+    /// Little-endian, of this dtype.
+    Bytes(&'a [u8], DType),
+}
+
+/// A weight that is to be packed.
+struct Rows<'a> {
+    level: Level,
+    values: Values<'a>,
+    features: usize,
     depth: usize,
-    kernel: &Microkernel<E>,
-) -> Result<WeightPanels<T>> {
-    let width = match side {
-        Side::Left => kernel.rows,
-        Side::Right => kernel.columns,
-    };
-    with_values(weight, |values: &[S]| Ok(WeightPanels::pack(values, weight.dims()[0], depth, width)))
+    side: Side,
+}
+
+impl Rows<'_> {
+    fn pack<S: Float + FileNumber + Unpacked<T>, T: Element, E: Element>(
+        &self,
+        kernel: &Microkernel<E>,
+    ) -> Result<WeightPanels<T>> {
+        let Self { level, features, depth, .. } = *self;
+        let width = match self.side {
+            Side::Left => kernel.rows,
+            Side::Right => kernel.columns,
+        };
+        match self.values {
+            Values::Tensor(weight) => {
+                with_values(weight, |values: &[S]| Ok(WeightPanels::pack(values, features, depth, width)))
+            }
+            Values::Bytes(bytes, stored) => {
+                let numbers = FileNumbers { level, bytes, stored };
+                Ok(WeightPanels::pack_file::<S>(&numbers, features, depth, width))
+            }
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! How a factor is laid out for the microkernels.
 
+use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::fmt::Debug;
 
 use half::slice::HalfFloatSliceExt;
@@ -51,7 +52,20 @@ struct CacheLine([u8; 64]);
 impl AlignedBuffer {
     /// At least `length` zeros.
     pub(super) fn zeros<T: Element>(length: usize) -> Self {
-        Self { lines: vec![CacheLine([0; 64]); Self::lines_of::<T>(length)] }
+        let lines = Self::lines_of::<T>(length);
+        if lines == 0 {
+            return Self::default();
+        }
+        let line = Layout::new::<CacheLine>();
+        let Ok(layout) = Layout::array::<CacheLine>(lines) else { handle_alloc_error(line) };
+        // SAFETY: the layout is not of size 0.
+        let start = unsafe { alloc_zeroed(layout) };
+        if start.is_null() {
+            handle_alloc_error(layout);
+        }
+        // SAFETY: the memory is the global allocator's, of the layout of so many cache lines, and zeros are cache lines. (`vec!` would write them,
+        // on one core, where the system has zeros at hand.)
+        Self { lines: unsafe { Vec::from_raw_parts(start.cast(), lines, lines) } }
     }
 
     /// Makes room for at least `length` numbers; what it holds is anything.

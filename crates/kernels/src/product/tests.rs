@@ -398,3 +398,79 @@ fn misuse_is_an_error_with_both_shapes() -> Result<()> {
     assert!(problem.contains("this one is [3]"), "{problem}");
     Ok(())
 }
+
+#[test]
+fn numbers_of_a_file_are_packed_as_converted_tensors_are() {
+    const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+    for level in levels() {
+        for shape in [&[1, 1][..], &[33, 17], &[31, 2 * DEPTH + 3], &[17, 3, 3, 3], &[3, 0]] {
+            let weight = numbers(shape, 7);
+            for stored in DTYPES {
+                let weight = weight.to_dtype(stored).unwrap();
+                // Begins at an odd address, one way or the other.
+                let mut bytes = vec![0];
+                bytes.extend(match stored {
+                    DType::F32 => file_bytes(&weight, |value| (value as f32).to_le_bytes()),
+                    DType::F16 => file_bytes(&weight, |value| half::f16::from_f64(value).to_le_bytes()),
+                    _ => file_bytes(&weight, |value| half::bf16::from_f64(value).to_le_bytes()),
+                });
+                for dtype in DTYPES {
+                    let packed =
+                        PackedWeight::pack_bytes_at(level, &bytes[1..], stored, shape, dtype).unwrap();
+                    assert_eq!((packed.dtype(), packed.shape().dims()), (dtype, shape));
+                    let expected = PackedWeight::pack_at(level, &weight.to_dtype(dtype).unwrap()).unwrap();
+                    assert_eq!(
+                        values(&packed.unpack()),
+                        values(&expected.unpack()),
+                        "{level:?} {shape:?} {stored:?} {dtype:?}"
+                    );
+                }
+            }
+        }
+    }
+    for (length, stored, shape, dtype) in [
+        (5, DType::F16, &[2, 1][..], DType::F32),
+        (4, DType::F16, &[2], DType::F32),
+        (4, DType::U32, &[1, 1], DType::F32),
+        (4, DType::F32, &[1, 1], DType::F64),
+        (0, DType::F32, &[usize::MAX, 3], DType::F32),
+    ] {
+        assert!(PackedWeight::pack_bytes(&vec![0; length], stored, shape, dtype).is_err());
+    }
+}
+
+#[test]
+fn half_precision_of_a_file_computes_in_float32_as_float32_does() {
+    for level in levels() {
+        for stored in [DType::F16, DType::BF16] {
+            for (shape, input) in [
+                (&[33, 2 * DEPTH + 3][..], &[3, 17, 2 * DEPTH + 3][..]),
+                (&[17, 31, 3, 3], &[2, 31, 17, 19]),
+                (&[17, 31, 1, 1], &[1, 31, 3, 1]),
+            ] {
+                let (weight, x) = (numbers(shape, 3).to_dtype(stored).unwrap(), numbers(input, 5));
+                let bytes: Vec<u8> = match stored {
+                    DType::F16 => file_bytes(&weight, |value| half::f16::from_f64(value).to_le_bytes()),
+                    _ => file_bytes(&weight, |value| half::bf16::from_f64(value).to_le_bytes()),
+                };
+                let packed = PackedWeight::pack_bytes_at(level, &bytes, stored, shape, DType::F32).unwrap();
+                let expected = PackedWeight::pack_at(level, &weight.to_dtype(DType::F32).unwrap()).unwrap();
+                let product = |weight: &PackedWeight| match shape.len() {
+                    2 => weight.linear(&x, None).unwrap(),
+                    _ => weight.conv2d(&x, None, Conv2dParams { stride: 1, padding: shape[2] / 2 }).unwrap(),
+                };
+                assert!(packed.takes(&x, None));
+                assert_eq!(
+                    bits(&product(&packed)),
+                    bits(&product(&expected)),
+                    "{level:?} {stored:?} {shape:?}"
+                );
+                assert_eq!(bits(&packed.transposed().unpack()), bits(&expected.transposed().unpack()));
+            }
+        }
+    }
+}
+
+fn file_bytes<const SIZE: usize>(tensor: &Tensor, bytes: impl Fn(f64) -> [u8; SIZE]) -> Vec<u8> {
+    values(tensor).into_iter().flat_map(bytes).collect()
+}

@@ -25,7 +25,7 @@ impl PackedWeight {
             }
         };
         let shape = [&[*in_features, *out_features], kernel].concat();
-        Self::of(Shape::from(shape), self.side(), out_features * taps, numbers)
+        Self::of(Shape::from(shape), self.dtype(), self.side(), out_features * taps, numbers)
     }
 }
 

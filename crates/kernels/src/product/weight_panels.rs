@@ -4,6 +4,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::file_numbers::{FileNumber, FileNumbers};
 use super::panels::{AlignedBuffer, DEPTH, Element, Pair, Source, transpose_rows};
 
 /// A weight, `features` rows of `depth` numbers, as panels of `width` features: those of one depth block beside each other.
@@ -20,6 +21,36 @@ pub(super) struct WeightPanels<T> {
 impl<T: Element> WeightPanels<T> {
     /// Packs `features` rows of `depth` numbers.
     pub(super) fn pack<S: Source<T>>(values: &[S], features: usize, depth: usize, width: usize) -> Self {
+        Self::pack_panels::<S>(features, depth, width, |rows, depths, panel| {
+            let rows = rows.map(|row| &values[row * depth..][depths.clone()]);
+            transpose_rows(rows, width, panel);
+        })
+    }
+
+    /// Packs `features` rows of `depth` numbers as a file has them.
+    pub(super) fn pack_file<S: Source<T> + FileNumber>(
+        numbers: &FileNumbers,
+        features: usize,
+        depth: usize,
+        width: usize,
+    ) -> Self {
+        Self::pack_panels::<S>(features, depth, width, |rows, depths, panel| {
+            let length = depths.len();
+            let mut room = vec![S::default(); rows.len() * length];
+            for (row, room) in rows.zip(room.chunks_exact_mut(length)) {
+                numbers.read(row * depth + depths.start, room);
+            }
+            transpose_rows(room.chunks_exact(length), width, panel);
+        })
+    }
+
+    /// Writes all panels by `write`, which is given the features and the depths of each.
+    fn pack_panels<S: Source<T>>(
+        features: usize,
+        depth: usize,
+        width: usize,
+        write: impl Fn(Range<usize>, Range<usize>, &mut [T]) + Sync,
+    ) -> Self {
         let padded_features = features.next_multiple_of(width);
         let steps = depth.div_ceil(S::PER_STEP);
         let mut buffer = AlignedBuffer::zeros::<T>(padded_features * steps);
@@ -29,9 +60,7 @@ impl<T: Element> WeightPanels<T> {
             let block = block * DEPTH..steps.min((block + 1) * DEPTH);
             let depths = block.start * S::PER_STEP..depth.min(block.end * S::PER_STEP);
             panels.par_chunks_mut(width * block.len()).enumerate().for_each(|(index, panel)| {
-                let rows = index * width..features.min((index + 1) * width);
-                let rows = rows.map(|row| &values[row * depth..][depths.clone()]);
-                transpose_rows(rows, width, panel);
+                write(index * width..features.min((index + 1) * width), depths.clone(), panel);
             });
         });
         Self::of(features, steps, width, buffer)

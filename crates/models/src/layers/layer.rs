@@ -183,6 +183,27 @@ impl Layer {
         Ok(self.write(|state| std::mem::replace(&mut state.weight, Weight::new(weight))).plain())
     }
 
+    /// Computes with another weight from now on, which is packed already: what reads a model from a file fills its layers so, without a
+    /// plain copy.
+    ///
+    /// # Errors
+    /// When its shape or dtype is another, or the layer is not on the CPU; the layer is then as it was.
+    pub fn replace_packed_weight(&self, weight: PackedWeight) -> Result<()> {
+        let (shape, dtype, device) = (self.shape(), self.dtype(), self.device());
+        if *weight.shape() != shape || weight.dtype() != dtype || !device.is_cpu() {
+            let problem = format!(
+                "is {:?} of {} on the CPU, expected {shape:?} of {} on {:?}",
+                weight.shape(),
+                weight.dtype().as_str(),
+                dtype.as_str(),
+                device.location()
+            );
+            return Err(Error::Input { model: "Layer", input: "weight", problem });
+        }
+        self.write(|state| state.weight = Weight::of_packed(weight));
+        Ok(())
+    }
+
     /// Computes with another bias from now on, or with none, and gives back the one before.
     ///
     /// # Errors

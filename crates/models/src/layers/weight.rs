@@ -23,6 +23,10 @@ impl Weight {
         Self { form: Arc::new(RwLock::new(Form::Plain(plain))) }
     }
 
+    pub(super) fn of_packed(packed: PackedWeight) -> Self {
+        Self { form: Arc::new(RwLock::new(Form::Packed(packed))) }
+    }
+
     /// The plain weight; where it is packed, a copy.
     pub(super) fn plain(&self) -> Tensor {
         match self.form() {
