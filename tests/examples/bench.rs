@@ -1,9 +1,11 @@
-//! This project's side of `cargo xtask bench`: `bench MODELS NAME f32|bf16`, where MODELS is `xtask/bench/models.json`.
+//! This project's side of `cargo xtask bench`: `bench MODELS NAME f32|bf16`, where MODELS is `xtask/bench/models.json`, or the folder of a
+//! pipeline where NAME is `picture`.
 //!
 //! Answers as `xtask/python/bench.py` does: a line of JSON once the model is there and has run twice, and one for each line on standard input.
 
 use std::cell::RefCell;
 use std::io::{BufRead, Write};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 use std::{env, fs, io};
@@ -11,11 +13,13 @@ use std::{env, fs, io};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Shape, Tensor, Var};
 use candle_diffusers_kernels::{PooledAllocator, add, linear};
+use candle_diffusers_loaders::{LoadOptions, Repository};
 use candle_diffusers_models::layers::{Layer, LayerAdapter, Layers};
 use candle_diffusers_models::{
     AutoencoderKL, AutoencoderKLConfig, ClipTextConfig, ClipTextModel, TextTime, UNet2DConditionConfig,
     UNet2DConditionModel, UNetConditions,
 };
+use candle_diffusers_pipelines::{Schedule, StableDiffusionPipeline, TextToImage, seeded_generators};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{AdamW, Init, Optimizer, ParamsAdamW, VarBuilder};
 use serde_json::{Value, json};
@@ -24,18 +28,26 @@ use serde_json::{Value, json};
 static ALLOCATOR: PooledAllocator = PooledAllocator::new();
 
 const TIMESTEP: f64 = 500.0;
+const PROMPT: &str = "a lighthouse at night, oil on canvas";
+const STEPS: usize = 4;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let [models, name, dtype] = &arguments[..] else { bail!("usage: bench MODELS NAME f32|bf16") };
-    let models: Value = serde_json::from_str(&fs::read_to_string(models)?)?;
     let dtype = match dtype.as_str() {
         "f32" => DType::F32,
         "bf16" => DType::BF16,
         other => bail!("{other:?} is not f32 or bf16"),
     };
-    let run = prepare(name, &models[name], dtype)?;
-    run()?;
+    let run = match name.as_str() {
+        "picture" => prepare_picture(models, dtype)?,
+        _ => {
+            let models: Value = serde_json::from_str(&fs::read_to_string(models)?)?;
+            let run = prepare(name, &models[name], dtype)?;
+            run()?;
+            run
+        }
+    };
     run()?;
     println!("{}", json!({ "ready": true }));
     io::stdout().flush()?;
@@ -131,6 +143,19 @@ impl LayerAdapter for TrainedLora {
         let hidden = linear(input, &self.down.to_dtype(input.dtype())?, None)?;
         Ok(add(&output, &linear(&hidden, &self.up.to_dtype(input.dtype())?, None)?)?)
     }
+}
+
+/// From a prompt to pixels; without loading.
+fn prepare_picture(folder: &str, dtype: DType) -> Result<Run> {
+    let options = LoadOptions { dtype, ..Default::default() };
+    let pipeline = RefCell::new(StableDiffusionPipeline::load(&Repository::folder(folder)?, &options)?);
+    let request =
+        TextToImage { prompts: vec![PROMPT.into()], schedule: Schedule::Steps(STEPS), ..Default::default() };
+    Ok(Box::new(move || {
+        let mut noise = seeded_generators(0, 1);
+        pipeline.borrow_mut().generate(&request, &mut noise, &mut |_| Ok(ControlFlow::Continue(())))?;
+        Ok(())
+    }))
 }
 
 /// Weights of the size that models begin their training with, so that no number grows or vanishes on its way through them.

@@ -1,9 +1,12 @@
 """The other programs' side of `cargo xtask bench`.
 
-    bench.py PEER NAME DTYPE THREADS
+    bench.py PEER NAME DTYPE THREADS [FOLDER]
 
 PEER is diffusers or openvino, NAME one of `xtask/bench/models.json`, DTYPE f32 or bf16. The model has random weights. One line of JSON comes
 once it is loaded and has run twice; then another, with `seconds` and `peak_bytes`, for each line on standard input.
+
+With FOLDER, that of a pipeline, NAME is `picture`, whole pictures, or `start`, which ends when all is ready for a picture's first step. Where NAME is
+`kernels`, each line names one of `xtask/bench/kernels.json`, which runs once.
 """
 
 import gc
@@ -17,6 +20,10 @@ import warnings
 import torch
 
 TIMESTEP = 500.0
+PROMPT = "a lighthouse at night, oil on canvas"
+STEPS = 4
+FOLDER = pathlib.Path(__file__).parents[1] / "bench"
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Call(torch.nn.Module):
@@ -85,7 +92,7 @@ def train_step(entry, dtype):
 
 
 def with_diffusers(name, entry, dtype):
-    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    dtype = DTYPES[dtype]
     if name.endswith("_train_step"):
         return train_step(entry, dtype)
     model = Call(name, build(entry).to(dtype).to(memory_format=torch.channels_last))
@@ -110,27 +117,102 @@ def with_openvino(name, entry, dtype, threads):
     return lambda: request.infer(arrays)
 
 
-def main(peer, name, dtype, threads):
+def open_pipeline(folder, dtype):
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder, torch_dtype=DTYPES[dtype])
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def pictures(folder, dtype):
+    pipeline = open_pipeline(folder, dtype)
+    for model in (pipeline.unet, pipeline.vae):
+        model.to(memory_format=torch.channels_last)
+    generator = torch.Generator()
+    return lambda: pipeline(PROMPT, num_inference_steps=STEPS, generator=generator.manual_seed(0))
+
+
+def start(folder, dtype):
+    pipeline = open_pipeline(folder, dtype)
+    pipeline.encode_prompt(PROMPT, "cpu", 1, True)
+    pipeline.prepare_latents(1, 4, 512, 512, DTYPES[dtype], "cpu", torch.Generator().manual_seed(0))
+
+
+def kernel(entry, dtype):
+    """One of kernels.json, ready to run."""
+    from torch.nn import functional
+
+    def random(name):
+        tensor = torch.randn(entry[name]).to(DTYPES[dtype])
+        return tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+    operation = entry["operation"]
+    if operation == "attention":
+        queries, keys = random("queries"), random("keys")
+
+        def heads(x):
+            return x.unflatten(-1, (entry["heads"], -1)).transpose(1, 2)
+
+        return lambda: functional.scaled_dot_product_attention(heads(queries), heads(keys), heads(keys))
+    x = random("x")
+    ones = torch.ones(x.shape[1] if x.ndim == 4 else x.shape[-1], dtype=x.dtype)
+    if operation in ("conv2d", "linear"):
+        weight = random("weight")
+    return {
+        "conv2d": lambda: functional.conv2d(x, weight, stride=entry["stride"], padding=weight.shape[-1] // 2),
+        "linear": lambda: functional.linear(x, weight),
+        "group_norm_silu": lambda: functional.silu(functional.group_norm(x, 32, ones, ones)),
+        "layer_norm": lambda: functional.layer_norm(x, ones.shape, ones, ones),
+        "geglu": lambda: x.chunk(2, -1)[0] * functional.gelu(x.chunk(2, -1)[1]),
+        "upsample": lambda: functional.interpolate(x, scale_factor=2.0, mode="nearest"),
+    }[operation]
+
+
+def answer(run):
+    start = time.perf_counter()
+    run()
+    seconds = time.perf_counter() - start
+    # In kB on Linux, in bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    print(json.dumps({"seconds": seconds, "peak_bytes": peak}), flush=True)
+
+
+def serve_kernels(dtype):
+    kernels = json.loads((FOLDER / "kernels.json").read_text())
+    print(json.dumps({"ready": True}), flush=True)
+    last = run = None
+    for name in map(str.strip, sys.stdin):
+        if name != last:
+            last, run = name, kernel(kernels[name], dtype)
+            run()
+        answer(run)
+
+
+def main(peer, name, dtype, threads, folder=None):
     warnings.filterwarnings("ignore")
     torch.set_grad_enabled(False)
     torch.set_num_threads(int(threads))
     torch.manual_seed(0)
-    entry = json.loads((pathlib.Path(__file__).parents[1] / "bench" / "models.json").read_text())[name]
-    if peer == "diffusers":
-        run = with_diffusers(name, entry, dtype)
+    if name == "start":
+        return start(folder, dtype)
+    if name == "kernels":
+        return serve_kernels(dtype)
+    if name == "picture":
+        run = pictures(folder, dtype)
     else:
-        run = with_openvino(name, entry, dtype, int(threads))
-    run()
+        entry = json.loads((FOLDER / "models.json").read_text())[name]
+        run = with_diffusers(name, entry, dtype) if peer == "diffusers" else with_openvino(name, entry, dtype, int(threads))
+        run()
     run()
     print(json.dumps({"ready": True}), flush=True)
     for _ in sys.stdin:
-        start = time.perf_counter()
-        run()
-        seconds = time.perf_counter() - start
-        # In kB on Linux, in bytes on macOS.
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        print(json.dumps({"seconds": seconds, "peak_bytes": peak}), flush=True)
+        answer(run)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The reference's side of `cargo xtask parity --full` and `cargo xtask bench`.
 
     full_size.py make FOLDER             a full-size Stable Diffusion 1.5 folder with random weights
+    full_size.py halve FOLDER TO         the same folder in float16
     full_size.py serve FOLDER THREADS    reads lines from standard input, answers each with a line of JSON
 
 What can be asked, words separated by tabs: `unet OUTPUT`, `vae OUTPUT` (one run on the folder's inputs, written to OUTPUT) and
@@ -81,6 +82,16 @@ def make(folder):
     }
     safetensors.torch.save_file(inputs, partial / INPUTS)
     partial.rename(folder)
+
+
+def halve(folder, to):
+    partial = to.with_name(to.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(folder, partial, ignore=shutil.ignore_patterns("*.safetensors"))
+    for file in folder.glob("*/*.safetensors"):
+        tensors = {name: tensor.half() for name, tensor in safetensors.torch.load_file(file).items()}
+        safetensors.torch.save_file(tensors, partial / file.relative_to(folder), metadata={"format": "pt"})
+    partial.rename(to)
 
 
 def tokenizer(folder):
@@ -172,5 +183,7 @@ if __name__ == "__main__":
     command, folder, *rest = sys.argv[1:]
     if command == "make":
         make(pathlib.Path(folder))
+    elif command == "halve":
+        halve(pathlib.Path(folder), pathlib.Path(rest[0]))
     else:
         serve(pathlib.Path(folder), int(rest[0]))

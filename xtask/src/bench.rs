@@ -1,4 +1,7 @@
-//! Models beside the same models in other programs.
+//! Models, whole pictures and kernels beside the same in other programs.
+
+mod kernels;
+mod start;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,21 +11,27 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use crate::full_size::build_example;
+use crate::full_size::{build_example, half_size_folder};
 use crate::python::Python;
 use crate::statistics::median;
 use crate::worker::{Cost, Worker};
 use crate::workspace;
 
-/// What is timed: names of `xtask/bench/models.json`.
-const NAMES: [&str; 6] = [
+/// What is timed: names of `xtask/bench/models.json`, and what is of a whole pipeline.
+const NAMES: [&str; 8] = [
     "sd15_unet_step",
     "sd15_lora_train_step",
     "sd15_vae_decode",
     "sd15_vae_encode",
     "sd15_text_encoder",
+    PICTURE,
+    START,
     "sdxl_unet_step",
 ];
+/// From a prompt to pixels of 512x512 in 4 steps; without loading.
+const PICTURE: &str = "sd15_picture";
+/// From the start of the program to the first step of a picture, of a folder in float16.
+const START: &str = "sd15_start";
 const DTYPES: [&str; 2] = ["f32", "bf16"];
 /// In float32 the models of SDXL of three programs do not fit into 24 GB at once; OpenVINO needs as much again to convert one.
 const TOO_LARGE: [(&str, &str); 1] = [("sdxl_unet_step", "f32")];
@@ -35,7 +44,8 @@ pub(crate) struct BenchArguments {
     /// A Python that has torch and diffusers, and openvino or not; without one only this project is timed
     #[arg(long, value_name = "PYTHON")]
     against: Option<PathBuf>,
-    /// Only what has this in its name: sd15_unet_step, sd15_lora_train_step, sd15_vae_decode, sd15_vae_encode, sd15_text_encoder, sdxl_unet_step
+    /// Only what has this in its name: sd15_unet_step, sd15_lora_train_step, sd15_vae_decode, sd15_vae_encode, sd15_text_encoder, sd15_picture, sd15_start,
+    /// sdxl_unet_step, kernels, kernels/linear_8192_320_320
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
     /// Only this type: f32 or bf16
@@ -55,7 +65,7 @@ pub(crate) struct BenchArguments {
 /// A line of the table.
 #[derive(Serialize)]
 struct Row {
-    name: &'static str,
+    name: String,
     dtype: &'static str,
     ours_s: f64,
     /// Medians by the peer's name.
@@ -65,38 +75,52 @@ struct Row {
     peak_rss_mb: u64,
     /// The peers' peaks by their names.
     peers_peak_rss_mb: serde_json::Map<String, serde_json::Value>,
+    /// Of products: how many operations a second, in 10^12, and what part that is of the most that the processor can do in the level's
+    /// registers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tflops: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    share_of_peak: Option<f64>,
 }
 
 /// One program that is timed.
 struct Contender {
     name: &'static str,
-    worker: Worker,
+    /// None of a program that is started anew each time.
+    worker: Option<Worker>,
     costs: Vec<Cost>,
 }
 
 /// Times this project and the peers in turn, in one run.
 pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
-    let ours = build_example("bench")?;
     let peers = match &arguments.against {
         Some(python) => peers(python)?,
         None => Vec::new(),
     };
     let mut rows = Vec::new();
+    let mut add = |row: Row| {
+        if rows.is_empty() {
+            print_head(&peers);
+        }
+        row.print(&peers);
+        rows.push(row);
+    };
     for name in NAMES {
         for dtype in DTYPES {
-            let is_wanted = arguments.only.as_deref().is_none_or(|only| name.contains(only))
-                && arguments.dtype.as_deref().is_none_or(|only| only == dtype);
-            if !is_wanted || (!peers.is_empty() && TOO_LARGE.contains(&(name, dtype))) {
+            let is_too_large = !peers.is_empty() && TOO_LARGE.contains(&(name, dtype));
+            if !arguments.wants(name, dtype) || is_too_large {
                 continue;
             }
-            let row =
-                time(name, dtype, &ours, &peers, arguments).with_context(|| format!("{name} in {dtype}"))?;
-            if rows.is_empty() {
-                print_head(&peers);
-            }
-            row.print(&peers);
-            rows.push(row);
+            let row = match name {
+                START => start::time(dtype, &peers, arguments),
+                _ => time(name, dtype, &peers, arguments),
+            };
+            add(row.with_context(|| format!("{name} in {dtype}"))?);
         }
+    }
+    for dtype in DTYPES {
+        kernels::time(dtype, &peers, arguments, &mut add)
+            .with_context(|| format!("the kernels in {dtype}"))?;
     }
     ensure!(!rows.is_empty(), "nothing has {:?} in its name", arguments.only.as_deref().unwrap_or_default());
     if let Some(path) = &arguments.json {
@@ -104,6 +128,13 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
             .with_context(|| path.display().to_string())?;
     }
     Ok(())
+}
+
+impl BenchArguments {
+    fn wants(&self, name: &str, dtype: &str) -> bool {
+        self.only.as_deref().is_none_or(|only| name.contains(only))
+            && self.dtype.as_deref().is_none_or(|only| only == dtype)
+    }
 }
 
 /// A program to be compared with, and the Python that runs it.
@@ -136,43 +167,83 @@ fn peers(python: &Path) -> Result<Vec<Peer>> {
     Ok(peers)
 }
 
-fn time(
-    name: &'static str,
-    dtype: &'static str,
-    ours: &Path,
-    peers: &[Peer],
-    arguments: &BenchArguments,
-) -> Result<Row> {
-    let threads = arguments.threads.to_string();
+fn time(name: &'static str, dtype: &'static str, peers: &[Peer], arguments: &BenchArguments) -> Result<Row> {
     let models = workspace::root().join("xtask/bench/models.json");
-    let mut command = Command::new(ours);
-    command.arg(models).args([name, dtype]).env("RAYON_NUM_THREADS", &threads);
-    let mut contenders = vec![Contender::start("ours", &mut command)?];
-    let is_left_out = name == TOO_LARGE_FOR_OPENVINO || name.ends_with(TRAINING);
-    for peer in peers.iter().filter(|peer| peer.name != "openvino" || !is_left_out) {
-        let mut command = peer.python.script(&workspace::root().join("xtask/python/bench.py"));
-        command.args([peer.name, name, dtype, &threads]).env("OMP_NUM_THREADS", &threads);
-        contenders.push(Contender::start(peer.name, &mut command)?);
+    let picture = match name {
+        PICTURE => Some(half_size_folder(&python(peers)?)?),
+        _ => None,
+    };
+    let what = if picture.is_some() { "picture" } else { name };
+    let folder = picture.as_ref();
+    let mut contenders = vec![ours("bench", folder.unwrap_or(&models), &[what, dtype], arguments)?];
+    let is_left_out = name == TOO_LARGE_FOR_OPENVINO || name.ends_with(TRAINING) || picture.is_some();
+    for peer in peers {
+        if peer.name != "openvino" || !is_left_out {
+            contenders.push(peer.start(what, dtype, folder.map(PathBuf::as_path), arguments)?);
+        }
     }
     for _ in 0..arguments.repetitions {
         for contender in &mut contenders {
-            contender.costs.push(contender.worker.ask("run")?);
+            contender.ask("run")?;
         }
     }
-    let peak = |contender: &Contender| {
-        contender.costs.iter().map(|cost| cost.peak_bytes).max().unwrap_or(0) / 1_000_000
-    };
-    let [ours, others @ ..] = &contenders[..] else { bail!("nobody was timed") };
-    let fastest = others.iter().map(Contender::median).reduce(f64::min);
-    Ok(Row {
-        name,
-        dtype,
-        ours_s: ours.median(),
-        peers: others.iter().map(|peer| (peer.name.to_string(), peer.median().into())).collect(),
-        ratio: fastest.map(|fastest| ours.median() / fastest),
-        peak_rss_mb: peak(ours),
-        peers_peak_rss_mb: others.iter().map(|peer| (peer.name.to_string(), peak(peer).into())).collect(),
-    })
+    Row::new(name, dtype, &contenders)
+}
+
+/// Starts an example of this project.
+fn ours(example: &str, file: &Path, rest: &[&str], arguments: &BenchArguments) -> Result<Contender> {
+    let mut command = Command::new(build_example(example)?);
+    command.arg(file).args(rest).env("RAYON_NUM_THREADS", arguments.threads.to_string());
+    Contender::start("ours", &mut command)
+}
+
+/// A Python that can make the folder of a pipeline.
+fn python(peers: &[Peer]) -> Result<Python> {
+    match peers {
+        [peer, ..] => Ok(peer.python.clone()),
+        [] => Python::find_or_install(),
+    }
+}
+
+impl Peer {
+    fn command(&self, what: &str, dtype: &str, folder: Option<&Path>, arguments: &BenchArguments) -> Command {
+        let threads = arguments.threads.to_string();
+        let mut command = self.python.script(&workspace::root().join("xtask/python/bench.py"));
+        command.args([self.name, what, dtype, &threads]).args(folder).env("OMP_NUM_THREADS", &threads);
+        command
+    }
+
+    fn start(
+        &self,
+        what: &str,
+        dtype: &str,
+        folder: Option<&Path>,
+        arguments: &BenchArguments,
+    ) -> Result<Contender> {
+        Contender::start(self.name, &mut self.command(what, dtype, folder, arguments))
+    }
+}
+
+impl Row {
+    /// Of ours, which is the first, and the others.
+    fn new(name: &str, dtype: &'static str, contenders: &[Contender]) -> Result<Self> {
+        let peak = |contender: &Contender| {
+            contender.costs.iter().map(|cost| cost.peak_bytes).max().unwrap_or(0) / 1_000_000
+        };
+        let [ours, others @ ..] = contenders else { bail!("nobody was timed") };
+        let fastest = others.iter().map(Contender::median).reduce(f64::min);
+        Ok(Self {
+            name: name.to_string(),
+            dtype,
+            ours_s: ours.median(),
+            peers: others.iter().map(|peer| (peer.name.to_string(), peer.median().into())).collect(),
+            ratio: fastest.map(|fastest| ours.median() / fastest),
+            peak_rss_mb: peak(ours),
+            peers_peak_rss_mb: others.iter().map(|peer| (peer.name.to_string(), peak(peer).into())).collect(),
+            tflops: None,
+            share_of_peak: None,
+        })
+    }
 }
 
 impl Contender {
@@ -184,7 +255,14 @@ impl Contender {
         let mut worker = Worker::start(name, command)?;
         let Ready { ready } = worker.answer("start")?;
         ensure!(ready, "{name} is not ready");
-        Ok(Self { name, worker, costs: Vec::new() })
+        Ok(Self { name, worker: Some(worker), costs: Vec::new() })
+    }
+
+    /// Lets it work once.
+    fn ask(&mut self, what: &str) -> Result<()> {
+        let Some(worker) = &mut self.worker else { bail!("{} answers no questions", self.name) };
+        self.costs.push(worker.ask(what)?);
+        Ok(())
     }
 
     fn median(&self) -> f64 {
@@ -193,26 +271,26 @@ impl Contender {
 }
 
 fn print_head(peers: &[Peer]) {
-    print!("{:<20}{:>6}{:>10}{:>10}", "medians, seconds", "", "ours", "ours MB");
+    print!("{:<36}{:>6}{:>10}{:>10}", "medians, seconds", "", "ours", "ours MB");
     for peer in peers {
         print!("{:>12}{:>14}", peer.name, format!("{} MB", peer.name));
     }
-    println!("{:>8}", "ratio");
+    println!("{:>8}{:>10}{:>9}", "ratio", "TFLOP/s", "of peak");
 }
 
 impl Row {
     fn print(&self, peers: &[Peer]) {
-        print!("{:<20}{:>6}{:>10.3}{:>10}", self.name, self.dtype, self.ours_s, self.peak_rss_mb);
+        // Three digits of what takes less than a second, too.
+        let seconds = |seconds: f64| format!("{seconds:.*}", if seconds < 0.1 { 5 } else { 3 });
+        print!("{:<36}{:>6}{:>10}{:>10}", self.name, self.dtype, seconds(self.ours_s), self.peak_rss_mb);
         for peer in peers {
-            let seconds = self.peers.get(peer.name).and_then(serde_json::Value::as_f64);
+            let median = self.peers.get(peer.name).and_then(serde_json::Value::as_f64);
             let peak = self.peers_peak_rss_mb.get(peer.name).and_then(serde_json::Value::as_u64);
             let text = |number: Option<String>| number.unwrap_or_else(|| "-".to_string());
-            print!(
-                "{:>12}{:>14}",
-                text(seconds.map(|seconds| format!("{seconds:.3}"))),
-                text(peak.map(|peak| peak.to_string()))
-            );
+            print!("{:>12}{:>14}", text(median.map(seconds)), text(peak.map(|peak| peak.to_string())));
         }
-        println!("{:>8}", self.ratio.map_or("-".to_string(), |ratio| format!("{ratio:.2}")));
+        let rounded = |number: Option<f64>| number.map_or("-".to_string(), |number| format!("{number:.2}"));
+        let (ratio, tflops) = (rounded(self.ratio), rounded(self.tflops));
+        println!("{ratio:>8}{tflops:>10}{:>9}", rounded(self.share_of_peak));
     }
 }

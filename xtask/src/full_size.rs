@@ -147,6 +147,17 @@ pub(crate) fn full_size_folder(python: &Python) -> Result<PathBuf> {
     Ok(folder)
 }
 
+/// The same in float16, as most models are shared.
+pub(crate) fn half_size_folder(python: &Python) -> Result<PathBuf> {
+    let full = full_size_folder(python)?;
+    let folder = full.with_file_name("stable-diffusion-1.5-fp16");
+    if !folder.exists() {
+        eprintln!("making {} (2 GB, once)", folder.display());
+        python::run(reference_script(python).arg("halve").arg(&full).arg(&folder))?;
+    }
+    Ok(folder)
+}
+
 fn reference_script(python: &Python) -> Command {
     python.script(&workspace::root().join("xtask/python/full_size.py"))
 }

@@ -24,6 +24,7 @@ for name in sys.argv[1:]:
 ";
 
 /// A Python with the reference library in the pinned versions.
+#[derive(Clone)]
 pub(crate) struct Python {
     executable: PathBuf,
 }

@@ -1,0 +1,125 @@
+//! This project's side of the kernels in `cargo xtask bench`: `bench_kernels KERNELS f32|bf16`, where KERNELS is `xtask/bench/kernels.json`.
+//!
+//! Says that it is ready with a line of JSON, and answers each name on standard input by running that kernel once, which is prepared when it is
+//! first asked for. `peak` is answered with the most operations a second that the processor can do.
+
+use std::io::{BufRead, Write};
+use std::time::Instant;
+use std::{env, fs, io};
+
+use anyhow::{Context, Result, bail};
+use candle_core::{DType, Device, Tensor};
+use candle_diffusers_kernels::{
+    Conv2dParams, PackedWeight, PooledAllocator, attention, geglu, group_norm_silu, layer_norm,
+    peak_operations_per_second, upsample_nearest2d,
+};
+use serde_json::{Value, json};
+
+#[global_allocator]
+static ALLOCATOR: PooledAllocator = PooledAllocator::new();
+
+const GROUPS: usize = 32;
+const EPS: f64 = 1e-5;
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let [kernels, dtype] = &arguments[..] else { bail!("usage: bench_kernels KERNELS f32|bf16") };
+    let kernels: Value = serde_json::from_str(&fs::read_to_string(kernels)?)?;
+    let dtype = match dtype.as_str() {
+        "f32" => DType::F32,
+        "bf16" => DType::BF16,
+        other => bail!("{other:?} is not f32 or bf16"),
+    };
+    answer(json!({ "ready": true }))?;
+    let mut prepared: Option<(String, Kernel)> = None;
+    for line in io::stdin().lock().lines() {
+        let line = line?;
+        if line == "peak" {
+            answer(json!({ "operations_per_second": peak_operations_per_second(dtype)? }))?;
+            continue;
+        }
+        let kernel = match prepared.take() {
+            Some((name, kernel)) if name == line => kernel,
+            _ => {
+                let kernel = Kernel::prepare(&kernels[&line], dtype).with_context(|| line.clone())?;
+                (kernel.run)()?;
+                kernel
+            }
+        };
+        let start = Instant::now();
+        (kernel.run)()?;
+        let seconds = start.elapsed().as_secs_f64();
+        answer(json!({ "seconds": seconds, "peak_bytes": peak_bytes(), "operations": kernel.operations }))?;
+        prepared = Some((line, kernel));
+    }
+    Ok(())
+}
+
+fn answer(value: Value) -> Result<()> {
+    println!("{value}");
+    Ok(io::stdout().flush()?)
+}
+
+struct Kernel {
+    run: Box<dyn Fn() -> candle_core::Result<Tensor>>,
+    /// Multiplications and additions of its products; 0 where it has none.
+    operations: usize,
+}
+
+impl Kernel {
+    fn prepare(kernel: &Value, dtype: DType) -> Result<Self> {
+        let random = |name: &str| -> Result<Tensor> {
+            let shape: Vec<usize> = serde_json::from_value(kernel[name].clone()).context("no such kernel")?;
+            Ok(Tensor::randn(0f32, 1.0, shape, &Device::Cpu)?.to_dtype(dtype)?)
+        };
+        let number =
+            |name: &str| kernel[name].as_u64().context("a number is missing").map(|number| number as usize);
+        let operation = kernel["operation"].as_str().context("no such kernel")?;
+        if operation == "attention" {
+            let (queries, keys, heads) = (random("queries")?, random("keys")?, number("heads")?);
+            let operations = 4 * queries.elem_count() * keys.dim(1)?;
+            let scale = ((queries.dim(2)? / heads) as f64).powf(-0.5);
+            return Ok(Self::new(operations, move || attention(&queries, &keys, &keys, heads, scale, None)));
+        }
+        let x = random("x")?;
+        let ones = |count: usize| Tensor::ones(count, dtype, &Device::Cpu);
+        Ok(match operation {
+            "conv2d" => {
+                let (weight, stride) = (PackedWeight::pack(&random("weight")?)?, number("stride")?);
+                let (_, _, height, width) = x.dims4()?;
+                let pixels = x.dim(0)? * height.div_ceil(stride) * width.div_ceil(stride);
+                let operations = 2 * pixels * weight.shape().elem_count();
+                let params = Conv2dParams { stride, padding: weight.shape().dims()[2] / 2 };
+                Self::new(operations, move || weight.conv2d(&x, None, params))
+            }
+            "linear" => {
+                let weight = PackedWeight::pack(&random("weight")?)?;
+                let operations = 2 * x.dim(0)? * x.dim(1)? * weight.shape().elem_count();
+                Self::new(operations, move || weight.linear(&x, None))
+            }
+            "group_norm_silu" => {
+                let (weight, bias) = (ones(x.dim(1)?)?, ones(x.dim(1)?)?);
+                Self::new(0, move || group_norm_silu(&x, GROUPS, &weight, &bias, EPS))
+            }
+            "layer_norm" => {
+                let (weight, bias) = (ones(x.dim(2)?)?, ones(x.dim(2)?)?);
+                Self::new(0, move || layer_norm(&x, &weight, &bias, EPS))
+            }
+            "geglu" => Self::new(0, move || geglu(&x)),
+            "upsample" => Self::new(0, move || upsample_nearest2d(&x)),
+            other => bail!("{other:?} is no operation"),
+        })
+    }
+
+    fn new(operations: usize, run: impl Fn() -> candle_core::Result<Tensor> + 'static) -> Self {
+        Self { run: Box::new(run), operations }
+    }
+}
+
+/// The most memory that this process has held, where the system says so (Linux).
+fn peak_bytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kilobytes =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
+    kilobytes.unwrap_or(0u64) * 1024
+}
