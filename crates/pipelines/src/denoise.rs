@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use candle_diffusers_models::{TextCache, UNet2DConditionModel, UNetConditions};
 use candle_diffusers_schedulers::{NoiseSource, Scheduler, StepOptions};
 
-use crate::error::Result;
+use crate::error::{Result, argument};
 use crate::guidance::{classifier_free_guidance, guidance_scale_embedding};
 use crate::prompt::PromptEmbeds;
 
@@ -45,24 +45,36 @@ pub struct StepEnd<'a> {
 /// What a callback may say at the end of a step: go on, or stop and make the picture of what there is.
 pub type StepCallback<'a> = dyn FnMut(StepEnd<'_>) -> Result<ControlFlow<()>> + 'a;
 
-/// Denoises `latents` `(batch, channels, height, width)` over all timesteps that `scheduler` is set to, and returns them.
+/// What [`denoise`] goes through the steps with.
+pub struct Denoising<'a> {
+    /// Predicts the noise.
+    pub unet: &'a UNet2DConditionModel,
+    /// Takes the steps that it is set to.
+    pub scheduler: &'a mut dyn Scheduler,
+    /// How many of the scheduler's timesteps are left out at the beginning, as image to image does.
+    pub first_step: usize,
+    /// What the picture shows.
+    pub prompt_embeds: PromptEmbeds,
+    /// How closely the prompt is followed.
+    pub guidance: Guidance,
+    /// What the scheduler may be told.
+    pub step_options: StepOptions,
+}
+
+/// Denoises `latents` `(batch, channels, height, width)` over the timesteps of the scheduler, and returns them.
 ///
 /// Each step asks the UNet, guides its prediction, and lets the scheduler step; noise that the scheduler draws comes from
 /// `noise`. The UNet's keys and values of the text are computed once ([`TextCache`]), and again after a callback has changed the embeddings.
 ///
 /// # Errors
-/// When shapes do not fit, or `on_step_end` fails.
-#[allow(clippy::too_many_arguments)]
+/// When shapes do not fit, no step is left, or `on_step_end` fails.
 pub fn denoise(
-    unet: &UNet2DConditionModel,
-    scheduler: &mut dyn Scheduler,
     mut latents: Tensor,
-    mut prompt_embeds: PromptEmbeds,
-    guidance: &Guidance,
-    step_options: &StepOptions,
+    denoising: Denoising,
     noise: &mut dyn NoiseSource,
     on_step_end: &mut StepCallback,
 ) -> Result<Tensor> {
+    let Denoising { unet, scheduler, first_step, mut prompt_embeds, guidance, step_options } = denoising;
     let classifier_free = guidance.is_classifier_free(unet);
     let timestep_cond = match unet.config().time_cond_proj_dim {
         Some(dim) => {
@@ -78,7 +90,11 @@ pub fn denoise(
         ..Default::default()
     };
     let mut text = prompt_embeds.text(classifier_free)?;
-    let timesteps = scheduler.timesteps().to_vec();
+    let timesteps = scheduler.timesteps().get(first_step..).unwrap_or(&[]).to_vec();
+    if timesteps.is_empty() {
+        let problem = format!("is {first_step} of {}, so that none is left", scheduler.timesteps().len());
+        return argument("first_step", problem);
+    }
     for (index, &timestep) in timesteps.iter().enumerate() {
         let input = if classifier_free { Tensor::cat(&[&latents, &latents], 0)? } else { latents.clone() };
         let input = scheduler.scale_model_input(&input, timestep)?;
@@ -86,7 +102,7 @@ pub fn denoise(
         if classifier_free {
             model_output = classifier_free_guidance(&model_output, guidance.scale, guidance.rescale)?;
         }
-        latents = scheduler.step(&model_output, timestep, &latents, noise, step_options)?.prev_sample;
+        latents = scheduler.step(&model_output, timestep, &latents, noise, &step_options)?.prev_sample;
         let before = prompt_embeds.clone();
         let step = StepEnd {
             index,

@@ -22,6 +22,14 @@ pub enum Error {
         /// What was found, what was expected and what to do.
         problem: String,
     },
+    /// A picture that cannot be used.
+    #[error("{file}: {problem}")]
+    Picture {
+        /// Its file.
+        file: String,
+        /// What was found and what to do.
+        problem: String,
+    },
     /// A model that could not be loaded.
     #[error(transparent)]
     Loader(Box<loaders::Error>),

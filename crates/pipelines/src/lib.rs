@@ -10,12 +10,14 @@ mod prompt;
 mod scheduler_config;
 mod stable_diffusion;
 
-pub use denoise::{Guidance, StepCallback, StepEnd, denoise};
+pub use denoise::{Denoising, Guidance, StepCallback, StepEnd, denoise};
 pub use error::{Error, Result};
 pub use guidance::{classifier_free_guidance, guidance_scale_embedding};
-pub use image_processor::{denormalize, to_pictures};
-pub use latents::{decode_latents, prepare_latents, scale_initial_latents};
+pub use image_processor::{denormalize, from_pictures, load_picture, normalize, resize, to_pictures};
+pub use latents::{decode_latents, encode_pictures, first_step, prepare_latents, scale_initial_latents};
 pub use memory::working_memory;
 pub use prompt::{PromptEmbeds, encode_prompt, maybe_convert_prompt};
 pub use scheduler_config::load_scheduler_config;
-pub use stable_diffusion::{Schedule, StableDiffusionPipeline, TextToImage, seeded_generators};
+pub use stable_diffusion::{
+    ImageToImage, InitImage, Schedule, StableDiffusionPipeline, TextToImage, seeded_generators,
+};

@@ -1,5 +1,6 @@
 //! Text to image with Stable Diffusion 1.x and 2.x (diffusers' `pipelines/stable_diffusion/pipeline_stable_diffusion.py`).
 
+mod image_to_image;
 mod load;
 mod lora;
 mod request;
@@ -15,9 +16,10 @@ use candle_diffusers_schedulers::{
 use image::RgbImage;
 use serde_json::{Map, Value};
 
+pub use image_to_image::{ImageToImage, InitImage};
 pub use request::{Schedule, TextToImage};
 
-use crate::denoise::{Guidance, StepCallback, denoise};
+use crate::denoise::{Denoising, Guidance, StepCallback, denoise};
 use crate::error::{Result, argument};
 use crate::image_processor::{denormalize, to_pictures};
 use crate::latents::{decode_latents, prepare_latents, scale_initial_latents};
@@ -99,34 +101,54 @@ impl StableDiffusionPipeline {
     ) -> Result<Tensor> {
         request.check()?;
         let (width, height) = self.picture_size(request)?;
-        match &request.schedule {
-            Schedule::Steps(steps) => self.scheduler.set_timesteps(*steps)?,
-            Schedule::Timesteps(timesteps) => self.scheduler.set_custom_timesteps(timesteps)?,
-            Schedule::Sigmas(sigmas) => self.scheduler.set_custom_sigmas(sigmas)?,
-        }
-        let guidance = Guidance { scale: request.guidance_scale, rescale: request.guidance_rescale };
-        let prompt_embeds = match &request.prompt_embeds {
-            Some(embeds) => embeds.clone(),
-            None => self.encode_prompt(request, &guidance)?,
-        };
-        let prompt_embeds = prompt_embeds.repeat_each(request.num_images_per_prompt)?;
+        self.set_schedule(&request.schedule)?;
+        let prompt_embeds = self.encode_request(request)?;
         let latents = match &request.latents {
             Some(latents) => {
                 scale_initial_latents(&latents.to_device(&self.device)?, self.scheduler.as_ref())?
             }
             None => self.prepare_latents(prompt_embeds.prompt.dim(0)?, width, height, noise)?,
         };
-        let step_options = StepOptions { eta: request.eta, ..Default::default() };
-        denoise(
-            &self.unet,
-            self.scheduler.as_mut(),
-            latents,
+        self.denoise_request(request, latents, 0, prompt_embeds, noise, on_step_end)
+    }
+
+    fn set_schedule(&mut self, schedule: &Schedule) -> Result<()> {
+        match schedule {
+            Schedule::Steps(steps) => self.scheduler.set_timesteps(*steps)?,
+            Schedule::Timesteps(timesteps) => self.scheduler.set_custom_timesteps(timesteps)?,
+            Schedule::Sigmas(sigmas) => self.scheduler.set_custom_sigmas(sigmas)?,
+        }
+        Ok(())
+    }
+
+    /// The text of each picture.
+    fn encode_request(&self, request: &TextToImage) -> Result<PromptEmbeds> {
+        let prompt_embeds = match &request.prompt_embeds {
+            Some(embeds) => embeds.clone(),
+            None => self.encode_prompt(request, &request.guidance())?,
+        };
+        prompt_embeds.repeat_each(request.num_images_per_prompt)
+    }
+
+    /// Takes the steps from the first one on.
+    fn denoise_request(
+        &mut self,
+        request: &TextToImage,
+        latents: Tensor,
+        first_step: usize,
+        prompt_embeds: PromptEmbeds,
+        noise: &mut dyn NoiseSource,
+        on_step_end: &mut StepCallback,
+    ) -> Result<Tensor> {
+        let denoising = Denoising {
+            unet: &self.unet,
+            scheduler: self.scheduler.as_mut(),
+            first_step,
             prompt_embeds,
-            &guidance,
-            &step_options,
-            noise,
-            on_step_end,
-        )
+            guidance: request.guidance(),
+            step_options: StepOptions { eta: request.eta, ..Default::default() },
+        };
+        denoise(latents, denoising, noise, on_step_end)
     }
 
     /// The embeddings of the request's prompts, and of its negative prompts where guidance asks for them; one for each prompt.

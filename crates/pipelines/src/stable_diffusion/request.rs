@@ -1,5 +1,6 @@
 use candle_core::Tensor;
 
+use crate::denoise::Guidance;
 use crate::error::{Result, argument};
 use crate::prompt::PromptEmbeds;
 
@@ -12,6 +13,18 @@ pub enum Schedule {
     Timesteps(Vec<f64>),
     /// These sigmas, descending, for schedulers that take them.
     Sigmas(Vec<f64>),
+}
+
+impl Schedule {
+    /// How many steps were asked for.
+    pub fn steps(&self) -> usize {
+        match self {
+            Self::Steps(steps) => *steps,
+            Self::Timesteps(timesteps) => timesteps.len(),
+            // The last one is where sampling ends.
+            Self::Sigmas(sigmas) => sigmas.len().saturating_sub(1),
+        }
+    }
 }
 
 /// What to paint. The defaults are those of diffusers.
@@ -81,6 +94,10 @@ impl TextToImage {
             None => self.prompts.len(),
         };
         prompts.saturating_mul(self.num_images_per_prompt)
+    }
+
+    pub(super) fn guidance(&self) -> Guidance {
+        Guidance { scale: self.guidance_scale, rescale: self.guidance_rescale }
     }
 
     /// One negative prompt for each prompt.

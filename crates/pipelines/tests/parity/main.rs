@@ -3,6 +3,7 @@
 // Clippy knows test functions only, not what they call.
 #![allow(clippy::unwrap_used)]
 
+mod image_to_image;
 mod lora;
 mod single_file;
 mod text_to_image;

@@ -18,6 +18,11 @@ pub trait NoiseSource {
     /// A tensor of standard normal numbers, as diffusers' `randn_tensor` makes it with a CPU generator: drawn on the CPU in
     /// `dtype` itself (torch's draws for half precision are not those for float32 rounded), then moved to `device`.
     fn randn(&mut self, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor>;
+
+    /// How many generators there are, one for each picture; none where one draws for all pictures, however many they are.
+    fn generators(&self) -> Option<usize> {
+        None
+    }
 }
 
 /// torch's CPU generator.
@@ -248,6 +253,10 @@ impl NoiseSource for Vec<TorchGenerator> {
         let noise = self.iter_mut().map(|generator| generator.randn(&one, dtype, &Device::Cpu));
         let noise = noise.collect::<Result<Vec<_>>>()?;
         Ok(Tensor::cat(&noise, 0)?.to_device(device)?)
+    }
+
+    fn generators(&self) -> Option<usize> {
+        (self.len() != 1).then_some(self.len())
     }
 }
 

@@ -14,21 +14,21 @@ use serde_json::{Map, Value};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/parity/text_to_image");
 
-fn load(model: &str) -> StableDiffusionPipeline {
+pub(crate) fn load(model: &str) -> StableDiffusionPipeline {
     let repository = Repository::folder(format!("{FOLDER}/{model}")).unwrap();
     StableDiffusionPipeline::load(&repository, &LoadOptions::default()).unwrap()
 }
 
-fn go_on(_: StepEnd) -> candle_diffusers_pipelines::Result<ControlFlow<()>> {
+pub(crate) fn go_on(_: StepEnd) -> candle_diffusers_pipelines::Result<ControlFlow<()>> {
     Ok(ControlFlow::Continue(()))
 }
 
-fn strings(case: &Value, key: &str) -> Vec<String> {
+pub(crate) fn strings(case: &Value, key: &str) -> Vec<String> {
     let list = case[key].as_array().into_iter().flatten();
     list.map(|text| text.as_str().unwrap().to_string()).collect()
 }
 
-fn numbers(case: &Value, key: &str) -> Option<Vec<f64>> {
+pub(crate) fn numbers(case: &Value, key: &str) -> Option<Vec<f64>> {
     Some(case[key].as_array()?.iter().map(|number| number.as_f64().unwrap()).collect())
 }
 

@@ -1,0 +1,108 @@
+//! Between a VAE's tensors and pictures (diffusers' `image_processor.py`).
+
+mod resample;
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage};
+
+use crate::error::{Error, Result, argument};
+
+/// The picture in a file (PNG, JPEG or WebP, told by its content), as one reads it to paint from: turned as its EXIF orientation says, and in
+/// red, green and blue of 8 bits. Grey becomes all three, 16 bits are rounded to 8, and transparency is left out, as diffusers' `load_image`
+/// leaves it out.
+///
+/// # Errors
+/// When the file cannot be read, or is no such picture.
+pub fn load_picture(path: &Path) -> Result<RgbImage> {
+    let fail = |problem| Err(Error::Picture { file: path.display().to_string(), problem });
+    let read = || -> image::ImageResult<DynamicImage> {
+        let mut decoder = ImageReader::open(path)?.with_guessed_format()?.into_decoder()?;
+        let orientation = decoder.orientation()?;
+        let mut picture = DynamicImage::from_decoder(decoder)?;
+        picture.apply_orientation(orientation);
+        Ok(picture)
+    };
+    match read() {
+        Ok(picture) => Ok(picture.into_rgb8()),
+        Err(image::ImageError::IoError(error)) => fail(format!("cannot be read: {error}")),
+        Err(error) => fail(format!("is no PNG, JPEG or WebP picture that can be read: {error}")),
+    }
+}
+
+/// A picture of `width` by `height` pixels, resized exactly as Pillow's Lanczos filter does it, which diffusers resizes with.
+///
+/// # Errors
+/// When a side is 0.
+pub fn resize(picture: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
+    let (old_width, old_height) = picture.dimensions();
+    for (name, side) in [("picture", old_width.min(old_height)), ("width, height", width.min(height))] {
+        if side == 0 {
+            return argument(name, "is 0 pixels wide or high");
+        }
+    }
+    let size = |width: u32, height: u32| [width as usize, height as usize];
+    let pixels = resample::resize(picture.as_raw(), 3, size(old_width, old_height), size(width, height));
+    match RgbImage::from_raw(width, height, pixels) {
+        Some(resized) => Ok(resized),
+        None => argument("width, height", format!("are {width}x{height}, too large for a picture")),
+    }
+}
+
+/// Pictures of one size as a tensor `(batch, 3, height, width)` of float32 with values from 0 to 1, on the CPU.
+///
+/// # Errors
+/// When there are none, or their sizes differ.
+pub fn from_pictures(pictures: &[RgbImage]) -> Result<Tensor> {
+    let Some(first) = pictures.first() else { return argument("pictures", "are missing") };
+    let (width, height) = first.dimensions();
+    if let Some(other) = pictures.iter().find(|picture| picture.dimensions() != (width, height)) {
+        let (other_width, other_height) = other.dimensions();
+        let problem = format!("are {width}x{height} and {other_width}x{other_height}, expected one size");
+        return argument("pictures", problem);
+    }
+    let shape = (pictures.len(), height as usize, width as usize, 3);
+    let bytes: Vec<u8> = pictures.iter().flat_map(|picture| picture.as_raw()).copied().collect();
+    let values: Vec<f32> = bytes.into_iter().map(|byte| f32::from(byte) / 255.0).collect();
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?.permute((0, 3, 1, 2))?.contiguous()?)
+}
+
+/// From a picture's 0 to 1 to the -1 to 1 that a VAE encodes; any shape and dtype.
+///
+/// # Errors
+/// Those of the device.
+pub fn normalize(image: &Tensor) -> Result<Tensor> {
+    Ok(image.affine(2.0, -1.0)?)
+}
+
+/// From the VAE's -1 to 1 to a picture's 0 to 1, cut to that range; any shape and dtype.
+///
+/// # Errors
+/// Those of the device.
+pub fn denormalize(image: &Tensor) -> Result<Tensor> {
+    Ok(image.affine(0.5, 0.5)?.clamp(0.0, 1.0)?)
+}
+
+/// Pictures of a tensor `(batch, 3, height, width)` with values from 0 to 1, rounded to the nearest of 256 levels (half to even,
+/// as numpy does it).
+///
+/// # Errors
+/// When the tensor has another rank or another number of channels.
+pub fn to_pictures(images: &Tensor) -> Result<Vec<RgbImage>> {
+    let (batch, channels, height, width) = images.dims4()?;
+    if channels != 3 {
+        let problem = format!("has {channels} channels, expected 3 (red, green, blue)");
+        return Err(Error::Argument { argument: "images", problem });
+    }
+    let images = images.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.permute((0, 2, 3, 1))?;
+    let picture = |i: usize| -> Result<RgbImage> {
+        let values: Vec<f32> = images.get(i)?.flatten_all()?.to_vec1()?;
+        let bytes = values.iter().map(|value| (value * 255.0).round_ties_even() as u8).collect();
+        RgbImage::from_raw(width as u32, height as u32, bytes).ok_or_else(|| Error::Argument {
+            argument: "images",
+            problem: format!("are {width}x{height}, too large for a picture"),
+        })
+    };
+    (0..batch).map(picture).collect()
+}

@@ -1,0 +1,167 @@
+//! Image to image (diffusers' `pipelines/stable_diffusion/pipeline_stable_diffusion_img2img.py`; SDEdit, Meng et al., 2021).
+
+use candle_core::Tensor;
+use candle_diffusers_schedulers::NoiseSource;
+use image::RgbImage;
+
+use super::{StableDiffusionPipeline, TextToImage};
+use crate::denoise::StepCallback;
+use crate::error::{Result, argument};
+use crate::image_processor::{denormalize, from_pictures, normalize, resize, to_pictures};
+use crate::latents::{encode_pictures, first_step, repeat_all};
+
+/// What to paint from what. The picture gets noise as at one of the schedule's steps, and is denoised from there.
+#[derive(Clone, Debug)]
+pub struct ImageToImage {
+    /// What the result shows, and all else that text to image is told. Pictures are resized to its `width` and `height`; without them each
+    /// side becomes the next lower multiple of the VAE's factor, as in diffusers. Its `latents` are not used.
+    pub text: TextToImage,
+    /// What to begin with.
+    pub image: InitImage,
+    /// How much of the schedule is gone through, 0 to 1: near 0 the picture stays as it is, at 1 little of it is left.
+    pub strength: f64,
+}
+
+/// The pictures that [`ImageToImage`] begins with: one, or as many as there will be.
+#[derive(Clone, Debug)]
+pub enum InitImage {
+    /// Pictures of one size.
+    Pictures(Vec<RgbImage>),
+    /// Latents, `(pictures, channels, height / factor, width / factor)`, times the VAE's `scaling_factor`.
+    Latents(Tensor),
+}
+
+impl StableDiffusionPipeline {
+    /// Paints pictures from pictures, as [`generate`](Self::generate) does from nothing.
+    ///
+    /// # Errors
+    /// When the request cannot be met. What can be told from the request and the models' configs is told before the first model runs.
+    pub fn image_to_image(
+        &mut self,
+        request: &ImageToImage,
+        noise: &mut dyn NoiseSource,
+        on_step_end: &mut StepCallback,
+    ) -> Result<Vec<RgbImage>> {
+        let latents = self.image_to_image_latents(request, noise, on_step_end)?;
+        to_pictures(&denormalize(&self.decode_latents(&latents)?)?)
+    }
+
+    /// Like [`image_to_image`](Self::image_to_image), with the latents `(batch, channels, height / factor, width / factor)` as the last
+    /// step left them.
+    ///
+    /// # Errors
+    /// Those of [`image_to_image`](Self::image_to_image).
+    pub fn image_to_image_latents(
+        &mut self,
+        request: &ImageToImage,
+        noise: &mut dyn NoiseSource,
+        on_step_end: &mut StepCallback,
+    ) -> Result<Tensor> {
+        let ImageToImage { text, image, strength } = request;
+        text.check()?;
+        check_strength(*strength)?;
+        if text.latents.is_some() {
+            return argument("latents", "are given, but image to image begins with an image");
+        }
+        let channels = self.vae.config().latent_channels;
+        if self.unet.config().in_channels != channels {
+            let problem = format!(
+                "takes {} channels, expected {channels}: a model for inpainting or for editing by instructions paints otherwise",
+                self.unet.config().in_channels
+            );
+            return argument("unet", problem);
+        }
+        let batch = text.batch_size();
+        let image = self.fit_image(image, text, batch)?;
+        self.set_schedule(&text.schedule)?;
+        // Some schedulers take more timesteps than were asked for: counted are those that were.
+        let steps = text.schedule.steps();
+        let Some(first) = first_step(steps, *strength) else {
+            let problem = format!(
+                "is {strength}, which of {steps} steps leaves none; expected at least {}",
+                1.0 / steps as f64
+            );
+            return argument("strength", problem);
+        };
+        let prompt_embeds = self.encode_request(text)?;
+        let image = match image {
+            InitImage::Pictures(pictures) => {
+                let pictures = from_pictures(&pictures)?.to_device(&self.device)?.to_dtype(self.dtype)?;
+                encode_pictures(&self.vae, &normalize(&pictures)?, batch, noise)?
+            }
+            InitImage::Latents(latents) => {
+                repeat_all(&latents.to_device(&self.device)?.to_dtype(self.dtype)?, batch)?
+            }
+        };
+        let start = noise.randn(image.dims(), self.dtype, &self.device)?;
+        self.scheduler.set_begin_index(first);
+        let timestep = self.scheduler.timesteps().get(first).copied();
+        let latents = match timestep {
+            Some(timestep) => self.scheduler.add_noise(&image, &start, &[timestep])?,
+            // The loop says that no step is left.
+            None => image,
+        };
+        self.denoise_request(text, latents, first, prompt_embeds, noise, on_step_end)
+    }
+
+    /// Pictures of the size that will be painted; latents as they are, when they are of this model.
+    fn fit_image(&self, image: &InitImage, text: &TextToImage, batch: usize) -> Result<InitImage> {
+        let factor = self.vae.config().vae_scale_factor();
+        let channels = self.vae.config().latent_channels;
+        let (count, width, height) = match image {
+            InitImage::Pictures(pictures) => {
+                let (width, height) = pictures.first().map_or((0, 0), RgbImage::dimensions);
+                (pictures.len(), width as usize / factor * factor, height as usize / factor * factor)
+            }
+            InitImage::Latents(latents) => match *latents.dims() {
+                [count, found, height, width] if found == channels => {
+                    (count, width * factor, height * factor)
+                }
+                ref dims => {
+                    return argument(
+                        "image",
+                        format!("is latents {dims:?}, expected (pictures, {channels}, height, width)"),
+                    );
+                }
+            },
+        };
+        if count == 0 || !batch.is_multiple_of(count) {
+            return argument(
+                "image",
+                format!("is {count} pictures, expected 1, or one for each of the {batch} to paint"),
+            );
+        }
+        if width == 0 || height == 0 {
+            return argument(
+                "image",
+                format!("is smaller than {factor}x{factor} pixels, the least that the model can paint"),
+            );
+        }
+        let sized = TextToImage {
+            width: text.width.or(Some(width)),
+            height: text.height.or(Some(height)),
+            ..text.clone()
+        };
+        let (painted_width, painted_height) = self.picture_size(&sized)?;
+        match image {
+            InitImage::Latents(_) if (painted_width, painted_height) != (width, height) => argument(
+                "width, height",
+                format!(
+                    "are {painted_width}x{painted_height}, but the image is latents of {width}x{height} pixels"
+                ),
+            ),
+            InitImage::Latents(latents) => Ok(InitImage::Latents(latents.clone())),
+            InitImage::Pictures(pictures) => {
+                let fit = |picture| resize(picture, painted_width as u32, painted_height as u32);
+                Ok(InitImage::Pictures(pictures.iter().map(fit).collect::<Result<_>>()?))
+            }
+        }
+    }
+}
+
+fn check_strength(strength: f64) -> Result<()> {
+    if (0.0..=1.0).contains(&strength) {
+        return Ok(());
+    }
+    argument("strength", format!("is {strength}, expected 0 to 1"))
+}
