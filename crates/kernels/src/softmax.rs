@@ -126,7 +126,7 @@ type SoftmaxRow = unsafe fn(row: &[f32], result: &mut [MaybeUninit<f32>]);
 fn softmax_row_at(level: Level) -> SoftmaxRow {
     match level {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 | Level::Avx512Bf16 if level.is_available() => softmax_row_avx512,
+        Level::Avx512 | Level::Avx512Bf16 | Level::Amx if Level::Avx512.is_available() => softmax_row_avx512,
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 if level.is_available() => softmax_row_avx2,
         _ => softmax_row::<false>,

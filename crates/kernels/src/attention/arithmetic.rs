@@ -139,8 +139,8 @@ impl Kernel {
     pub(super) fn choose(level: Level, is_bfloat16: bool) -> Self {
         #[cfg(target_arch = "x86_64")]
         if is_bfloat16
-            && level == Level::Avx512Bf16
-            && level.is_available()
+            && level >= Level::Avx512Bf16
+            && Level::Avx512Bf16.is_available()
             && is_x86_feature_detected!("avx512bw")
         {
             return Self::new::<Pairs>(step_pairs, backward_step_pairs);
@@ -154,7 +154,7 @@ impl Kernel {
     fn single(level: Level) -> Self {
         match level {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Bf16 if level.is_available() => {
+            Level::Avx512 | Level::Avx512Bf16 | Level::Amx if Level::Avx512.is_available() => {
                 Self::new::<Single<__m512>>(step_avx512, backward_step_avx512)
             }
             #[cfg(target_arch = "x86_64")]

@@ -5,8 +5,9 @@ use std::arch::x86_64::{
     _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
-use super::microkernel::LeftFactor;
+use super::microkernel::{LeftFactor, Panel};
 use super::panels::Pair;
+use super::parts::Parts;
 
 pub(super) const ROWS: usize = 12;
 pub(super) const COLUMNS: usize = 2 * LANES;
@@ -43,6 +44,28 @@ pub(super) unsafe fn add_product<L: LeftFactor<Pair>>(
             unsafe {
                 let sums = sums.add(row * COLUMNS + part * LANES);
                 _mm512_storeu_ps(sums, _mm512_add_ps(_mm512_loadu_ps(sums), *value));
+            }
+        }
+    }
+}
+
+/// The same with [`Parts`] in the order of pairs: products of all parts that are as great as one of the least.
+///
+/// # Safety
+/// As [`add_product`]; the steps must be an even number.
+pub(super) unsafe fn add_product_of_parts<const PARTS: usize>(
+    steps: usize,
+    left: Panel<Parts<PARTS>>,
+    right: *const Parts<PARTS>,
+    sums: *mut f32,
+) {
+    for parts in (0..PARTS).rev() {
+        for part in 0..=parts {
+            // SAFETY: a part of a panel is so many pairs of it; the rest is the caller's promise.
+            unsafe {
+                let left = left.0.cast::<Pair>().add(part * steps / 2 * ROWS);
+                let right = right.cast::<Pair>().add((parts - part) * steps / 2 * COLUMNS);
+                add_product(steps / 2, Panel(left), right, sums);
             }
         }
     }

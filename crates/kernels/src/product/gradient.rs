@@ -29,7 +29,7 @@ fn linear_weight_gradient_at(level: Level, gradient: &Tensor, x: &Tensor) -> Res
     }
 }
 
-fn linear_by<S: Float + Source<E>, E: Element + Stored<E>>(
+fn linear_by<S: Float + Source<E>, E: Source<E> + Stored<E>>(
     kernel: &Microkernel<E>,
     gradient: &Tensor,
     x: &Tensor,
@@ -42,7 +42,7 @@ fn linear_by<S: Float + Source<E>, E: Element + Stored<E>>(
     let (narrow, wide) = if is_swapped { (x, gradient) } else { (gradient, x) };
     let (features, items) = (out_features.min(in_features), out_features.max(in_features));
     with_values(narrow, |narrow: &[S]| {
-        let panels = WeightPanels::pack_columns(narrow, features, rows, kernel.rows);
+        let panels = WeightPanels::pack_columns(narrow, features, rows, kernel.left_width);
         with_values(wide, |wide: &[S]| {
             let columns = Columns { values: wide, items, features, depth: rows, is_swapped };
             multiply(
@@ -117,7 +117,7 @@ pub(crate) fn conv2d_weight_gradient(
     }
 }
 
-fn conv2d_by<S: Float + Source<E>, E: Element + Stored<E>>(
+fn conv2d_by<S: Float + Source<E>, E: Source<E> + Stored<E>>(
     kernel: &Microkernel<E>,
     gradient: &Tensor,
     x: &Tensor,
@@ -131,7 +131,7 @@ fn conv2d_by<S: Float + Source<E>, E: Element + Stored<E>>(
     // The pixels of all pictures are one sum.
     with_values(&gradient.transpose(0, 1)?, |gradient: &[S]| {
         let depth = batch * out_height * out_width;
-        let panels = WeightPanels::pack(gradient, out_channels, depth, kernel.rows);
+        let panels = WeightPanels::pack(gradient, out_channels, depth, kernel.left_width);
         with_values(x, |values: &[S]| {
             let taps = Taps {
                 values,

@@ -3,7 +3,7 @@ use std::sync::OnceLock;
 
 use candle_core::Result;
 
-/// Names the instructions to use at most: `portable`, `avx2`, `avx512` or `avx512bf16`.
+/// Names the instructions to use at most: `portable`, `avx2`, `avx512`, `avx512bf16` or `amx`.
 const VARIABLE: &str = "CANDLE_DIFFUSERS_CPU";
 
 /// The instructions that products on the CPU are computed with. A greater level is faster.
@@ -20,14 +20,16 @@ pub enum Level {
     Avx512,
     /// The same with dot products of bfloat16.
     Avx512Bf16,
+    /// The same with tiles of bfloat16 (AMX).
+    Amx,
 }
 
 impl Level {
     /// All levels, the slowest first.
-    pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+    pub const ALL: [Self; 5] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
 
     /// The level in use: the greatest that the processor has, or a lower one that the environment variable `CANDLE_DIFFUSERS_CPU`
-    /// names (`portable`, `avx2`, `avx512`, `avx512bf16`). It is read once.
+    /// names (`portable`, `avx2`, `avx512`, `avx512bf16`, `amx`). It is read once.
     ///
     /// # Errors
     /// When the variable names no level.
@@ -43,9 +45,9 @@ impl Level {
     /// The greatest level that the processor has, up to the one that is named.
     fn greatest(limit: Option<&str>) -> std::result::Result<Self, String> {
         let limit = match limit {
-            None | Some("") => Self::Avx512Bf16,
+            None | Some("") => Self::Amx,
             Some(name) => Self::ALL.into_iter().find(|level| level.name() == name).ok_or_else(|| {
-                format!("the environment variable {VARIABLE} is {name:?}; it can be portable, avx2, avx512 or avx512bf16")
+                format!("the environment variable {VARIABLE} is {name:?}; it can be portable, avx2, avx512, avx512bf16 or amx")
             })?,
         };
         let available = Self::ALL.into_iter().filter(|level| *level <= limit && level.is_available());
@@ -62,8 +64,10 @@ impl Level {
             Self::Avx512 => is_x86_feature_detected!("avx512f"),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Bf16 => is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => Self::Avx512Bf16.is_available() && super::amx::is_available(),
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2 | Self::Avx512 | Self::Avx512Bf16 => false,
+            Self::Avx2 | Self::Avx512 | Self::Avx512Bf16 | Self::Amx => false,
         }
     }
 
@@ -74,6 +78,7 @@ impl Level {
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512bf16",
+            Self::Amx => "amx",
         }
     }
 }
@@ -86,7 +91,7 @@ mod tests {
     fn the_variable_names_the_greatest_level() {
         assert_eq!(Level::greatest(Some("portable")), Ok(Level::Portable));
         assert!(Level::greatest(Some("avx2")).unwrap() <= Level::Avx2);
-        assert_eq!(Level::greatest(None), Level::greatest(Some("avx512bf16")));
+        assert_eq!(Level::greatest(None), Level::greatest(Some("amx")));
         assert_eq!(Level::greatest(None), Level::greatest(Some("")));
         let problem = Level::greatest(Some("sse9")).unwrap_err();
         assert!(problem.contains("CANDLE_DIFFUSERS_CPU is \"sse9\"; it can be portable"), "{problem}");

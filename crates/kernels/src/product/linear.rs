@@ -3,10 +3,13 @@ use std::ops::Range;
 use candle_core::{DType, Result, Tensor};
 use half::{bf16, f16};
 
+use super::level::Level;
 use super::microkernel::{MatrixRows, Microkernel};
 use super::multiply::{Activations, After, Factor, multiply};
 use super::packed::{Numbers, PackedWeight, Side};
 use super::panels::{Element, Source, transpose_rows};
+use super::parts::{InParts, Parts, parts_at};
+use super::precision::float32_matmul_precision;
 use super::weight_panels::{Stored, WeightPanels};
 use super::{Float, bias_values, to_tensor, with_addend, with_values};
 
@@ -25,21 +28,66 @@ pub(super) fn linear(
     // Half precision may be computed with in float32.
     let is_float = weight.dtype() == DType::F32;
     match weight.numbers() {
-        Numbers::F32(kernel, panels) => compute::<f32, _, _>(x, kernel, panels, bias, after),
-        Numbers::F16(kernel, panels) if is_float => compute::<f32, _, _>(x, kernel, panels, bias, after),
+        Numbers::F32(kernel, panels) => float32(x, kernel, panels, bias, after),
+        Numbers::F16(kernel, panels) if is_float => float32(x, kernel, panels, bias, after),
         Numbers::F16(kernel, panels) => compute::<f16, _, _>(x, kernel, panels, bias, after),
-        Numbers::Bf16(kernel, panels) if is_float => compute::<f32, _, _>(x, kernel, panels, bias, after),
+        Numbers::Bf16(kernel, panels) if is_float => float32(x, kernel, panels, bias, after),
         Numbers::Bf16(kernel, panels) => compute::<bf16, _, _>(x, kernel, panels, bias, after),
         Numbers::Bf16Pairs(kernel, panels) => compute::<bf16, _, _>(x, kernel, panels, bias, after),
     }
 }
 
-fn compute<S: Float + Source<E>, E: Element, T: Stored<E>>(
+fn compute<S: Float + Source<E>, E: Source<E>, T: Stored<E>>(
     x: &Tensor,
     kernel: &Microkernel<E>,
     panels: &WeightPanels<T>,
     bias: Option<&[f32]>,
     after: After<'_, Tensor>,
+) -> Result<Tensor> {
+    with_rows(x, panels, after, |rows: &Rows<'_, S>, after, output| {
+        multiply(&Factor { kernel, side: Side::Right, panels, bias }, rows, after, output);
+    })
+}
+
+/// Float32 at the precision that is set.
+fn float32<T: Stored<f32> + Stored<Parts<1>> + Stored<Parts<2>> + Stored<Parts<3>>>(
+    x: &Tensor,
+    kernel: &Microkernel,
+    panels: &WeightPanels<T>,
+    bias: Option<&[f32]>,
+    after: After<'_, Tensor>,
+) -> Result<Tensor> {
+    match parts_at(kernel.level, float32_matmul_precision()?, panels.steps()) {
+        Some(1) => compute_in_parts::<1, _>(x, kernel.level, panels, bias, after),
+        Some(2) => compute_in_parts::<2, _>(x, kernel.level, panels, bias, after),
+        Some(_) => compute_in_parts::<3, _>(x, kernel.level, panels, bias, after),
+        None => compute::<f32, _, _>(x, kernel, panels, bias, after),
+    }
+}
+
+/// Float32 by products of its parts.
+pub(super) fn compute_in_parts<const PARTS: usize, T: Stored<Parts<PARTS>>>(
+    x: &Tensor,
+    level: Level,
+    panels: &WeightPanels<T>,
+    bias: Option<&[f32]>,
+    after: After<'_, Tensor>,
+) -> Result<Tensor> {
+    let Some((kernel, order)) = Microkernel::<Parts<PARTS>>::in_parts(level) else {
+        candle_core::bail!("linear: {} multiplies no parts of float32", level.name());
+    };
+    with_rows(x, panels, after, |rows: &Rows<'_, f32>, after, output| {
+        let factor = Factor { kernel: &kernel, side: Side::Right, panels, bias };
+        multiply(&factor, &InParts { activations: rows, order, level }, after, output);
+    })
+}
+
+/// Calls `multiply` with the input's rows and room for the output, which it writes.
+fn with_rows<S: Float, T: Element>(
+    x: &Tensor,
+    panels: &WeightPanels<T>,
+    after: After<'_, Tensor>,
+    multiply: impl FnOnce(&Rows<'_, S>, After<'_, [S]>, &mut [S]),
 ) -> Result<Tensor> {
     let mut shape = x.dims().to_vec();
     let depth = shape.pop().unwrap_or_default();
@@ -48,9 +96,8 @@ fn compute<S: Float + Source<E>, E: Element, T: Stored<E>>(
     let mut output = vec![S::default(); items * features];
     with_values(x, |values: &[S]| {
         let rows = Rows { values, items, depth, features };
-        let factor = Factor { kernel, side: Side::Right, panels, bias };
         with_addend("linear", after, &shape, |after| {
-            multiply(&factor, &rows, after, &mut output);
+            multiply(&rows, after, &mut output);
             Ok(())
         })
     })?;

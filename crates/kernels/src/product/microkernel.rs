@@ -1,23 +1,30 @@
 use super::level::Level;
 use super::panels::{Element, Pair, Source};
+use super::parts::{Order, Parts};
 use super::portable;
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512, avx512bf16};
+use super::{amx, avx2, avx512, avx512bf16};
 
+/// The most rows that a tile has at any level.
+pub(super) const MAX_ROWS: usize = 32;
 /// The most columns that a tile has at any level.
 pub(super) const MAX_COLUMNS: usize = 32;
 
 /// The innermost piece of a product: a tile of `rows` by `columns` sums that stays in registers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Microkernel<E = f32> {
-    /// The width of a panel of the left factor.
     pub(super) rows: usize,
+    /// The width of a panel of the left factor: `rows`, or 1 where the factor is `rows` panels of one row each, which lie beside each other.
+    pub(super) left_width: usize,
     /// The width of a panel of the right factor.
     pub(super) columns: usize,
     /// The level that it was made for.
     pub(super) level: Level,
+    /// Whether a thread must be [`configured`](Self::configured) for it.
+    needs_tiles: bool,
     add_product: AddProduct<E, Panel<E>>,
-    add_product_of_rows: AddProduct<E, Rows<E>>,
+    /// For factors whose rows are multiplied as they are.
+    add_product_of_rows: Option<AddProduct<E, Rows<E>>>,
 }
 
 /// `sums[row * columns + column] += sum over k < steps of left(row, k) * right[k * columns + column]`, summed from k = 0 on before it is
@@ -33,11 +40,16 @@ pub(super) trait LeftFactor<E>: Copy {
     /// # Safety
     /// The element must be there; `rows` is how many the factor has.
     unsafe fn element<const ROWS: usize>(self, row: usize, step: usize) -> E;
+
+    /// Where the first row begins, and how many bytes from one to the next, if all steps of a row are beside each other.
+    fn rows(self) -> Option<(*const E, usize)> {
+        None
+    }
 }
 
 /// A panel: all rows of a step beside each other.
 #[derive(Clone, Copy)]
-pub(super) struct Panel<E>(*const E);
+pub(super) struct Panel<E>(pub(super) *const E);
 
 impl<E: Element> LeftFactor<E> for Panel<E> {
     #[inline(always)]
@@ -59,6 +71,11 @@ impl<E: Element> LeftFactor<E> for Rows<E> {
     unsafe fn element<const ROWS: usize>(self, row: usize, step: usize) -> E {
         // SAFETY: the caller's promise.
         unsafe { self.first.byte_add(row * self.stride).add(step).read_unaligned() }
+    }
+
+    #[inline(always)]
+    fn rows(self) -> Option<(*const E, usize)> {
+        Some((self.first, self.stride))
     }
 }
 
@@ -82,27 +99,33 @@ impl Microkernel<f32> {
     pub(super) fn new(level: Level) -> Self {
         match level {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Bf16 if level.is_available() => Self {
+            Level::Avx512 | Level::Avx512Bf16 | Level::Amx if Level::Avx512.is_available() => Self {
                 rows: avx512::ROWS,
+                left_width: avx512::ROWS,
                 columns: avx512::COLUMNS,
                 level,
+                needs_tiles: false,
                 add_product: avx512::add_product,
-                add_product_of_rows: avx512::add_product,
+                add_product_of_rows: Some(avx512::add_product),
             },
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 if level.is_available() => Self {
                 rows: avx2::ROWS,
+                left_width: avx2::ROWS,
                 columns: avx2::COLUMNS,
                 level,
+                needs_tiles: false,
                 add_product: avx2::add_product,
-                add_product_of_rows: avx2::add_product,
+                add_product_of_rows: Some(avx2::add_product),
             },
             _ => Self {
                 rows: portable::ROWS,
+                left_width: portable::ROWS,
                 columns: portable::COLUMNS,
                 level: Level::Portable,
+                needs_tiles: false,
                 add_product: portable::add_product,
-                add_product_of_rows: portable::add_product,
+                add_product_of_rows: Some(portable::add_product),
             },
         }
     }
@@ -115,21 +138,104 @@ impl Microkernel<Pair> {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Bf16 if level.is_available() => Some(Self {
                 rows: avx512bf16::ROWS,
+                left_width: avx512bf16::ROWS,
                 columns: avx512bf16::COLUMNS,
                 level,
+                needs_tiles: false,
                 add_product: avx512bf16::add_product,
-                add_product_of_rows: avx512bf16::add_product,
+                add_product_of_rows: Some(avx512bf16::add_product),
+            }),
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx if level.is_available() => Some(Self {
+                rows: amx::ROWS,
+                left_width: 1,
+                columns: amx::COLUMNS,
+                level,
+                needs_tiles: true,
+                add_product: amx::add_product,
+                add_product_of_rows: Some(amx::add_product),
+            }),
+            // So that all around the tiles is tested everywhere.
+            #[cfg(all(target_arch = "x86_64", test))]
+            Level::Amx => Some(Self {
+                rows: amx::ROWS,
+                left_width: 1,
+                columns: amx::COLUMNS,
+                level,
+                needs_tiles: false,
+                add_product: amx::model::add_product,
+                add_product_of_rows: Some(amx::model::add_product),
             }),
             _ => None,
         }
     }
 }
 
+impl<const PARTS: usize> Microkernel<Parts<PARTS>> {
+    /// The one for levels that multiply float32 in parts, with the order of its left factor's numbers; those of the right one are in pairs.
+    /// Depths are multiples of 32.
+    pub(super) fn in_parts(level: Level) -> Option<(Self, Order)> {
+        match level {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 if level.is_available() => {
+                let kernel = Self {
+                    rows: avx512bf16::ROWS,
+                    left_width: avx512bf16::ROWS,
+                    columns: avx512bf16::COLUMNS,
+                    level,
+                    needs_tiles: false,
+                    add_product: avx512bf16::add_product_of_parts,
+                    add_product_of_rows: None,
+                };
+                Some((kernel, Order::Pairs { width: avx512bf16::ROWS }))
+            }
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx if level.is_available() => {
+                let kernel = Self {
+                    rows: amx::ROWS,
+                    left_width: amx::ROWS,
+                    columns: amx::COLUMNS,
+                    level,
+                    needs_tiles: true,
+                    add_product: amx::add_product_of_parts,
+                    add_product_of_rows: None,
+                };
+                Some((kernel, Order::Tiles))
+            }
+            #[cfg(all(target_arch = "x86_64", test))]
+            Level::Amx => {
+                let kernel = Self {
+                    rows: amx::ROWS,
+                    left_width: amx::ROWS,
+                    columns: amx::COLUMNS,
+                    level,
+                    needs_tiles: false,
+                    add_product: amx::model::add_product_of_parts,
+                    add_product_of_rows: None,
+                };
+                Some((kernel, Order::Tiles))
+            }
+            _ => None,
+        }
+    }
+}
+
 impl<E: Element> Microkernel<E> {
+    /// What a thread holds while it multiplies.
+    pub(super) fn configured(&self) -> impl Sized + use<E> {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: whoever made this has asked whether the processor has the level.
+        return self.needs_tiles.then(|| unsafe { amx::Configured::new() });
+    }
+
     /// Adds the product of two panels of equal depth to a tile, `rows * columns` sums row by row.
     pub(super) fn add_product(&self, left: &[E], right: &[E], tile: &mut [f32]) {
         let steps = left.len() / self.rows;
-        assert!(left.len() == steps * self.rows && right.len() == steps * self.columns);
+        assert!(
+            self.left_width == self.rows
+                && left.len() == steps * self.rows
+                && right.len() == steps * self.columns
+        );
         assert!(tile.len() == self.rows * self.columns);
         // SAFETY: the panels and the tile are as long as the lines above say, and whoever made this has asked whether the processor has the
         // level.
@@ -143,6 +249,7 @@ impl<E: Element> Microkernel<E> {
         right: &[E],
         tile: &mut [f32],
     ) {
+        let add_product = self.add_product_of_rows.expect("a microkernel that multiplies rows");
         assert!(S::IS_AS_STEPS);
         let steps = right.len() / self.columns;
         assert!(right.len() == steps * self.columns && tile.len() == self.rows * self.columns);
@@ -150,6 +257,6 @@ impl<E: Element> Microkernel<E> {
         let rows = Rows { first: left.values.as_ptr().cast(), stride: left.stride * size_of::<S>() };
         // SAFETY: the lengths are as the lines above say; an element is as many numbers as a step has, at any address. Whoever made this
         // has asked whether the processor has the level.
-        unsafe { (self.add_product_of_rows)(steps, rows, right.as_ptr(), tile.as_mut_ptr()) }
+        unsafe { add_product(steps, rows, right.as_ptr(), tile.as_mut_ptr()) }
     }
 }

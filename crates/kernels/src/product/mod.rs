@@ -1,6 +1,8 @@
 //! Matrix products of float32 on the CPU: what `linear` and `conv2d` are computed with. The crate's README says how it works.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -15,8 +17,10 @@ mod microkernel;
 mod multiply;
 mod packed;
 mod panels;
+mod parts;
 mod peak;
 mod portable;
+mod precision;
 #[cfg(test)]
 mod tests;
 mod transposed;
@@ -41,6 +45,7 @@ pub(crate) use gradient::{conv2d_weight_gradient, linear_weight_gradient};
 pub use level::Level;
 pub use packed::PackedWeight;
 pub use peak::peak_operations_per_second;
+pub use precision::{Float32MatmulPrecision, float32_matmul_precision, set_float32_matmul_precision};
 
 /// Whether these products compute what the tensors ask for: on the CPU, in one dtype of at most 32 bits.
 pub(crate) fn computes(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> bool {

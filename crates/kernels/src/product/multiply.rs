@@ -60,6 +60,21 @@ pub(super) struct Factor<'a, E, T> {
     pub(super) bias: Option<&'a [f32]>,
 }
 
+impl<E: Source<E>, T: Stored<E>> Factor<'_, E, T> {
+    /// How many features a tile has.
+    fn weight_width(&self) -> usize {
+        match self.side {
+            Side::Left => self.kernel.rows,
+            Side::Right => self.kernel.columns,
+        }
+    }
+
+    /// Whether the left factor is made of single rows instead of panels.
+    fn left_is_rows(&self) -> bool {
+        self.kernel.left_width < self.kernel.rows
+    }
+}
+
 /// What becomes of the sums, with their bias, before they are rounded.
 #[derive(Clone, Copy)]
 pub(super) enum After<'a, A: ?Sized> {
@@ -83,7 +98,7 @@ impl<A: ?Sized> After<'_, A> {
 
 /// Writes `weight * activations + bias` to `output`, or what comes [`After`] it. Each result is summed in float32 in an order that is always
 /// the same, and rounded once.
-pub(super) fn multiply<E: Element, T: Stored<E>, O: Float>(
+pub(super) fn multiply<E: Source<E>, T: Stored<E>, O: Float>(
     factor: &Factor<'_, E, T>,
     activations: &impl Activations<E>,
     after: After<'_, [O]>,
@@ -93,13 +108,14 @@ pub(super) fn multiply<E: Element, T: Stored<E>, O: Float>(
         Side::Left => factor.kernel.columns,
         Side::Right => factor.kernel.rows,
     };
+    let weight_width = factor.weight_width();
     let (items, features) = (activations.items(), factor.panels.features());
     let halves = after.halves();
     match after {
         After::Nothing => {}
         After::Add(addend) => assert_eq!(addend.len(), output.len()),
         After::Geglu => {
-            assert!(factor.side == Side::Right && features.is_multiple_of(2 * factor.panels.width()))
+            assert!(factor.side == Side::Right && features.is_multiple_of(2 * weight_width))
         }
     }
     assert_eq!(output.len(), items * features / halves);
@@ -107,14 +123,12 @@ pub(super) fn multiply<E: Element, T: Stored<E>, O: Float>(
     let output = Output { start: output.as_mut_ptr(), length: output.len(), borrow: PhantomData };
     let product = Product { factor, activations, after, output, width, halves };
 
-    let (panels, weight_panels) =
-        (items.div_ceil(width), (features / halves).div_ceil(factor.panels.width()));
+    let (panels, weight_panels) = (items.div_ceil(width), (features / halves).div_ceil(weight_width));
     if panels == 0 || weight_panels == 0 {
         return;
     }
     let steps = factor.panels.steps();
-    let (block, most_weight_panels) =
-        (BLOCK / width, (MOST_FEATURES / halves / factor.panels.width()).max(1));
+    let (block, most_weight_panels) = (BLOCK / width, (MOST_FEATURES / halves / weight_width).max(1));
     let fewest_parts = if steps > PASS { weight_panels.div_ceil(most_weight_panels) } else { 1 };
     let blocks = panels.div_ceil(block);
     let is_small = items.saturating_mul(features).saturating_mul(steps) < MIN_PARALLEL;
@@ -174,11 +188,12 @@ thread_local! {
     static ROOM: RefCell<Room> = RefCell::default();
 }
 
-impl<E: Element, T: Stored<E>, A: Activations<E>, O: Float> Product<'_, E, T, A, O> {
+impl<E: Source<E>, T: Stored<E>, A: Activations<E>, O: Float> Product<'_, E, T, A, O> {
     /// Computes the results of some panels of items for some panels of features. Tasks that run at the same time share none of these results.
     fn compute(&self, panels: Range<usize>, weight_panels: Range<usize>) {
         let (kernel, weight) = (self.factor.kernel, self.factor.panels);
         let (steps, tile_size) = (weight.steps(), kernel.rows * kernel.columns);
+        let _configured = kernel.configured();
         ROOM.with_borrow_mut(|Room { activations, weight: converted, sums }| {
             let packed = activations.reserve::<E>(panels.len() * self.width * PASS.min(steps));
             // The sums of one panel of results, or where they wait for the next pass of all.
@@ -192,8 +207,7 @@ impl<E: Element, T: Stored<E>, A: Activations<E>, O: Float> Product<'_, E, T, A,
                 let length = self.width * pass.len();
                 for (index, panel) in panels.clone().enumerate() {
                     if self.rows(panel, &pass).is_none() {
-                        let packed = &mut packed[index * length..][..length];
-                        self.activations.pack(self.items(panel), pass.clone(), self.width, packed);
+                        self.pack(panel, &pass, &mut packed[index * length..][..length]);
                     }
                 }
                 for (row, weight_panel) in weight_panels.clone().enumerate() {
@@ -201,8 +215,9 @@ impl<E: Element, T: Stored<E>, A: Activations<E>, O: Float> Product<'_, E, T, A,
                     for (half, sums) in sums.chunks_exact_mut(half_size).enumerate() {
                         let weight_panel = weight_panel + half * self.results();
                         for block in depth_blocks(pass.clone()) {
-                            let weight = T::as_factor(weight.panel(weight_panel, &block), converted);
-                            let part = (block.start - start) * self.width..(block.end - start) * self.width;
+                            let count = self.factor.weight_width() / weight.width();
+                            let panel = weight.panels(weight_panel * count, count, &block);
+                            let weight = T::as_factor(kernel.level, panel, weight.width(), converted);
                             for (index, tile) in sums.chunks_exact_mut(tile_size).enumerate() {
                                 if block.end == steps && half == 0 {
                                     self.fetch_addend(panels.start + index, weight_panel);
@@ -211,12 +226,25 @@ impl<E: Element, T: Stored<E>, A: Activations<E>, O: Float> Product<'_, E, T, A,
                                     kernel.add_product_of_rows(rows, weight, tile);
                                     continue;
                                 }
-                                let packed = &packed[index * length..][part.clone()];
-                                let (left, right) = match self.factor.side {
-                                    Side::Left => (weight, packed),
-                                    Side::Right => (packed, weight),
-                                };
-                                kernel.add_product(left, right, tile);
+                                let packed = &packed[index * length..][..length];
+                                let whole = block.start - start..block.end - start;
+                                let part = whole.start * self.width..whole.end * self.width;
+                                match (self.factor.side, self.factor.left_is_rows()) {
+                                    (Side::Left, false) => {
+                                        kernel.add_product(weight, &packed[part], tile);
+                                    }
+                                    (Side::Left, true) => {
+                                        let rows = MatrixRows::new(weight, block.len());
+                                        kernel.add_product_of_rows(rows, &packed[part], tile);
+                                    }
+                                    (Side::Right, false) => {
+                                        kernel.add_product(&packed[part], weight, tile);
+                                    }
+                                    (Side::Right, true) => {
+                                        let rows = MatrixRows::new(&packed[whole.start..], pass.len());
+                                        kernel.add_product_of_rows(rows, weight, tile);
+                                    }
+                                }
                             }
                         }
                     }
@@ -234,6 +262,19 @@ impl<E: Element, T: Stored<E>, A: Activations<E>, O: Float> Product<'_, E, T, A,
         });
     }
 
+    /// Packs these steps of a panel of items: as rows where they are the left factor and that is made of rows.
+    fn pack(&self, panel: usize, steps: &Range<usize>, packed: &mut [E]) {
+        let items = self.items(panel);
+        if self.factor.side == Side::Left || !self.factor.left_is_rows() {
+            return self.activations.pack(items, steps.clone(), self.width, packed);
+        }
+        let mut rows = packed.chunks_exact_mut(steps.len().max(1));
+        items
+            .zip(&mut rows)
+            .for_each(|(item, row)| self.activations.pack(item..item + 1, steps.clone(), 1, row));
+        rows.for_each(|row| row.fill(E::default()));
+    }
+
     /// A whole panel's items where they need no packing.
     fn rows(&self, panel: usize, steps: &Range<usize>) -> Option<MatrixRows<'_, A::Number>> {
         let items = self.items(panel);
@@ -246,13 +287,13 @@ impl<E: Element, T: Stored<E>, A: Activations<E>, O: Float> Product<'_, E, T, A,
     }
 
     fn features(&self, weight_panel: usize) -> Range<usize> {
-        let width = self.factor.panels.width();
+        let width = self.factor.weight_width();
         weight_panel * width..self.factor.panels.features().min((weight_panel + 1) * width)
     }
 
     /// How many panels of results there are.
     fn results(&self) -> usize {
-        (self.factor.panels.features() / self.halves).div_ceil(self.factor.panels.width())
+        (self.factor.panels.features() / self.halves).div_ceil(self.factor.weight_width())
     }
 
     /// Fetches what will be added to a tile: its rows are too far apart for the processor to know where the next one is.
@@ -301,7 +342,7 @@ struct Finish<'a, E, T, A, O> {
     weight_panel: usize,
 }
 
-impl<E: Element, T: Stored<E>, A: Activations<E>, O: Float> Work for Finish<'_, E, T, A, O> {
+impl<E: Source<E>, T: Stored<E>, A: Activations<E>, O: Float> Work for Finish<'_, E, T, A, O> {
     type Output = ();
 
     #[inline(always)]

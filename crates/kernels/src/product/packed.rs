@@ -310,7 +310,7 @@ impl Rows<'_> {
     ) -> Result<WeightPanels<T>> {
         let Self { level, features, depth, .. } = *self;
         let width = match self.side {
-            Side::Left => kernel.rows,
+            Side::Left => kernel.left_width,
             Side::Right => kernel.columns,
         };
         match self.values {

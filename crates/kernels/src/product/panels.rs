@@ -113,6 +113,7 @@ pub(super) fn transpose_rows<'a, S: Source<E>, E: Element>(
             };
             let [a, b, c, d] = &mut converted;
             match [next(a), next(b), next(c), next(d)] {
+                [Some(values), ..] if width == 1 => panel.copy_from_slice(values),
                 [Some(a), Some(b), Some(c), Some(d)] if start + 4 <= width => {
                     for (k, panel) in panel.chunks_exact_mut(width).enumerate() {
                         panel[start..start + 4].copy_from_slice(&[a[k], b[k], c[k], d[k]]);
@@ -160,7 +161,7 @@ macro_rules! as_it_is {
     };
 }
 
-as_it_is!(f32, f16, bf16);
+as_it_is!(f32, f16, bf16, Pair);
 
 macro_rules! half_as_f32 {
     ($($type:ty),*) => {

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::packed::{Numbers, PackedWeight};
 use super::panels::{AlignedBuffer, DEPTH, Element, Pair};
-use super::weight_panels::WeightPanels;
+use super::weight_panels::{WeightPanels, padded};
 
 impl PackedWeight {
     /// The weight by which the gradient of a product's output is multiplied for that of its input: `(in_features, out_features)`, or
@@ -33,16 +33,20 @@ impl<T: Numbered> WeightPanels<T> {
     fn transposed(&self, in_features: usize, taps: usize) -> Self {
         let (width, depth) = (self.width(), self.features() * taps);
         let steps = depth.div_ceil(T::PER_STEP);
-        let padded_features = in_features.next_multiple_of(width);
+        let padded_features = padded(in_features, width);
         let length = padded_features * steps;
         let mut buffer = AlignedBuffer::zeros::<T>(length);
         let blocks = buffer.values_mut()[..length].par_chunks_mut((padded_features * DEPTH).max(1));
         blocks.enumerate().for_each(|(block, panels)| {
             let block = block * DEPTH..steps.min((block + 1) * DEPTH);
-            panels.par_chunks_mut(width * block.len()).enumerate().for_each(|(index, panel)| {
-                let features = index * width..in_features.min((index + 1) * width);
-                self.transpose_panel(features, block.clone(), taps, panel);
-            });
+            panels
+                .par_chunks_mut(width * block.len())
+                .take(in_features.div_ceil(width))
+                .enumerate()
+                .for_each(|(index, panel)| {
+                    let features = index * width..in_features.min((index + 1) * width);
+                    self.transpose_panel(features, block.clone(), taps, panel);
+                });
         });
         Self::of(in_features, steps, width, buffer)
     }

@@ -5,6 +5,8 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::file_numbers::{FileNumber, FileNumbers};
+use super::level::Level;
+use super::microkernel::MAX_ROWS;
 use super::panels::{AlignedBuffer, DEPTH, Element, Pair, Source, transpose_rows};
 
 /// A weight, `features` rows of `depth` numbers, as panels of `width` features: those of one depth block beside each other.
@@ -51,7 +53,7 @@ impl<T: Element> WeightPanels<T> {
         width: usize,
         write: impl Fn(Range<usize>, Range<usize>, &mut [T]) + Sync,
     ) -> Self {
-        let padded_features = features.next_multiple_of(width);
+        let padded_features = padded(features, width);
         let steps = depth.div_ceil(S::PER_STEP);
         let mut buffer = AlignedBuffer::zeros::<T>(padded_features * steps);
         let blocks =
@@ -59,7 +61,8 @@ impl<T: Element> WeightPanels<T> {
         blocks.enumerate().for_each(|(block, panels)| {
             let block = block * DEPTH..steps.min((block + 1) * DEPTH);
             let depths = block.start * S::PER_STEP..depth.min(block.end * S::PER_STEP);
-            panels.par_chunks_mut(width * block.len()).enumerate().for_each(|(index, panel)| {
+            let panels = panels.par_chunks_mut(width * block.len()).take(features.div_ceil(width));
+            panels.enumerate().for_each(|(index, panel)| {
                 write(index * width..features.min((index + 1) * width), depths.clone(), panel);
             });
         });
@@ -77,28 +80,32 @@ impl<T: Element> WeightPanels<T> {
         depth: usize,
         width: usize,
     ) -> Self {
-        let padded_features = features.next_multiple_of(width);
+        let padded_features = padded(features, width);
         let steps = depth.div_ceil(S::PER_STEP);
         let mut buffer = AlignedBuffer::zeros::<T>(padded_features * steps);
         let blocks =
             buffer.values_mut()[..padded_features * steps].par_chunks_mut((padded_features * DEPTH).max(1));
         blocks.enumerate().for_each(|(block, panels)| {
             let steps = block * DEPTH..steps.min((block + 1) * DEPTH);
-            panels.par_chunks_mut(width * steps.len()).enumerate().for_each(|(index, panel)| {
-                let columns = index * width..features.min((index + 1) * width);
-                let mut rows = [vec![S::default(); width], vec![S::default(); width]];
-                for (step, panel) in steps.clone().zip(panel.chunks_exact_mut(width)) {
-                    for (index, row) in rows.iter_mut().enumerate().take(S::PER_STEP) {
-                        let depths = step * S::PER_STEP + index..depth;
-                        let row = &mut row[..columns.len()];
-                        match depths.is_empty() {
-                            false => row.copy_from_slice(&values[depths.start * features..][columns.clone()]),
-                            true => row.fill(S::default()),
+            panels.par_chunks_mut(width * steps.len()).take(features.div_ceil(width)).enumerate().for_each(
+                |(index, panel)| {
+                    let columns = index * width..features.min((index + 1) * width);
+                    let mut rows = [vec![S::default(); width], vec![S::default(); width]];
+                    for (step, panel) in steps.clone().zip(panel.chunks_exact_mut(width)) {
+                        for (index, row) in rows.iter_mut().enumerate().take(S::PER_STEP) {
+                            let depths = step * S::PER_STEP + index..depth;
+                            let row = &mut row[..columns.len()];
+                            match depths.is_empty() {
+                                false => {
+                                    row.copy_from_slice(&values[depths.start * features..][columns.clone()])
+                                }
+                                true => row.fill(S::default()),
+                            }
                         }
+                        S::join(&rows[0], &rows[1], panel);
                     }
-                    S::join(&rows[0], &rows[1], panel);
-                }
-            });
+                },
+            );
         });
         Self::of(features, steps, width, buffer)
     }
@@ -134,11 +141,15 @@ impl<T: Element> WeightPanels<T> {
         self.width
     }
 
+    /// As many panels beside each other, the first one for the features from `index * width` on, in one of the [`depth_blocks`].
+    pub(super) fn panels(&self, index: usize, count: usize, steps: &Range<usize>) -> &[T] {
+        let start = steps.start * padded(self.features, self.width) + index * self.width * steps.len();
+        &self.buffer.values()[start..start + count * self.width * steps.len()]
+    }
+
     /// The panel of features that begins at `index * width`, in one of the [`depth_blocks`].
     pub(super) fn panel(&self, index: usize, steps: &Range<usize>) -> &[T] {
-        let padded_features = self.features.next_multiple_of(self.width);
-        let start = steps.start * padded_features + index * self.width * steps.len();
-        &self.buffer.values()[start..start + self.width * steps.len()]
+        self.panels(index, 1, steps)
     }
 }
 
@@ -217,6 +228,11 @@ impl AsFloats for Pair {
     }
 }
 
+/// So many features there is room for, so that the last tile finds what it reads: panels of one row are read 32 at a time.
+pub(super) fn padded(features: usize, width: usize) -> usize {
+    features.next_multiple_of(if width == 1 { MAX_ROWS } else { width })
+}
+
 /// A piece of the depth, which begins at a multiple of [`DEPTH`], in blocks of [`DEPTH`], the last of which may be less.
 pub(super) fn depth_blocks(steps: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     steps.clone().step_by(DEPTH).map(move |start| start..steps.end.min(start + DEPTH))
@@ -249,14 +265,14 @@ impl Unpacked<Pair> for bf16 {
 
 /// A weight's element, which products take as `E`.
 pub(super) trait Stored<E: Element>: Element {
-    /// The panel as products take it; `room` is for those that must be converted.
-    fn as_factor<'a>(panel: &'a [Self], room: &'a mut AlignedBuffer) -> &'a [E];
+    /// A panel of this width as the level's products take it; `room` is for those that must be converted.
+    fn as_factor<'a>(level: Level, panel: &'a [Self], width: usize, room: &'a mut AlignedBuffer) -> &'a [E];
 }
 
 macro_rules! stored_as_factor {
     ($($type:ty),*) => {
         $(impl Stored<$type> for $type {
-            fn as_factor<'a>(panel: &'a [Self], _: &'a mut AlignedBuffer) -> &'a [$type] {
+            fn as_factor<'a>(_: Level, panel: &'a [Self], _: usize, _: &'a mut AlignedBuffer) -> &'a [$type] {
                 panel
             }
         })*
@@ -269,7 +285,7 @@ stored_as_factor!(f32, Pair);
 macro_rules! stored_in_half {
     ($($type:ty),*) => {
         $(impl Stored<f32> for $type {
-            fn as_factor<'a>(panel: &'a [Self], room: &'a mut AlignedBuffer) -> &'a [f32] {
+            fn as_factor<'a>(_: Level, panel: &'a [Self], _: usize, room: &'a mut AlignedBuffer) -> &'a [f32] {
                 let numbers = &mut room.reserve::<f32>(panel.len())[..panel.len()];
                 panel.convert_to_f32_slice(numbers);
                 numbers

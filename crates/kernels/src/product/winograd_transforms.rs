@@ -217,9 +217,13 @@ impl Transforms {
     pub(super) fn new(level: Level, outputs: usize) -> Self {
         match (level, outputs) {
             #[cfg(target_arch = "x86_64")]
-            (Level::Avx512 | Level::Avx512Bf16, 2) if level.is_available() => avx512::transforms::<Two>(),
+            (Level::Avx512 | Level::Avx512Bf16 | Level::Amx, 2) if Level::Avx512.is_available() => {
+                avx512::transforms::<Two>()
+            }
             #[cfg(target_arch = "x86_64")]
-            (Level::Avx512 | Level::Avx512Bf16, _) if level.is_available() => avx512::transforms::<Four>(),
+            (Level::Avx512 | Level::Avx512Bf16 | Level::Amx, _) if Level::Avx512.is_available() => {
+                avx512::transforms::<Four>()
+            }
             #[cfg(target_arch = "x86_64")]
             (Level::Avx2, 2) if level.is_available() => avx2::transforms::<Two>(),
             #[cfg(target_arch = "x86_64")]

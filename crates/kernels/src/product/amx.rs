@@ -1,0 +1,446 @@
+//! Tiles (AMX): an instruction multiplies 16 rows of 16 pairs of bfloat16 by 16 pairs of 16 columns.
+//!
+//! A block of 32x32 sums is four tiles, and each step of 16 pairs takes two tiles of each factor. The left factor's rows are read where
+//! they lie, all steps of a row beside each other; the right factor's panel is what the vectors' microkernels read too.
+
+#[cfg(target_os = "linux")]
+use std::sync::OnceLock;
+
+use super::microkernel::{LeftFactor, Panel};
+use super::panels::Pair;
+use super::parts::Parts;
+
+pub(super) const ROWS: usize = 2 * SIDE;
+pub(super) const COLUMNS: usize = 2 * SIDE;
+/// Rows of a tile, its columns of float32, and its pairs in depth.
+const SIDE: usize = 16;
+
+/// The tile instructions of this process: whether the processor has them, and the system lets us use them.
+pub(super) fn is_available() -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        static AVAILABLE: OnceLock<bool> = OnceLock::new();
+        *AVAILABLE.get_or_init(|| has_tiles() && is_permitted())
+    }
+    #[cfg(not(target_os = "linux"))]
+    false
+}
+
+/// AMX-TILE and AMX-BF16, by CPUID.
+#[cfg(target_os = "linux")]
+fn has_tiles() -> bool {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    const BOTH: u32 = 1 << 24 | 1 << 22;
+    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & BOTH == BOTH
+}
+
+/// Asks the system to save this process's tiles: those 8 kB of a thread are only saved for who has asked.
+#[cfg(target_os = "linux")]
+fn is_permitted() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XTILEDATA: libc::c_long = 18;
+    // SAFETY: the call takes two numbers and changes nothing but what this process's threads may use.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0 }
+}
+
+/// This thread's tiles are configured as long as this lives, and released then: so other code that uses tiles finds them as they are for
+/// a new thread, and the system has nothing more to save.
+pub(super) struct Configured(());
+
+/// What `ldtilecfg` reads.
+#[repr(C, align(64))]
+struct TileConfig {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    bytes_per_row: [u16; 16],
+    rows: [u8; 16],
+}
+
+impl Configured {
+    /// # Safety
+    /// The processor must have tiles, and the process must have been permitted to use them.
+    pub(super) unsafe fn new() -> Self {
+        let mut config =
+            TileConfig { palette: 1, start_row: 0, reserved: [0; 14], bytes_per_row: [0; 16], rows: [0; 16] };
+        // There are eight tiles; all are of 16 rows of 64 bytes.
+        config.bytes_per_row[..8].fill(64);
+        config.rows[..8].fill(16);
+        // SAFETY: a valid configuration of 64 bytes; the caller promises that tiles are there.
+        unsafe { std::arch::asm!("ldtilecfg [{}]", in(reg) &config, options(nostack, preserves_flags)) }
+        Self(())
+    }
+}
+
+impl Drop for Configured {
+    fn drop(&mut self) {
+        // SAFETY: who made this has promised that tiles are there. Nobody else's values are lost: the configuration was made by us.
+        unsafe { std::arch::asm!("tilerelease", options(nostack, preserves_flags)) }
+    }
+}
+
+/// A block of sums, row by row.
+#[repr(C, align(64))]
+struct Block([f32; ROWS * COLUMNS]);
+
+/// What one step of tiles takes of a left factor that does not lie in whole rows.
+#[repr(C, align(64))]
+struct Gathered<const WIDTH: usize>([[Pair; WIDTH]; SIDE]);
+
+/// `block = left * right` over `tile_steps` times 16 pairs: see [`multiply_tiles`].
+type MultiplyTiles =
+    unsafe fn(tile_steps: usize, left: *const Pair, stride: usize, right: *const Pair, block: *mut f32);
+
+/// See [`AddProduct`](super::microkernel::AddProduct).
+///
+/// # Safety
+/// As said there; the processor must have tiles, and this thread's must be [`Configured`].
+pub(super) unsafe fn add_product<L: LeftFactor<Pair>>(
+    steps: usize,
+    left: L,
+    right: *const Pair,
+    sums: *mut f32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe { add_product_by(multiply_tiles, steps, left, right, sums) }
+}
+
+/// # Safety
+/// As [`add_product`]; the thread must have what `multiply` needs.
+#[inline(always)]
+unsafe fn add_product_by<L: LeftFactor<Pair>>(
+    multiply: MultiplyTiles,
+    steps: usize,
+    left: L,
+    right: *const Pair,
+    sums: *mut f32,
+) {
+    let mut block = Block([0.0; ROWS * COLUMNS]);
+    let mut whole = 0;
+    if let Some((first, stride)) = left.rows() {
+        whole = steps / SIDE;
+        // SAFETY: so many steps of the factors are there by the caller's promise; the block is ours.
+        unsafe { multiply(whole, first, stride, right, block.0.as_mut_ptr()) };
+        // SAFETY: the caller promises that the sums are there and ours.
+        unsafe { add(&block, sums) };
+    }
+    // What is less than 16 steps at the end, or in no rows, is multiplied from copies, with zeros for what they lack.
+    for start in (whole * SIDE..steps).step_by(SIDE) {
+        let count = SIDE.min(steps - start);
+        let mut rows = [const { Gathered::<SIDE>([[Pair(0); SIDE]; SIDE]) }; 2];
+        let mut columns = Gathered::<COLUMNS>([[Pair(0); COLUMNS]; SIDE]);
+        for step in 0..count {
+            for row in 0..ROWS {
+                // SAFETY: a row and a step that the caller promises.
+                rows[row / SIDE].0[row % SIDE][step] = unsafe { left.element::<ROWS>(row, start + step) };
+            }
+            // SAFETY: as above.
+            columns.0[step] = unsafe { *right.add((start + step) * COLUMNS).cast() };
+        }
+        let (first, stride) = (rows.as_ptr().cast(), SIDE * size_of::<Pair>());
+        // SAFETY: one step of tiles of both, which are ours as the block is.
+        unsafe { multiply(1, first, stride, columns.0.as_ptr().cast(), block.0.as_mut_ptr()) };
+        // SAFETY: as above.
+        unsafe { add(&block, sums) };
+    }
+}
+
+/// # Safety
+/// `sums` must be a block that nothing else uses meanwhile.
+#[inline(always)]
+unsafe fn add(block: &Block, sums: *mut f32) {
+    // SAFETY: the caller's promise.
+    let sums = unsafe { std::slice::from_raw_parts_mut(sums, ROWS * COLUMNS) };
+    sums.iter_mut().zip(&block.0).for_each(|(sum, product)| *sum += product);
+}
+
+/// `block = left * right` over `tile_steps` times 16 pairs, with 32 rows of the left factor `stride` bytes apart, and 32 columns of the right
+/// one beside each other. Each step of tiles is summed from zero before it is added.
+///
+/// # Safety
+/// The factors must be valid for those reads and the block for writes of 32x32 numbers; this thread's tiles must be [`Configured`].
+unsafe fn multiply_tiles(
+    tile_steps: usize,
+    left: *const Pair,
+    stride: usize,
+    right: *const Pair,
+    block: *mut f32,
+) {
+    if tile_steps == 0 {
+        // SAFETY: the caller's promise.
+        return unsafe { block.write_bytes(0, ROWS * COLUMNS) };
+    }
+    // SAFETY: the reads and writes are those that the caller allows: a tile of the left factor is 16 rows of 64 bytes, `stride` apart; one of
+    // the right factor or the block is half of 16 lines of 128 bytes. The code that the compiler makes never uses tiles by itself, and the
+    // registers are named here, so none of its values is lost; no value of ours has to outlive this block.
+    unsafe {
+        std::arch::asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "2:",
+            "tileloadd tmm4, [{left} + {stride}*1]",
+            "tileloadd tmm6, [{right} + {line}*1]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm5, [{lower} + {stride}*1]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tileloadd tmm7, [{right} + {line}*1 + 64]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {left}, 64",
+            "add {lower}, 64",
+            "add {right}, 2048",
+            "dec {steps}",
+            "jnz 2b",
+            "tilestored [{block} + {line}*1], tmm0",
+            "tilestored [{block} + {line}*1 + 64], tmm1",
+            "tilestored [{block} + {line}*1 + 2048], tmm2",
+            "tilestored [{block} + {line}*1 + 2112], tmm3",
+            steps = inout(reg) tile_steps => _,
+            left = inout(reg) left => _,
+            lower = inout(reg) left.byte_add(SIDE * stride) => _,
+            right = inout(reg) right => _,
+            stride = in(reg) stride,
+            line = in(reg) COLUMNS * size_of::<Pair>(),
+            block = in(reg) block,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
+
+/// The same with [`Parts`]: the left factor's in tiles, the right one's in pairs.
+///
+/// # Safety
+/// As [`add_product`]; the steps must be a multiple of 32.
+pub(super) unsafe fn add_product_of_parts<const PARTS: usize>(
+    steps: usize,
+    left: Panel<Parts<PARTS>>,
+    right: *const Parts<PARTS>,
+    sums: *mut f32,
+) {
+    let multiply = const {
+        match PARTS {
+            1 => multiply_tiles_of_one,
+            2 => multiply_tiles_of_two,
+            3 => multiply_tiles_of_three,
+            _ => panic!("one to three parts"),
+        }
+    };
+    let mut block = Block([0.0; ROWS * COLUMNS]);
+    // SAFETY: the caller's promise; the block is ours.
+    unsafe {
+        multiply(steps / (2 * SIDE), left.0.cast(), right.cast(), block.0.as_mut_ptr());
+        add(&block, sums);
+    }
+}
+
+/// Defines a function that multiplies tiles of parts: `block = left * right` over `tile_steps` times 32 numbers, of which a part of either factor
+/// is 2048 bytes a step.
+macro_rules! multiply_tiles_of_parts {
+    ($name:ident, [$($part:literal $left:ident $right:ident),*], $($instruction:expr),*) => {
+        /// # Safety
+        /// The factors must be valid for reads of all their parts, and the block for writes of 32x32 numbers; this thread's tiles must be
+        /// [`Configured`].
+        unsafe fn $name(tile_steps: usize, left: *const u8, right: *const u8, block: *mut f32) {
+            if tile_steps == 0 {
+                // SAFETY: the caller's promise.
+                return unsafe { block.write_bytes(0, ROWS * COLUMNS) };
+            }
+            // SAFETY: as in `multiply_tiles`.
+            unsafe {
+                std::arch::asm!(
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    "2:",
+                    $($instruction,)*
+                    $(concat!("add {", stringify!($left), "}, 2048"),
+                    concat!("add {", stringify!($right), "}, 2048"),)*
+                    "dec {steps}",
+                    "jnz 2b",
+                    "tilestored [{block} + {line}*1], tmm0",
+                    "tilestored [{block} + {line}*1 + 64], tmm1",
+                    "tilestored [{block} + {line}*1 + 2048], tmm2",
+                    "tilestored [{block} + {line}*1 + 2112], tmm3",
+                    steps = inout(reg) tile_steps => _,
+                    $($left = inout(reg) left.add($part * 2048 * tile_steps) => _,
+                    $right = inout(reg) right.add($part * 2048 * tile_steps) => _,)*
+                    row = in(reg) SIDE * size_of::<Pair>(),
+                    line = in(reg) COLUMNS * size_of::<Pair>(),
+                    block = in(reg) block,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                );
+            }
+        }
+    };
+}
+
+/// Takes a part's 32 rows.
+macro_rules! left {
+    ($name:ident) => {
+        concat!(
+            "tileloadd tmm4, [{",
+            stringify!($name),
+            "} + {row}*1]\n",
+            "tileloadd tmm5, [{",
+            stringify!($name),
+            "} + {row}*1 + 1024]"
+        )
+    };
+}
+
+/// Takes a part's 32 columns.
+macro_rules! right {
+    ($name:ident) => {
+        concat!(
+            "tileloadd tmm6, [{",
+            stringify!($name),
+            "} + {line}*1]\n",
+            "tileloadd tmm7, [{",
+            stringify!($name),
+            "} + {line}*1 + 64]"
+        )
+    };
+}
+
+/// Adds the product of what was taken last.
+macro_rules! product {
+    () => {
+        "tdpbf16ps tmm0, tmm4, tmm6\n tdpbf16ps tmm1, tmm4, tmm7\n tdpbf16ps tmm2, tmm5, tmm6\n tdpbf16ps tmm3, tmm5, tmm7"
+    };
+}
+
+multiply_tiles_of_parts!(multiply_tiles_of_one, [0 l0 r0], left!(l0), right!(r0), product!());
+// Each line is a product of the part that was taken last with the other factor's.
+multiply_tiles_of_parts!(
+    multiply_tiles_of_two, [0 l0 r0, 1 l1 r1],
+    left!(l1), right!(r0), product!(),
+    left!(l0), product!(),
+    right!(r1), product!()
+);
+multiply_tiles_of_parts!(
+    multiply_tiles_of_three, [0 l0 r0, 1 l1 r1, 2 l2 r2],
+    left!(l2), right!(r0), product!(),
+    left!(l1), product!(),
+    right!(r1), product!(),
+    left!(l0), product!(),
+    right!(r2), product!(),
+    right!(r0), product!()
+);
+
+/// The same in plain code, number for number, for processors without tiles.
+#[cfg(test)]
+pub(super) mod model {
+    use super::{
+        Block, COLUMNS, LeftFactor, MultiplyTiles, Pair, Panel, Parts, ROWS, SIDE, add, add_product_by,
+    };
+
+    /// See [`add_product`](super::add_product).
+    ///
+    /// # Safety
+    /// As said there, but for tiles.
+    pub(in super::super) unsafe fn add_product<L: LeftFactor<Pair>>(
+        steps: usize,
+        left: L,
+        right: *const Pair,
+        sums: *mut f32,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { add_product_by(multiply_tiles, steps, left, right, sums) }
+    }
+
+    const _: MultiplyTiles = multiply_tiles;
+
+    /// # Safety
+    /// The factors must be valid for the reads, and the block for writes.
+    unsafe fn multiply_tiles(
+        tile_steps: usize,
+        left: *const Pair,
+        stride: usize,
+        right: *const Pair,
+        block: *mut f32,
+    ) {
+        for row in 0..ROWS {
+            for column in 0..COLUMNS {
+                let mut sum = 0.0;
+                for tile in 0..tile_steps {
+                    // What TDPBF16PS does: the halves of the pairs are summed apart.
+                    let mut halves = [0f32; 2];
+                    for step in tile * SIDE..(tile + 1) * SIDE {
+                        // SAFETY: the caller's promise.
+                        let (left, right) = unsafe {
+                            (*left.byte_add(row * stride).add(step), *right.add(step * COLUMNS + column))
+                        };
+                        for (half, sum) in halves.iter_mut().enumerate() {
+                            *sum = flushed(*sum + flushed(number(left, half) * number(right, half)));
+                        }
+                    }
+                    sum = flushed(sum + flushed(halves[0] + halves[1]));
+                }
+                // SAFETY: the caller's promise.
+                unsafe { *block.add(row * COLUMNS + column) = sum };
+            }
+        }
+    }
+
+    /// See [`add_product_of_parts`](super::add_product_of_parts).
+    ///
+    /// # Safety
+    /// As said there, but for tiles.
+    pub(in super::super) unsafe fn add_product_of_parts<const PARTS: usize>(
+        steps: usize,
+        left: Panel<Parts<PARTS>>,
+        right: *const Parts<PARTS>,
+        sums: *mut f32,
+    ) {
+        const PRODUCTS: [&[(usize, usize)]; 4] =
+            [&[], &[(0, 0)], &[(1, 0), (0, 0), (0, 1)], &[(2, 0), (1, 0), (1, 1), (0, 1), (0, 2), (0, 0)]];
+        let (left, right) = (left.0.cast::<Pair>(), right.cast::<Pair>());
+        let mut block = Block([0.0; ROWS * COLUMNS]);
+        for (index, sum) in block.0.iter_mut().enumerate() {
+            let (row, column) = (index / COLUMNS, index % COLUMNS);
+            for tile in 0..steps / (2 * SIDE) {
+                for (left_part, right_part) in PRODUCTS[PARTS] {
+                    // SAFETY: the caller's promise.
+                    let steps = (0..SIDE).map(|step| unsafe {
+                        let left_start = left_part * steps / 2 * ROWS + tile * SIDE * ROWS;
+                        let right_start = right_part * steps / 2 * COLUMNS + tile * SIDE * COLUMNS;
+                        (
+                            *left.add(left_start + row * SIDE + step),
+                            *right.add(right_start + step * COLUMNS + column),
+                        )
+                    });
+                    *sum = flushed(*sum + dot_product(steps));
+                }
+            }
+        }
+        // SAFETY: the caller's promise.
+        unsafe { add(&block, sums) };
+    }
+
+    /// What TDPBF16PS adds to a sum: the halves of the pairs are summed apart.
+    fn dot_product(steps: impl Iterator<Item = (Pair, Pair)>) -> f32 {
+        let mut halves = [0f32; 2];
+        for (left, right) in steps {
+            for (half, sum) in halves.iter_mut().enumerate() {
+                *sum = flushed(*sum + flushed(number(left, half) * number(right, half)));
+            }
+        }
+        flushed(halves[0] + halves[1])
+    }
+
+    fn number(Pair(bits): Pair, half: usize) -> f32 {
+        flushed(f32::from_bits(if half == 0 { bits << 16 } else { bits & 0xffff_0000 }))
+    }
+
+    /// What is smaller than normal numbers counts as zero.
+    fn flushed(number: f32) -> f32 {
+        if number.is_subnormal() { 0f32.copysign(number) } else { number }
+    }
+}
