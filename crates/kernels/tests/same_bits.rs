@@ -96,7 +96,7 @@ fn threads_do_not_change_a_bit() {
     };
     let one = digests("1");
     assert_eq!(one.len(), OPERATIONS.len());
-    for threads in ["2", "3", "7"] {
+    for threads in ["2", "3", "7", "64"] {
         assert_eq!(one, digests(threads), "{threads} threads");
     }
 }

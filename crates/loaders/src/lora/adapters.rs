@@ -4,6 +4,7 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 use candle_diffusers_convert::{LoraComponent, LoraFile, Source};
 use candle_diffusers_models::layers::Layer;
+use rayon::prelude::*;
 
 use super::AdapterError;
 use super::change::Change;
@@ -183,13 +184,13 @@ impl LoraAdapters {
     /// When the device fails. Some layers may have been changed then, and cannot be changed back.
     pub fn fuse_permanently(&mut self) -> Result<()> {
         let adapters = std::mem::take(&mut self.adapters);
-        let mut changes = active_changes(&adapters, self.layers.len());
-        for (index, mut layer) in std::mem::take(&mut self.layers).into_iter().enumerate() {
-            layer
-                .set(Mode::Fused, &std::mem::take(&mut changes[index]))
-                .map_err(|error| layer.error(error))?;
-        }
+        let changes = active_changes(&adapters, self.layers.len());
+        let mut layers = std::mem::take(&mut self.layers).into_iter();
         self.mode = Mode::Beside;
+        for changes in changes.chunks(AT_ONCE) {
+            // What these layers were is forgotten before the next ones change.
+            set_all(&mut layers.by_ref().take(AT_ONCE).collect::<Vec<_>>(), Mode::Fused, changes)?;
+        }
         Ok(())
     }
 
@@ -234,14 +235,11 @@ impl LoraAdapters {
     /// Makes all layers what the active adapters want, or, where that fails, what they were.
     fn apply(&mut self) -> Result<()> {
         let changes = active_changes(&self.adapters, self.layers.len());
-        let mut failure = None;
-        for (layer, changes) in self.layers.iter_mut().zip(&changes) {
-            if let Err(error) = layer.set(self.mode, changes) {
-                failure = Some(layer.error(error));
-                break;
-            }
-        }
-        let Some(error) = failure else { return Ok(()) };
+        let mode = self.mode;
+        let mut parts = self.layers.chunks_mut(AT_ONCE).zip(changes.chunks(AT_ONCE));
+        let Err(error) = parts.try_for_each(|(layers, changes)| set_all(layers, mode, changes)) else {
+            return Ok(());
+        };
         self.restore_all();
         self.adapters.iter_mut().for_each(|adapter| adapter.info.strength = None);
         Err(error.into())
@@ -250,6 +248,19 @@ impl LoraAdapters {
     fn restore_all(&mut self) {
         self.layers.iter_mut().for_each(ChangedLayer::restore);
     }
+}
+
+/// So many layers are changed at the same time: each takes some copies of its weight in float32.
+const AT_ONCE: usize = 8;
+
+/// Gives each layer its changes.
+fn set_all(
+    layers: &mut [ChangedLayer],
+    mode: Mode,
+    changes: &[Vec<(f64, &Change)>],
+) -> Result<(), AdapterError> {
+    let layers = layers.par_iter_mut().zip(changes).with_max_len(1);
+    layers.try_for_each(|(layer, changes)| layer.set(mode, changes).map_err(|error| layer.error(error)))
 }
 
 /// For each of so many layers the changes of the active adapters in their order, with their strengths.
