@@ -7,7 +7,8 @@ use rayon::prelude::*;
 
 use crate::Level;
 use crate::cpu::{
-    self, Chunk, Float, LANES, OnPart, Pointwise, TASK, Work, by_float, fill, map_two, run_at, values,
+    self, Chunk, Float, Instructions, LANES, OnPart, Pointwise, TASK, Work, by_float, fill, map_two, run_at,
+    store, values,
 };
 use crate::gradient::record;
 use crate::reduction::sum_pixels;
@@ -86,7 +87,7 @@ impl<T: Float> Work for Increase<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run(self, _: impl Instructions) {
         for (a, b) in self.a.iter_mut().zip(self.b) {
             *a = T::from_float(a.to_float() + b.to_float());
         }
@@ -227,9 +228,18 @@ impl<T: Float> Work for Sum<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
-        // Number by number: so much does the compiler make vectors of by itself, while two arrays would go through memory.
-        for ((output, x), y) in self.output.iter_mut().zip(self.x).zip(self.y) {
+    fn run(self, instructions: impl Instructions) {
+        let Self { x, y, output } = self;
+        let ((x, x_tail), (y, y_tail)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
+        let (output, output_tail) = output.as_chunks_mut::<LANES>();
+        for ((output, x), y) in output.iter_mut().zip(x).zip(y) {
+            let (mut sum, y) = (T::load(x, instructions), T::load(y, instructions));
+            for lane in 0..LANES {
+                sum[lane] += y[lane];
+            }
+            store(sum, output, instructions);
+        }
+        for ((output, x), y) in output_tail.iter_mut().zip(x_tail).zip(y_tail) {
             output.write(T::from_float(x.to_float() + y.to_float()));
         }
     }

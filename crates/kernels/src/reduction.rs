@@ -5,7 +5,7 @@ use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
 use crate::Level;
-use crate::cpu::{Float, LANES, TASK, Work, by_float, run_at, values};
+use crate::cpu::{Float, Instructions, LANES, TASK, Work, by_float, run_at, values};
 
 /// So many numbers are summed in float32.
 const PIECE: usize = 4096;
@@ -67,7 +67,7 @@ impl<T: Float> Work for SumRows<'_, T> {
     type Output = Vec<f32>;
 
     #[inline(always)]
-    fn run(self) -> Vec<f32> {
+    fn run(self, _: impl Instructions) -> Vec<f32> {
         let mut sums = vec![0f32; self.features];
         for row in self.values.chunks_exact(self.features.max(1)) {
             for (sum, value) in sums.iter_mut().zip(row) {
@@ -85,13 +85,13 @@ impl<T: Float> Work for SumOf<'_, T> {
     type Output = f64;
 
     #[inline(always)]
-    fn run(self) -> f64 {
+    fn run(self, instructions: impl Instructions) -> f64 {
         let mut sum = 0.0;
         for piece in self.0.chunks(PIECE) {
             let (chunks, tail) = piece.as_chunks::<LANES>();
             let mut sums = [0f32; LANES];
             for chunk in chunks {
-                let chunk = T::load(chunk);
+                let chunk = T::load(chunk, instructions);
                 for lane in 0..LANES {
                     sums[lane] += chunk[lane];
                 }

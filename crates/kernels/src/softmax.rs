@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, D, DType, Device, Layout, Result, Shape
 use rayon::prelude::*;
 
 use crate::Level;
-use crate::cpu::{Work, fill, run_at, values};
+use crate::cpu::{Instructions, Work, fill, run_at, values};
 use crate::exponential::exp;
 use crate::gradient::record_with_output;
 
@@ -83,7 +83,7 @@ impl Work for RowGradient<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run(self, _: impl Instructions) {
         let (outputs, output_rest) = self.output.as_chunks::<LANES>();
         let (gradients, gradient_rest) = self.gradient.as_chunks::<LANES>();
         let mut sums = [0f32; LANES];

@@ -4,7 +4,7 @@ use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
 use crate::Level;
-use crate::cpu::{self, Float, TASK, Work, by_float, fill, run_at, values};
+use crate::cpu::{self, Float, Instructions, TASK, Work, by_float, fill, run_at, values};
 use crate::gradient::record;
 
 /// Nearest-neighbour upsampling by two, as `torch.nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")`.
@@ -101,7 +101,7 @@ impl<T: Float> Work for SumPixels<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run(self, _: impl Instructions) {
         let Self { values, to_row, to_column, old_width, output } = self;
         let width = to_column.len();
         let mut sums = vec![0f32; output.len()];

@@ -9,7 +9,9 @@ use candle_core::{D, Device, Result, Tensor};
 use rayon::prelude::*;
 
 use crate::Level;
-use crate::cpu::{self, Chunk, Float, LANES, OnPart, Pointwise, TASK, Work, by_float, fill, run_at, values};
+use crate::cpu::{
+    self, Chunk, Float, Instructions, LANES, OnPart, Pointwise, TASK, Work, by_float, fill, run_at, values,
+};
 use crate::exponential::exp;
 use crate::gradient::record;
 
@@ -284,10 +286,11 @@ impl<T: Float> Work for GegluGradient<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run(self, instructions: impl Instructions) {
         let Self { value, gate, gradient, for_value, for_gate } = self;
-        OnPart { inputs: [gate, gradient], output: for_value, function: TimesGelu }.run();
-        OnPart { inputs: [value, gate, gradient], output: for_gate, function: TimesGeluSlope }.run();
+        OnPart { inputs: [gate, gradient], output: for_value, function: TimesGelu }.run(instructions);
+        OnPart { inputs: [value, gate, gradient], output: for_gate, function: TimesGeluSlope }
+            .run(instructions);
     }
 }
 

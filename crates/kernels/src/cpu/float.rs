@@ -3,6 +3,8 @@ use std::mem::MaybeUninit;
 use candle_core::WithDType;
 use half::{bf16, f16};
 
+use super::Instructions;
+
 /// How many numbers a loop takes at a time: a vector of AVX-512, two of AVX2.
 pub(crate) const LANES: usize = 16;
 
@@ -20,12 +22,22 @@ pub(crate) trait Float: WithDType {
     fn from_float(value: f32) -> Self;
 
     #[inline(always)]
-    fn load(values: &[Self; LANES]) -> Chunk {
+    fn load(values: &[Self; LANES], _: impl Instructions) -> Chunk {
         let mut chunk = [0.0; LANES];
         for lane in 0..LANES {
             chunk[lane] = values[lane].to_float();
         }
         chunk
+    }
+
+    /// The nearest numbers of the dtype, as [`from_float`](Self::from_float) gives them.
+    #[inline(always)]
+    fn nearest(chunk: Chunk, _: impl Instructions) -> [Self; LANES] {
+        let mut values = [Self::zero(); LANES];
+        for lane in 0..LANES {
+            values[lane] = Self::from_float(chunk[lane]);
+        }
+        values
     }
 }
 
@@ -83,14 +95,26 @@ impl Float for f16 {
         let bits = if magnitude < OVERFLOW { finite } else { rest };
         Self::from_bits((bits | (value.to_bits() >> 16 & 0x8000)) as u16)
     }
+
+    #[inline(always)]
+    fn load(values: &[Self; LANES], instructions: impl Instructions) -> Chunk {
+        instructions.floats(values)
+    }
+
+    #[inline(always)]
+    fn nearest(chunk: Chunk, instructions: impl Instructions) -> [Self; LANES] {
+        instructions.halves(chunk)
+    }
 }
 
 /// Writes a chunk as numbers of the dtype.
 #[inline(always)]
-pub(crate) fn store<T: Float>(chunk: Chunk, values: &mut [MaybeUninit<T>; LANES]) {
-    for lane in 0..LANES {
-        values[lane] = MaybeUninit::new(T::from_float(chunk[lane]));
-    }
+pub(crate) fn store<T: Float>(
+    chunk: Chunk,
+    values: &mut [MaybeUninit<T>; LANES],
+    instructions: impl Instructions,
+) {
+    *values = T::nearest(chunk, instructions).map(MaybeUninit::new);
 }
 
 /// Fewer numbers than a chunk, and zeros.
@@ -132,36 +156,3 @@ macro_rules! by_float {
     };
 }
 pub(crate) use by_float;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_half_number_becomes_itself() {
-        for bits in 0..=u16::MAX {
-            let (half, brain) = (f16::from_bits(bits), bf16::from_bits(bits));
-            for (ours, theirs) in [(half.to_float(), half.to_f32()), (brain.to_float(), brain.to_f32())] {
-                assert!(ours.to_bits() == theirs.to_bits() || ours.is_nan() && theirs.is_nan(), "{bits:x}");
-            }
-        }
-    }
-
-    #[test]
-    fn rounding_is_that_of_half() {
-        // Every exponent with mantissas around each tie, and many others.
-        for high in 0..=u16::MAX {
-            for low in [0, 1, 0x0fff, 0x1000, 0x1001, 0x2fff, 0x3000, 0x7fff, 0x8000, 0x8001, 0xf000, 0xffff]
-            {
-                let value = f32::from_bits(u32::from(high) << 16 | low);
-                let (half, brain) = (<f16 as Float>::from_float(value), <bf16 as Float>::from_float(value));
-                if value.is_nan() {
-                    assert!(half.is_nan() && brain.is_nan(), "{value:?}");
-                    continue;
-                }
-                assert_eq!(half.to_bits(), f16::from_f32(value).to_bits(), "{value:e}");
-                assert_eq!(brain.to_bits(), bf16::from_f32(value).to_bits(), "{value:e}");
-            }
-        }
-    }
-}

@@ -1,7 +1,9 @@
 //! What the operations on the CPU that are not products are made of: loops over chunks of 16 numbers, which compilers turn into the
 //! vectors of the level in use, on all cores.
 
+mod convert;
 mod float;
+mod instructions;
 mod level;
 mod memory;
 mod pointwise;
@@ -10,7 +12,11 @@ pub(crate) mod testing;
 
 use candle_core::{DType, Device, Tensor};
 
+pub(crate) use convert::{convert, convert_to_fresh, to_floats};
 pub(crate) use float::{Chunk, Float, LANES, by_float, load_tail, store, store_tail};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use instructions::{Avx2, Avx512};
+pub(crate) use instructions::{Instructions, Plain};
 pub(crate) use level::{Work, run_at};
 pub(crate) use memory::{CACHE_LINE, fill, prefetch, values};
 pub(crate) use pointwise::{OnPart, Pointwise, map, map_two};

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use candle_core::Result;
 use rayon::prelude::*;
 
-use super::{Chunk, Float, LANES, TASK, Work, fill, load_tail, run_at, store, store_tail};
+use super::{Chunk, Float, Instructions, LANES, TASK, Work, fill, load_tail, run_at, store, store_tail};
 use crate::Level;
 
 /// A function of one number, on a chunk of them; `apply` must be `#[inline(always)]`.
@@ -49,7 +49,7 @@ impl<T: Float, F: Pointwise<INPUTS>, const INPUTS: usize> Work for OnPart<'_, T,
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run(self, instructions: impl Instructions) {
         let Self { inputs, output, function } = self;
         let inputs = inputs.map(|input| input.as_chunks::<LANES>());
         let (output, output_tail) = output.as_chunks_mut::<LANES>();
@@ -57,9 +57,9 @@ impl<T: Float, F: Pointwise<INPUTS>, const INPUTS: usize> Work for OnPart<'_, T,
             // Not `array::from_fn`: its closure is compiled for no level.
             let mut chunks = [[0.0; LANES]; INPUTS];
             for input in 0..INPUTS {
-                chunks[input] = T::load(&inputs[input].0[index]);
+                chunks[input] = T::load(&inputs[input].0[index], instructions);
             }
-            store(function.apply(chunks), output);
+            store(function.apply(chunks), output, instructions);
         }
         if !output_tail.is_empty() {
             let mut chunks = [[0.0; LANES]; INPUTS];

@@ -10,8 +10,8 @@ use super::moments::{Moments, MomentsOf, PIECE};
 use crate::Level;
 use crate::activation::{Silu, Slope};
 use crate::cpu::{
-    Chunk, Float, LANES, OnPart, Pointwise, TASK, Work, by_float, fill, load_tail, run_at, store, store_tail,
-    values,
+    Chunk, Float, Instructions, LANES, OnPart, Pointwise, TASK, Work, by_float, fill, load_tail, run_at,
+    store, store_tail, values,
 };
 
 /// What a norm's inputs get.
@@ -177,14 +177,15 @@ impl<T: Float, F: Slope> Work for ChannelSums<'_, T, F> {
     type Output = [f64; 3];
 
     #[inline(always)]
-    fn run(self) -> [f64; 3] {
+    fn run(self, instructions: impl Instructions) -> [f64; 3] {
         let mut totals = [0f64; 3];
         for (x, gradient) in self.x.chunks(PIECE).zip(self.gradient.chunks(PIECE)) {
             let (x, x_tail) = x.as_chunks::<LANES>();
             let (gradient, gradient_tail) = gradient.as_chunks::<LANES>();
             let mut sums = [[0f32; LANES]; 3];
             for (x, gradient) in x.iter().zip(gradient) {
-                let [x, gradient] = self.normal.apply(T::load(x), T::load(gradient));
+                let [x, gradient] =
+                    self.normal.apply(T::load(x, instructions), T::load(gradient, instructions));
                 for lane in 0..LANES {
                     sums[0][lane] += gradient[lane];
                     sums[1][lane] += gradient[lane] * x[lane];
@@ -286,14 +287,14 @@ impl<T: Float> Work for LayerNormGradients<'_, T> {
     type Output = [Vec<f32>; 2];
 
     #[inline(always)]
-    fn run(self) -> [Vec<f32>; 2] {
+    fn run(self, instructions: impl Instructions) -> [Vec<f32>; 2] {
         let width = self.weight.len();
         let length = if self.wants_parameters { width } else { 0 };
         let mut parameters = [vec![0f32; length], vec![0f32; length]];
         let (weights, weights_tail) = self.weight.as_chunks::<LANES>();
         let rows = self.x.chunks_exact(width).zip(self.gradient.chunks_exact(width));
         for ((x, gradient), output) in rows.zip(self.output.chunks_exact_mut(width)) {
-            let moments = MomentsOf(x).run();
+            let moments = MomentsOf(x).run(instructions);
             let scale = moments.inverse_deviation(self.eps);
             let center = moments.mean as f32;
             let rest = ((f64::from(center) - moments.mean) * scale) as f32;
@@ -303,7 +304,7 @@ impl<T: Float> Work for LayerNormGradients<'_, T> {
             let (gradients, gradient_tail) = gradient.as_chunks::<LANES>();
             let (mut sums, mut products) = ([0f32; LANES], [0f32; LANES]);
             for ((x, gradient), weight) in x_chunks.iter().zip(gradients).zip(weights) {
-                let [x, gradient] = normal.apply(T::load(x), T::load(gradient));
+                let [x, gradient] = normal.apply(T::load(x, instructions), T::load(gradient, instructions));
                 for lane in 0..LANES {
                     let weighted = gradient[lane] * weight[lane];
                     sums[lane] += weighted;
@@ -329,12 +330,13 @@ impl<T: Float> Work for LayerNormGradients<'_, T> {
             let (outputs, output_tail) = output.as_chunks_mut::<LANES>();
             for (((x, gradient), weight), output) in x_chunks.iter().zip(gradients).zip(weights).zip(outputs)
             {
-                let [x, mut gradient] = normal.apply(T::load(x), T::load(gradient));
+                let [x, mut gradient] =
+                    normal.apply(T::load(x, instructions), T::load(gradient, instructions));
                 for lane in 0..LANES {
                     let change = gradient[lane] * weight[lane] - mean - x[lane] * mean_product;
                     gradient[lane] = change * normal.scale;
                 }
-                store(gradient, output);
+                store(gradient, output, instructions);
             }
             if !x_tail.is_empty() {
                 let [x, mut gradient] = normal.apply(load_tail(x_tail), load_tail(gradient_tail));

@@ -8,8 +8,8 @@ use rayon::prelude::*;
 use super::moments::{Moments, MomentsOf};
 use crate::Level;
 use crate::cpu::{
-    Chunk, Float, LANES, OnPart, Pointwise, TASK, Work, by_float, fill, load_tail, run_at, store, store_tail,
-    values,
+    Chunk, Float, Instructions, LANES, OnPart, Pointwise, TASK, Work, by_float, fill, load_tail, run_at,
+    store, store_tail, values,
 };
 
 /// What a group norm is asked for; `x` is `(batch, channels, ...)`.
@@ -126,12 +126,12 @@ impl<T: Float> Work for LayerNormRows<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run(self, instructions: impl Instructions) {
         let width = self.weight.len();
         let (weights, weights_tail) = self.weight.as_chunks::<LANES>();
         let (biases, biases_tail) = self.bias.as_chunks::<LANES>();
         for (x, output) in self.x.chunks_exact(width).zip(self.output.chunks_exact_mut(width)) {
-            let moments = MomentsOf(x).run();
+            let moments = MomentsOf(x).run(instructions);
             let center = moments.mean as f32;
             let scale = moments.inverse_deviation(self.eps);
             let shift = (f64::from(center) - moments.mean) * scale;
@@ -140,7 +140,8 @@ impl<T: Float> Work for LayerNormRows<'_, T> {
             let (chunks, tail) = x.as_chunks::<LANES>();
             let (output, output_tail) = output.as_chunks_mut::<LANES>();
             for (((x, output), weight), bias) in chunks.iter().zip(output).zip(weights).zip(biases) {
-                store(weighted(normalize.apply([T::load(x)]), *weight, *bias), output);
+                let normed = normalize.apply([T::load(x, instructions)]);
+                store(weighted(normed, *weight, *bias), output, instructions);
             }
             if !tail.is_empty() {
                 let normed = normalize.apply([load_tail(tail)]);

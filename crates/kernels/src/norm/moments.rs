@@ -1,4 +1,4 @@
-use crate::cpu::{Float, LANES, Work};
+use crate::cpu::{Float, Instructions, LANES, Work};
 
 /// So many numbers are read twice, the second time from the first cache.
 pub(super) const PIECE: usize = 4096;
@@ -52,13 +52,13 @@ impl<T: Float> Work for MomentsOf<'_, T> {
     type Output = Moments;
 
     #[inline(always)]
-    fn run(self) -> Moments {
+    fn run(self, instructions: impl Instructions) -> Moments {
         let mut moments = Moments::default();
         for piece in self.0.chunks(PIECE) {
             let count = piece.len() as f64;
-            let [sum, _] = sums(piece, 0.0);
+            let [sum, _] = sums(piece, 0.0, instructions);
             let center = (f64::from(sum) / count) as f32;
-            let [sum, squares] = sums(piece, center);
+            let [sum, squares] = sums(piece, center, instructions);
             let (sum, squares) = (f64::from(sum), f64::from(squares));
             let mean = f64::from(center) + sum / count;
             moments = moments.merge(Moments { count, mean, squares: (squares - sum * sum / count).max(0.0) });
@@ -69,14 +69,14 @@ impl<T: Float> Work for MomentsOf<'_, T> {
 
 /// The sums of the differences from `center`, and of their squares, in an order that depends on the number of values alone.
 #[inline(always)]
-fn sums<T: Float>(values: &[T], center: f32) -> [f32; 2] {
+fn sums<T: Float>(values: &[T], center: f32, instructions: impl Instructions) -> [f32; 2] {
     let mut sums = [[0f32; LANES]; SUMS];
     let mut squares = [[0f32; LANES]; SUMS];
     let (blocks, rest) = values.as_chunks::<{ SUMS * LANES }>();
     for block in blocks {
         let (chunks, _) = block.as_chunks::<LANES>();
         for index in 0..SUMS {
-            let chunk = T::load(&chunks[index]);
+            let chunk = T::load(&chunks[index], instructions);
             for lane in 0..LANES {
                 let difference = chunk[lane] - center;
                 sums[index][lane] += difference;
@@ -86,7 +86,7 @@ fn sums<T: Float>(values: &[T], center: f32) -> [f32; 2] {
     }
     let (chunks, rest) = rest.as_chunks::<LANES>();
     for chunk in chunks {
-        let chunk = T::load(chunk);
+        let chunk = T::load(chunk, instructions);
         for lane in 0..LANES {
             let difference = chunk[lane] - center;
             sums[0][lane] += difference;

@@ -10,6 +10,8 @@ use super::microkernel::LeftFactor;
 pub(super) const ROWS: usize = 12;
 pub(super) const COLUMNS: usize = 2 * LANES;
 const LANES: usize = 16;
+/// Steps of a left panel that are fetched ahead.
+const AHEAD: usize = 64;
 
 /// See [`AddProduct`](super::microkernel::AddProduct).
 ///
@@ -27,6 +29,7 @@ pub(super) unsafe fn add_product<L: LeftFactor<f32>>(
         // SAFETY: k is below depth, and the caller promises so many steps of both factors.
         unsafe {
             let right = right.add(k * COLUMNS);
+            left.prefetch::<ROWS>(k + AHEAD);
             let (first, second) = (_mm512_loadu_ps(right), _mm512_loadu_ps(right.add(LANES)));
             for (row, tile) in tile.iter_mut().enumerate() {
                 let factor = _mm512_set1_ps(left.element::<ROWS>(row, k));

@@ -9,11 +9,12 @@ use super::multiply::{Activations, After, Factor, multiply};
 use super::packed::{Numbers, PackedWeight, Side};
 use super::panels::{Element, Source, copy};
 use super::weight_panels::{AsFloats, Stored, WeightPanels};
-use super::winograd::Winograd;
-use super::winograd_transforms::{Planes, Transforms};
-use super::{Float, bias_values, to_tensor, with_addend, with_values};
+use super::winograd::{SHARED_BYTES, Winograd};
+use super::winograd_transforms::{Added, Planes, Transforms};
+use super::{bias_values, to_tensor, with_addend, with_values};
 use crate::Conv2dParams;
 use crate::conv2d::output_size;
+use crate::cpu::Float;
 
 /// With fewer channels of the input there is little to multiply, so that the transforms take longer than what they save.
 const FEWEST_CHANNELS: usize = 8;
@@ -65,23 +66,25 @@ pub(super) fn conv2d_by(
     let is_float = weight.dtype() == DType::F32;
     let method = method.unwrap_or_else(|| geometry.fastest_method(weight));
     if let Method::Winograd { outputs } = method {
-        let filtered = match weight.numbers() {
-            Numbers::F32(kernel, panels) => filter::<f32, _>(x, geometry, outputs, kernel, panels, bias),
+        return match weight.numbers() {
+            Numbers::F32(kernel, panels) => {
+                filter::<f32, _>(x, geometry, outputs, kernel, panels, bias, after)
+            }
             Numbers::F16(kernel, panels) if is_float => {
-                filter::<f32, _>(x, geometry, outputs, kernel, panels, bias)
+                filter::<f32, _>(x, geometry, outputs, kernel, panels, bias, after)
             }
-            Numbers::F16(kernel, panels) => filter::<f16, _>(x, geometry, outputs, kernel, panels, bias),
+            Numbers::F16(kernel, panels) => {
+                filter::<f16, _>(x, geometry, outputs, kernel, panels, bias, after)
+            }
             Numbers::Bf16(kernel, panels) if is_float => {
-                filter::<f32, _>(x, geometry, outputs, kernel, panels, bias)
+                filter::<f32, _>(x, geometry, outputs, kernel, panels, bias, after)
             }
-            Numbers::Bf16(kernel, panels) => filter::<bf16, _>(x, geometry, outputs, kernel, panels, bias),
+            Numbers::Bf16(kernel, panels) => {
+                filter::<bf16, _>(x, geometry, outputs, kernel, panels, bias, after)
+            }
             Numbers::Bf16Pairs(pairs, panels) => {
-                filter::<bf16, _>(x, geometry, outputs, &Microkernel::new(pairs.level), panels, bias)
+                filter::<bf16, _>(x, geometry, outputs, &Microkernel::new(pairs.level), panels, bias, after)
             }
-        }?;
-        return match after {
-            After::Add(addend) => crate::add(&filtered, addend),
-            After::Nothing | After::Geglu => Ok(filtered),
         };
     }
     match weight.numbers() {
@@ -106,17 +109,32 @@ fn filter<S: Float, T: AsFloats>(
     kernel: &Microkernel,
     panels: &WeightPanels<T>,
     bias: Option<&[f32]>,
+    after: After<'_, Tensor>,
 ) -> Result<Tensor> {
     let Geometry { batch, channels, height, width, out_channels, .. } = geometry;
+    let shape = [batch, out_channels, height, width];
+    let mut output = Vec::new();
     with_values(x, |values: &[S]| {
-        let (values, planes) = (S::to_floats(values), Planes { channels, height, width });
-        let transforms = Transforms::new(kernel.level, outputs);
-        let winograd = Winograd { kernel, weight: panels, bias, values: &values, batch, planes, transforms };
-        let output = winograd.compute();
-        // Before there is one more copy.
-        drop(values);
-        Ok(to_tensor(S::from_floats(output), &[batch, out_channels, height, width]))
-    })
+        with_addend("conv2d", after, &shape, |after| {
+            let addend = match after {
+                After::Add(addend) => Some(addend),
+                After::Nothing | After::Geglu => None,
+            };
+            let winograd = Winograd {
+                kernel,
+                weight: panels,
+                added: Added { bias, addend },
+                values,
+                batch,
+                planes: Planes { channels, height, width },
+                transforms: Transforms::new(kernel.level, outputs),
+                shared_bytes: SHARED_BYTES,
+            };
+            output = winograd.compute();
+            Ok(())
+        })
+    })?;
+    Ok(to_tensor(output, &shape))
 }
 
 fn compute<S: Float + Source<E>, E: Source<E>, T: Stored<E>>(

@@ -4,7 +4,7 @@ use candle_core::DType;
 use half::{bf16, f16};
 
 use super::level::Level;
-use crate::cpu::{Float, Work, run_at};
+use crate::cpu::{Float, Instructions, Work, run_at};
 
 /// Little-endian numbers of one dtype, which need not be aligned.
 pub(super) struct FileNumbers<'a> {
@@ -61,7 +61,7 @@ impl<A: FileNumber, B: FileNumber> Work for Convert<'_, A, B> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run(self, _: impl Instructions) {
         let mut numbers = A::numbers(self.bytes);
         for to in self.to {
             let Some(number) = numbers.next() else { return };

@@ -14,7 +14,7 @@ const VARIABLE: &str = "CANDLE_DIFFUSERS_CPU";
 pub enum Level {
     /// Plain code, for any processor.
     Portable,
-    /// 256-bit vectors with fused multiply-add (x86-64).
+    /// 256-bit vectors with fused multiply-add and conversions of float16 (x86-64).
     Avx2,
     /// 512-bit vectors (x86-64).
     Avx512,
@@ -59,7 +59,11 @@ impl Level {
         match self {
             Self::Portable => true,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => is_x86_feature_detected!("avx512f"),
             #[cfg(target_arch = "x86_64")]

@@ -11,7 +11,8 @@ use super::panels::{Element, Source, transpose_rows};
 use super::parts::{InParts, Parts, parts_at};
 use super::precision::float32_matmul_precision;
 use super::weight_panels::{Stored, WeightPanels};
-use super::{Float, bias_values, to_tensor, with_addend, with_values};
+use super::{bias_values, to_tensor, with_addend, with_values};
+use crate::cpu::Float;
 
 pub(super) fn linear(
     x: &Tensor,
@@ -93,7 +94,7 @@ fn with_rows<S: Float, T: Element>(
     let depth = shape.pop().unwrap_or_default();
     let (items, features) = (shape.iter().product::<usize>(), panels.features() / after.halves());
     shape.push(features);
-    let mut output = vec![S::default(); items * features];
+    let mut output = vec![S::zero(); items * features];
     with_values(x, |values: &[S]| {
         let rows = Rows { values, items, depth, features };
         with_addend("linear", after, &shape, |after| {

@@ -45,6 +45,9 @@ pub(super) trait LeftFactor<E>: Copy {
     fn rows(self) -> Option<(*const E, usize)> {
         None
     }
+
+    /// Has the processor read a step ahead of its use; it need not be there.
+    fn prefetch<const ROWS: usize>(self, _step: usize) {}
 }
 
 /// A panel: all rows of a step beside each other.
@@ -56,6 +59,17 @@ impl<E: Element> LeftFactor<E> for Panel<E> {
     unsafe fn element<const ROWS: usize>(self, row: usize, step: usize) -> E {
         // SAFETY: the caller's promise.
         unsafe { *self.0.add(step * ROWS + row) }
+    }
+
+    #[inline(always)]
+    fn prefetch<const ROWS: usize>(self, step: usize) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let place = self.0.wrapping_add(step * ROWS);
+            // SAFETY: a hint that reads nothing; any address will do.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) };
+        }
     }
 }
 

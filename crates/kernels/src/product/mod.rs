@@ -30,16 +30,11 @@ mod winograd;
 mod winograd_tests;
 mod winograd_transforms;
 
-use std::borrow::Cow;
-
 use candle_core::op::BackpropOp;
-use candle_core::{DType, Result, Storage, Tensor, WithDType};
-use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
-use rayon::prelude::*;
+use candle_core::{DType, Result, Storage, Tensor};
 
+use crate::cpu::Float;
 use multiply::After;
-use panels::Element;
 
 pub(crate) use gradient::{conv2d_weight_gradient, linear_weight_gradient};
 pub use level::Level;
@@ -52,61 +47,6 @@ pub(crate) fn computes(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> bo
     let fits = |tensor: &Tensor| tensor.device().is_cpu() && tensor.dtype() == weight.dtype();
     PackedWeight::packs(weight) && fits(x) && bias.is_none_or(fits)
 }
-
-/// The dtypes of products.
-trait Float: Element + WithDType + crate::cpu::Float {
-    /// Writes the nearest numbers.
-    fn round(values: &[f32], to: &mut [Self]);
-
-    /// The numbers in float32.
-    fn to_floats(values: &[Self]) -> Cow<'_, [f32]>;
-
-    /// The nearest numbers.
-    fn from_floats(values: Vec<f32>) -> Vec<Self>;
-}
-
-impl Float for f32 {
-    fn round(values: &[f32], to: &mut [Self]) {
-        to.copy_from_slice(values);
-    }
-
-    fn to_floats(values: &[Self]) -> Cow<'_, [f32]> {
-        values.into()
-    }
-
-    fn from_floats(values: Vec<f32>) -> Vec<Self> {
-        values
-    }
-}
-
-/// So many numbers are converted at a time.
-const CONVERTED: usize = 1 << 14;
-
-macro_rules! half_precision {
-    ($($type:ty),*) => {
-        $(impl Float for $type {
-            fn round(values: &[f32], to: &mut [Self]) {
-                to.convert_from_f32_slice(values);
-            }
-
-            fn to_floats(values: &[Self]) -> Cow<'_, [f32]> {
-                let mut floats = vec![0f32; values.len()];
-                let chunks = floats.par_chunks_mut(CONVERTED).zip(values.par_chunks(CONVERTED));
-                chunks.for_each(|(to, values)| values.convert_to_f32_slice(to));
-                floats.into()
-            }
-
-            fn from_floats(values: Vec<f32>) -> Vec<Self> {
-                let mut nearest = vec![Self::ZERO; values.len()];
-                let chunks = nearest.par_chunks_mut(CONVERTED).zip(values.par_chunks(CONVERTED));
-                chunks.for_each(|(to, values)| Self::round(values, to));
-                nearest
-            }
-        })*
-    };
-}
-
-half_precision!(f16, bf16);
 
 /// Fails unless the input is one that the weight [`takes`](PackedWeight::takes), and the bias one number for each of its features; gives the
 /// bias's numbers.

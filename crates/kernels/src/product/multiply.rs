@@ -4,13 +4,14 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::Float;
 use super::microkernel::{MatrixRows, Microkernel};
 use super::packed::Side;
 use super::panels::{AlignedBuffer, DEPTH, Element, Source};
 use super::weight_panels::{Stored, WeightPanels, depth_blocks};
 use crate::activation::Geglu;
-use crate::cpu::{CACHE_LINE, LANES, Pointwise, Work, load_tail, prefetch, run_at};
+use crate::cpu::{
+    CACHE_LINE, Float, Instructions, LANES, Pointwise, Work, convert, load_tail, prefetch, run_at,
+};
 
 /// How many items (rows or pixels) a task takes at a time, and how many steps of their depth: so many numbers stay in the second cache while
 /// the weight passes by. Deep passes are better than many items: with each pass the sums are read and written once more.
@@ -323,13 +324,13 @@ impl<E: Source<E>, T: Stored<E>, A: Activations<E>, O: Float> Product<'_, E, T, 
 
     /// Rounds sums to where they go in the output, with what is added there.
     #[inline(always)]
-    fn write(&self, sums: &mut [f32], place: usize) {
+    fn write(&self, sums: &mut [f32], place: usize, instructions: impl Instructions) {
         if let After::Add(addend) = self.after {
             let addend = &addend[place..place + sums.len()];
             sums.iter_mut().zip(addend).for_each(|(sum, addend)| *sum += addend.to_float());
         }
         // SAFETY: `compute` says that these results are of this task alone.
-        O::round(sums, unsafe { self.output.part(place, sums.len()) });
+        convert(sums, unsafe { self.output.part(place, sums.len()) }, instructions);
     }
 }
 
@@ -346,7 +347,7 @@ impl<E: Source<E>, T: Stored<E>, A: Activations<E>, O: Float> Work for Finish<'_
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run(self, instructions: impl Instructions) {
         let Self { product, tile, gate, items, weight_panel } = self;
         let Factor { kernel, side, bias, .. } = product.factor;
         let features = product.features(weight_panel);
@@ -366,7 +367,7 @@ impl<E: Source<E>, T: Stored<E>, A: Activations<E>, O: Float> Work for Finish<'_
                         add_each(gate, gate_bias);
                         apply_gate(sums, gate);
                     }
-                    product.write(sums, product.activations.place(features.start, item));
+                    product.write(sums, product.activations.place(features.start, item), instructions);
                 }
             }
             Side::Left => {
@@ -377,7 +378,7 @@ impl<E: Source<E>, T: Stored<E>, A: Activations<E>, O: Float> Work for Finish<'_
                         sums.iter_mut().for_each(|sum| *sum += bias[row]);
                     }
                     for (item, sums) in items.clone().step_by(length).zip(sums.chunks_mut(length)) {
-                        product.write(sums, product.activations.place(feature, item));
+                        product.write(sums, product.activations.place(feature, item), instructions);
                     }
                 }
             }

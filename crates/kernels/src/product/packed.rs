@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 use super::file_numbers::{FileNumber, FileNumbers};
 use super::level::Level;
@@ -9,8 +10,9 @@ use super::microkernel::{MAX_COLUMNS, Microkernel};
 use super::multiply::After;
 use super::panels::{Element, Pair};
 use super::weight_panels::{Unpacked, WeightPanels};
-use super::{Float, to_tensor, with_values};
+use super::{to_tensor, with_values};
 use crate::Conv2dParams;
+use crate::cpu::{Float, TASK, to_floats};
 
 /// A weight of [`linear`](crate::linear()) or [`conv2d`](crate::conv2d()) in the order in which the processor's products read it:
 /// packed once, it is multiplied with many inputs.
@@ -191,7 +193,12 @@ impl PackedWeight {
     fn unpacked<S: Float + Unpacked<T>, T: Element>(&self, panels: &WeightPanels<T>) -> Tensor {
         let values = panels.unpack::<S>(self.inner.depth);
         match self.dtype() {
-            DType::F32 => to_tensor(S::to_floats(&values).into_owned(), self.shape().dims()),
+            DType::F32 => {
+                let mut floats = vec![0f32; values.len()];
+                let chunks = floats.par_chunks_mut(TASK).zip(values.par_chunks(TASK));
+                chunks.for_each(|(floats, values)| to_floats(values, floats));
+                to_tensor(floats, self.shape().dims())
+            }
             _ => to_tensor(values, self.shape().dims()),
         }
     }

@@ -3,8 +3,9 @@
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::fmt::Debug;
 
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+
+use crate::cpu::to_floats;
 
 /// Of the depth (the dimension that is summed over), how many steps a panel has: so that one panel of each factor fits into the first
 /// cache.
@@ -170,12 +171,12 @@ macro_rules! half_as_f32 {
 
             fn steps<'a>(row: &'a [Self], room: &'a mut [f32; DEPTH]) -> &'a [f32] {
                 let steps = &mut room[..row.len()];
-                row.convert_to_f32_slice(steps);
+                to_floats(row, steps);
                 steps
             }
 
             fn join(first: &[Self], _: &[Self], steps: &mut [f32]) {
-                first.convert_to_f32_slice(steps);
+                to_floats(first, steps);
             }
         })*
     };

@@ -11,7 +11,7 @@ use super::multiply::Activations;
 use super::panels::{AlignedBuffer, DEPTH, Element, Source};
 use super::precision::Float32MatmulPrecision;
 use super::weight_panels::{Stored, depth_blocks};
-use crate::cpu::{LANES, Work, run_at};
+use crate::cpu::{Instructions, LANES, Work, run_at};
 
 /// Products in parts take depths that are multiples of this, one step of tiles.
 const STEP: usize = 32;
@@ -172,7 +172,7 @@ impl<const PARTS: usize> Work for Split<'_, PARTS> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run(self, _: impl Instructions) {
         match self.order {
             Order::Pairs { width } if width.is_multiple_of(LANES) => self.pairs::<LANES>(width),
             Order::Pairs { width } => self.pairs::<4>(width),

@@ -1,6 +1,5 @@
 use std::ops::Range;
 
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -8,6 +7,7 @@ use super::file_numbers::{FileNumber, FileNumbers};
 use super::level::Level;
 use super::microkernel::MAX_ROWS;
 use super::panels::{AlignedBuffer, DEPTH, Element, Pair, Source, transpose_rows};
+use crate::cpu::to_floats;
 
 /// A weight, `features` rows of `depth` numbers, as panels of `width` features: those of one depth block beside each other.
 #[derive(Debug)]
@@ -201,7 +201,7 @@ impl AsFloats for f16 {
     const PER_STEP: usize = 1;
 
     fn write_floats(panel: &[Self], _: usize, floats: &mut [f32]) {
-        panel.convert_to_f32_slice(floats);
+        to_floats(panel, floats);
     }
 }
 
@@ -209,7 +209,7 @@ impl AsFloats for bf16 {
     const PER_STEP: usize = 1;
 
     fn write_floats(panel: &[Self], _: usize, floats: &mut [f32]) {
-        panel.convert_to_f32_slice(floats);
+        to_floats(panel, floats);
     }
 }
 
@@ -287,7 +287,7 @@ macro_rules! stored_in_half {
         $(impl Stored<f32> for $type {
             fn as_factor<'a>(_: Level, panel: &'a [Self], _: usize, room: &'a mut AlignedBuffer) -> &'a [f32] {
                 let numbers = &mut room.reserve::<f32>(panel.len())[..panel.len()];
-                panel.convert_to_f32_slice(numbers);
+                to_floats(panel, numbers);
                 numbers
             }
         })*

@@ -1,7 +1,7 @@
 //! 3x3 convolutions of stride 1 by Winograd's minimal filtering: a quarter of the products, of transformed weights with transformed tiles.
 //! The crate's README says where that is used, and how exact it is.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -10,7 +10,8 @@ use super::microkernel::Microkernel;
 use super::multiply::{TASKS_PER_THREAD, share};
 use super::panels::{AlignedBuffer, DEPTH};
 use super::weight_panels::{AsFloats, WeightPanels};
-use super::winograd_transforms::{Planes, Run, Transforms};
+use super::winograd_transforms::{Added, Planes, Run, Transforms};
+use crate::cpu::Float;
 
 const TAPS: usize = 9;
 /// The transformed tiles of a task take about so many bytes, which wait in the last cache while blocks of the weight pass by, and are at most so
@@ -27,15 +28,20 @@ const SLACK: usize = 16;
 /// the first cache.
 const POINT_PADDING: usize = 32;
 
+/// A weight that several tasks multiply is transformed once for all of them, as many features at a time as take so many bytes.
+pub(super) const SHARED_BYTES: usize = 64 << 20;
+
 /// A convolution of pictures `(batch, channels, height, width)` with a weight of 3x3, stride 1 and padding 1.
-pub(super) struct Winograd<'a, T> {
+pub(super) struct Winograd<'a, S, T> {
     pub(super) kernel: &'a Microkernel,
     pub(super) weight: &'a WeightPanels<T>,
-    pub(super) bias: Option<&'a [f32]>,
-    pub(super) values: &'a [f32],
+    pub(super) added: Added<'a, S>,
+    pub(super) values: &'a [S],
     pub(super) batch: usize,
     pub(super) planes: Planes,
-    pub(super) transforms: Transforms,
+    pub(super) transforms: Transforms<S>,
+    /// At most about so many bytes of the weight are transformed at a time; [`SHARED_BYTES`].
+    pub(super) shared_bytes: usize,
 }
 
 /// What a task transforms and multiplies, kept for the next one: fresh memory costs a page fault for each 4 kB.
@@ -51,22 +57,34 @@ struct Buffers {
     products: AlignedBuffer,
 }
 
+thread_local! {
+    static BUFFERS: RefCell<Buffers> = RefCell::default();
+}
+
 /// The output, of which each task writes the features and tiles that are its own.
 #[derive(Clone, Copy)]
-struct Output(*mut f32);
+struct Output<S>(*mut S);
 
-// SAFETY: a pointer to floats that live longer than the tasks; no two tasks write to one place.
-unsafe impl Sync for Output {}
+// SAFETY: a pointer to numbers that live longer than the tasks; no two tasks write to one place.
+unsafe impl<S: Send> Sync for Output<S> {}
 
-impl Output {
-    fn start(&self) -> *mut f32 {
+impl<S> Output<S> {
+    fn start(&self) -> *mut S {
         self.0
     }
 }
 
-impl<T: AsFloats> Winograd<'_, T> {
+/// Some panels of the weight, transformed: block by block of the channels, and in each point by point.
+struct TransformedWeight<'a> {
+    /// Which panels; the first is the first of a group.
+    panels: Range<usize>,
+    /// Group after group.
+    points: &'a [f32],
+}
+
+impl<S: Float, T: AsFloats> Winograd<'_, S, T> {
     /// `(batch, features, height, width)`.
-    pub(super) fn compute(&self) -> Vec<f32> {
+    pub(super) fn compute(&self) -> Vec<S> {
         let Planes { height, width, .. } = self.planes;
         let length = self.batch * self.weight.features() * height * width;
         let mut output = Vec::with_capacity(length);
@@ -76,16 +94,80 @@ impl<T: AsFloats> Winograd<'_, T> {
         let weight_panels = self.weight.features().div_ceil(kernel.rows);
         let bytes_per_panel = self.points() * self.planes.channels * kernel.columns * size_of::<f32>();
         let blocks = panels.div_ceil((INPUT_BYTES / bytes_per_panel.max(1)).clamp(1, MAX_PANELS));
-        let wanted_tasks = TASKS_PER_THREAD * rayon::current_num_threads();
-        let parts =
-            wanted_tasks.div_ceil(blocks.max(1)).min(weight_panels * kernel.rows / MIN_FEATURES).max(1);
-        (0..blocks * parts).into_par_iter().with_max_len(1).for_each(|task| {
-            let (block, part) = (task / parts, task % parts);
-            self.compute_part(share(panels, blocks, block), share(weight_panels, parts, part), start);
-        });
+        if blocks > 1 {
+            self.compute_with_shared_weight(panels, blocks, start);
+        } else {
+            let parts = self.parts(blocks, weight_panels);
+            (0..parts).into_par_iter().with_max_len(1).for_each(|part| {
+                self.compute_part(0..panels, share(weight_panels, parts, part), None, &start);
+            });
+        }
         // SAFETY: there is room for so many, and the tasks have written all tiles of all features.
         unsafe { output.set_len(length) };
         output
+    }
+
+    /// Into how many parts tasks divide so many panels of the weight.
+    fn parts(&self, blocks: usize, weight_panels: usize) -> usize {
+        let wanted_tasks = TASKS_PER_THREAD * rayon::current_num_threads();
+        wanted_tasks.div_ceil(blocks.max(1)).min(weight_panels * self.kernel.rows / MIN_FEATURES).max(1)
+    }
+
+    /// How many panels of the weight are multiplied at a time: a group.
+    fn group_size(&self) -> usize {
+        (FEATURES / self.kernel.rows).max(1)
+    }
+
+    /// The room for the points of a group.
+    fn group_stride(&self) -> usize {
+        let length = |depths: Range<usize>| {
+            self.points() * point_stride(self.group_size() * depths.len() * self.kernel.rows)
+        };
+        depth_blocks(self.planes.channels).map(length).sum()
+    }
+
+    fn compute_with_shared_weight(&self, panels: usize, blocks: usize, output: Output<S>) {
+        thread_local! {
+            static SHARED: Cell<AlignedBuffer> = Cell::default();
+        }
+        let weight_panels = self.weight.features().div_ceil(self.kernel.rows);
+        let (group_size, group_stride) = (self.group_size(), self.group_stride());
+        let groups = weight_panels.div_ceil(group_size);
+        let groups_at_once =
+            (self.shared_bytes / size_of::<f32>() / group_stride.max(1)).clamp(1, groups.max(1));
+        // Not borrowed: this thread may compute another convolution while it waits for the tasks of this one.
+        let mut buffer = SHARED.take();
+        let points = buffer.reserve::<f32>(groups_at_once * group_stride);
+        for first in (0..groups).step_by(groups_at_once) {
+            let count = groups_at_once.min(groups - first);
+            let points = &mut points[..count * group_stride];
+            let panels_of = |group: usize| group * group_size..weight_panels.min((group + 1) * group_size);
+            points.par_chunks_mut(group_stride.max(1)).enumerate().for_each(|(index, points)| {
+                self.transform_group(panels_of(first + index), points);
+            });
+            let weight =
+                TransformedWeight { panels: first * group_size..panels_of(first + count - 1).end, points };
+            let parts = self.parts(blocks, weight.panels.len()).min(count);
+            (0..blocks * parts).into_par_iter().with_max_len(1).for_each(|task| {
+                let (block, part) = (task / parts, share(count, parts, task % parts));
+                let weight_panels = panels_of(first + part.start).start..panels_of(first + part.end - 1).end;
+                self.compute_part(share(panels, blocks, block), weight_panels, Some(&weight), &output);
+            });
+        }
+        SHARED.set(buffer);
+    }
+
+    /// Transforms a group of panels of the weight.
+    fn transform_group(&self, weight_panels: Range<usize>, points: &mut [f32]) {
+        BUFFERS.with_borrow_mut(|Buffers { taps, .. }| {
+            let mut rest = points;
+            for depths in depth_blocks(self.planes.channels) {
+                let stride = point_stride(self.group_size() * depths.len() * self.kernel.rows);
+                let (points, behind) = rest.split_at_mut(self.points() * stride);
+                self.transform_weight(weight_panels.clone(), depths, taps, stride, points);
+                rest = behind;
+            }
+        });
     }
 
     fn points(&self) -> usize {
@@ -125,17 +207,23 @@ impl<T: AsFloats> Winograd<'_, T> {
         runs
     }
 
-    fn compute_part(&self, panels: Range<usize>, weight_panels: Range<usize>, output: Output) {
-        thread_local! {
-            static BUFFERS: RefCell<Buffers> = RefCell::default();
-        }
+    fn compute_part(
+        &self,
+        panels: Range<usize>,
+        weight_panels: Range<usize>,
+        transformed: Option<&TransformedWeight>,
+        output: &Output<S>,
+    ) {
         let runs: Vec<_> = panels.map(|panel| self.runs(panel)).collect();
         BUFFERS.with_borrow_mut(|buffers| {
             self.transform_input(&runs, &mut buffers.input);
-            let step = (FEATURES / self.kernel.rows).max(1);
-            for start in weight_panels.clone().step_by(step) {
-                let weight_panels = start..weight_panels.end.min(start + step);
-                self.multiply(runs.len(), weight_panels.clone(), buffers);
+            for start in weight_panels.clone().step_by(self.group_size()) {
+                let weight_panels = start..weight_panels.end.min(start + self.group_size());
+                let group = transformed.map(|weight| {
+                    let group = (start - weight.panels.start) / self.group_size();
+                    &weight.points[group * self.group_stride()..][..self.group_stride()]
+                });
+                self.multiply(runs.len(), weight_panels.clone(), group, buffers);
                 self.transform_output(&runs, weight_panels, &buffers.products, output);
             }
         });
@@ -154,18 +242,34 @@ impl<T: AsFloats> Winograd<'_, T> {
         }
     }
 
-    fn multiply(&self, panels: usize, weight_panels: Range<usize>, buffers: &mut Buffers) {
+    /// `group` has the panels of the weight transformed, if they are.
+    fn multiply(
+        &self,
+        panels: usize,
+        weight_panels: Range<usize>,
+        mut group: Option<&[f32]>,
+        buffers: &mut Buffers,
+    ) {
         let kernel = self.kernel;
-        let (points, channels, tile) = (self.points(), self.planes.channels, kernel.rows * kernel.columns);
+        let (points, tile) = (self.points(), kernel.rows * kernel.columns);
         let Buffers { input, weight, taps, products } = buffers;
         let input = input.values::<f32>();
         let products = products.reserve::<f32>(panels * weight_panels.len() * points * tile);
-        for start in (0..channels.max(1)).step_by(DEPTH) {
-            let depths = start..channels.min(start + DEPTH);
+        for depths in depth_blocks(self.planes.channels) {
             let length = depths.len() * kernel.rows;
-            let stride = point_stride(weight_panels.len() * length);
-            let weight = weight.reserve(points * stride);
-            self.transform_weight(weight_panels.clone(), depths.clone(), taps, stride, weight);
+            let stride = point_stride(self.group_size() * length);
+            let weight = match &mut group {
+                Some(rest) => {
+                    let (weight, behind) = rest.split_at(points * stride);
+                    *rest = behind;
+                    weight
+                }
+                None => {
+                    let weight = weight.reserve(points * stride);
+                    self.transform_weight(weight_panels.clone(), depths.clone(), taps, stride, weight);
+                    weight
+                }
+            };
             for point in 0..points {
                 let left = &weight[point * stride..];
                 for panel in 0..panels {
@@ -174,7 +278,7 @@ impl<T: AsFloats> Winograd<'_, T> {
                     for index in 0..weight_panels.len() {
                         let place = ((panel * weight_panels.len() + index) * points + point) * tile;
                         let sums = &mut products[place..place + tile];
-                        if start == 0 {
+                        if depths.start == 0 {
                             sums.fill(0.0);
                         }
                         let left = &left[index * length..(index + 1) * length];
@@ -209,7 +313,7 @@ impl<T: AsFloats> Winograd<'_, T> {
         runs: &[Vec<Run>],
         weight_panels: Range<usize>,
         products: &AlignedBuffer,
-        output: Output,
+        output: &Output<S>,
     ) {
         let kernel = self.kernel;
         let tile = kernel.rows * kernel.columns;
@@ -221,10 +325,17 @@ impl<T: AsFloats> Winograd<'_, T> {
                 let features = first..planes.channels.min(first + kernel.rows);
                 let start = output.start();
                 // SAFETY: the output has all the planes of all the pictures, and these tiles of these features are of this task alone.
-                unsafe { self.transforms.output(products, tile, self.bias, planes, runs, features, start) };
+                unsafe {
+                    self.transforms.output(products, tile, self.added, planes, runs, features, start);
+                }
             }
         }
     }
+}
+
+/// The channels in blocks as deep as a panel; where there are none, one empty block.
+fn depth_blocks(channels: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..channels.max(1)).step_by(DEPTH).map(move |start| start..channels.min(start + DEPTH))
 }
 
 /// The room for so many numbers of a point.

@@ -2,11 +2,14 @@
 
 use std::time::Instant;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::conv2d::{Method, conv2d_by};
 use super::multiply::After;
+use super::packed::Numbers;
 use super::tests::{bits, levels, numbers, plain_conv2d, values};
+use super::winograd::Winograd;
+use super::winograd_transforms::{Added, Planes, Transforms};
 use super::{Level, PackedWeight};
 use crate::Conv2dParams;
 
@@ -86,6 +89,68 @@ fn winograd_gives_the_bits_of_a_batchs_items() -> Result<()> {
             numbers[60 * 19 * 21..].fill(f32::NAN);
             let beside_nan = convolve(&Tensor::from_vec(numbers, pictures.dims(), &Device::Cpu)?)?;
             assert!(bits(&beside_nan.narrow(0, 0, 1)?) == bits(&together.narrow(0, 0, 1)?));
+        }
+    }
+    Ok(())
+}
+
+/// A picture of several tasks, and several groups of features: whether the weight is transformed whole or group by group.
+#[test]
+fn a_weight_is_transformed_at_once_or_in_parts() -> Result<()> {
+    let (batch, channels, height, width) = (2, 259, 37, 41);
+    let (x, weight) = (numbers(&[batch, channels, height, width], 1), numbers(&[110, channels, 3, 3], 2));
+    let expected = plain_conv2d(&x, &weight, None, SAME_SIZE);
+    let pixels = x.flatten_all()?.to_vec1::<f32>()?;
+    for level in levels() {
+        let packed = PackedWeight::pack_at(level, &weight)?;
+        let Numbers::F32(kernel, panels) = packed.numbers() else { panic!("{:?}", packed.dtype()) };
+        for outputs in [2, 4] {
+            let compute = |shared_bytes| {
+                let (planes, transforms) =
+                    (Planes { channels, height, width }, Transforms::new(level, outputs));
+                let values = &pixels;
+                let weight = panels;
+                let added = Added { bias: None, addend: None };
+                Winograd { kernel, weight, added, values, batch, planes, transforms, shared_bytes }.compute()
+            };
+            let in_parts = compute(1);
+            assert!(in_parts == compute(usize::MAX), "{level:?}, {outputs}");
+            let result = Tensor::from_vec(in_parts, (batch, 110, height, width), &Device::Cpu)?;
+            let (_, worst) = relative_errors(&result, &expected);
+            assert!(worst < 2e-5, "{level:?}, {outputs}: {worst:.1e}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn half_precision_is_filtered_in_float32_and_rounded_once() -> Result<()> {
+    for dtype in [DType::F16, DType::BF16] {
+        // Half of a unit in the last place.
+        let round = if dtype == DType::F16 { 2f64.powi(-11) } else { 2f64.powi(-8) };
+        for (height, width) in [(1, 3), (4, 4), (5, 17), (8, 66), (31, 33)] {
+            let x = numbers(&[2, 33, height, width], 1).to_dtype(dtype)?;
+            let weight = numbers(&[49, 33, 3, 3], 2).to_dtype(dtype)?;
+            let bias = numbers(&[49], 3).to_dtype(dtype)?;
+            let expected = plain_conv2d(&x, &weight, Some(&bias), SAME_SIZE);
+            let added = numbers(&[2, 49, height, width], 4).to_dtype(dtype)?;
+            let (zeros, addend) = (vec![0.0; expected.len()], values(&added));
+            for level in levels() {
+                let packed = PackedWeight::pack_at(level, &weight)?;
+                for method in WINOGRAD {
+                    for (after, addend) in [(After::Nothing, &zeros), (After::Add(&added), &addend)] {
+                        let result = conv2d_by(Some(method), &x, &packed, Some(&bias), SAME_SIZE, after)?;
+                        assert_eq!(result.dtype(), dtype);
+                        for ((found, (sum, scale)), addend) in
+                            values(&result).iter().zip(&expected).zip(addend)
+                        {
+                            let sum = sum + addend;
+                            let bound = 2e-6 * scale + round * sum.abs() * 1.01 + 1e-7;
+                            assert!((found - sum).abs() <= bound, "{level:?}, {method:?}: {found} and {sum}");
+                        }
+                    }
+                }
+            }
         }
     }
     Ok(())

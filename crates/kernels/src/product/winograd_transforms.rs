@@ -1,10 +1,12 @@
 //! The transforms of Winograd's minimal filtering: of weights, of the input's tiles, and back. Lanes of vectors are output channels
 //! (weights) or tiles, so that a transform is additions and multiplications of whole vectors.
 
-use crate::cpu::prefetch;
 use std::ops::Range;
 
 use super::level::Level;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::{Avx2, Avx512};
+use crate::cpu::{Float, Instructions, LANES, Plain, convert, convert_to_fresh, prefetch};
 
 /// The most points that a tile has along a side, and the most outputs.
 pub(super) const MAX_POINTS: usize = 6;
@@ -199,37 +201,46 @@ pub(super) struct Planes {
     pub(super) width: usize,
 }
 
-/// The transforms of one [`Level`] and tile.
+/// What is added to each output.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Transforms {
+pub(super) struct Added<'a, S> {
+    /// A number for each feature.
+    pub(super) bias: Option<&'a [f32]>,
+    /// As many numbers as the output has.
+    pub(super) addend: Option<&'a [S]>,
+}
+
+/// The transforms of one [`Level`] and tile, for pictures of `S`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Transforms<S> {
     /// Outputs along a side of a tile.
     pub(super) outputs: usize,
     weight: WeightTransform,
-    input: InputTransform,
-    output: OutputTransform,
+    input: InputTransform<S>,
+    output: OutputTransform<S>,
 }
 
 type WeightTransform = unsafe fn(&[f32], &mut [f32], usize);
-type InputTransform = unsafe fn(&[f32], Planes, &[Run], &mut [f32], usize);
-type OutputTransform = unsafe fn(&[f32], usize, Option<&[f32]>, Planes, &[Run], Range<usize>, *mut f32);
+type InputTransform<S> = unsafe fn(&[S], Planes, &[Run], &mut [f32], usize);
+type OutputTransform<S> = unsafe fn(&[f32], usize, Added<'_, S>, Planes, &[Run], Range<usize>, *mut S);
 
-impl Transforms {
+impl<S: Float> Transforms<S> {
     pub(super) fn new(level: Level, outputs: usize) -> Self {
         match (level, outputs) {
             #[cfg(target_arch = "x86_64")]
             (Level::Avx512 | Level::Avx512Bf16 | Level::Amx, 2) if Level::Avx512.is_available() => {
-                avx512::transforms::<Two>()
+                avx512::transforms::<Two, S>()
             }
             #[cfg(target_arch = "x86_64")]
             (Level::Avx512 | Level::Avx512Bf16 | Level::Amx, _) if Level::Avx512.is_available() => {
-                avx512::transforms::<Four>()
+                avx512::transforms::<Four, S>()
             }
             #[cfg(target_arch = "x86_64")]
-            (Level::Avx2, 2) if level.is_available() => avx2::transforms::<Two>(),
+            (Level::Avx2, 2) if level.is_available() => avx2::transforms::<Two, S>(),
             #[cfg(target_arch = "x86_64")]
-            (Level::Avx2, _) if level.is_available() => avx2::transforms::<Four>(),
-            (_, 2) => portable::transforms::<Two>(),
-            _ => portable::transforms::<Four>(),
+            (Level::Avx2, _) if level.is_available() => avx2::transforms::<Four, S>(),
+            (_, 2) => portable::transforms::<Two, S>(),
+            _ => portable::transforms::<Four, S>(),
         }
     }
 
@@ -244,7 +255,7 @@ impl Transforms {
     /// Transforms a panel of tiles: those of a point come to `point * stride`, channel after channel.
     pub(super) fn input(
         &self,
-        values: &[f32],
+        values: &[S],
         planes: Planes,
         runs: &[Run],
         points: &mut [f32],
@@ -254,7 +265,7 @@ impl Transforms {
         unsafe { (self.input)(values, planes, runs, points, stride) }
     }
 
-    /// Transforms the products of some features for a panel of tiles back, adds each feature's bias, and writes them to their places in
+    /// Transforms the products of some features for a panel of tiles back, adds what is to be added, and writes them to their places in
     /// `output`; those of a point lie at `point * stride`, feature after feature.
     ///
     /// # Safety
@@ -264,29 +275,29 @@ impl Transforms {
         &self,
         products: &[f32],
         stride: usize,
-        bias: Option<&[f32]>,
+        added: Added<'_, S>,
         planes: Planes,
         runs: &[Run],
         features: Range<usize>,
-        output: *mut f32,
+        output: *mut S,
     ) {
         // SAFETY: `new` has asked whether the processor has the level; the rest is the caller's promise.
-        unsafe { (self.output)(products, stride, bias, planes, runs, features, output) }
+        unsafe { (self.output)(products, stride, added, planes, runs, features, output) }
     }
 }
 
 /// The transforms compiled with the instructions of a level. `$rows` features and `$tiles` tiles are a panel's.
 macro_rules! level {
-    ($level:ident, $rows:expr, $tiles:expr, $vector:ty $(, $feature:literal)?) => {
+    ($level:ident, $rows:expr, $tiles:expr, $vector:ty, $instructions:expr $(, $feature:literal)?) => {
         mod $level {
             use super::*;
 
-            pub(super) fn transforms<F: Filtering>() -> Transforms {
+            pub(super) fn transforms<F: Filtering, S: Float>() -> Transforms<S> {
                 Transforms {
                     outputs: F::OUTPUTS,
                     weight: weight::<F>,
-                    input: input::<F>,
-                    output: output::<F>,
+                    input: input::<F, S>,
+                    output: output::<F, S>,
                 }
             }
 
@@ -300,32 +311,35 @@ macro_rules! level {
             /// # Safety
             /// The processor must have the level.
             $(#[target_feature(enable = $feature)])?
-            unsafe fn input<F: Filtering>(
-                values: &[f32],
+            unsafe fn input<F: Filtering, S: Float>(
+                values: &[S],
                 planes: Planes,
                 runs: &[Run],
                 points: &mut [f32],
                 stride: usize,
             ) {
-                transform_input::<F, $vector, { $tiles }>(values, planes, runs, points, stride);
+                transform_input::<F, $vector, S, { $tiles }>(
+                    values, planes, runs, points, stride, $instructions,
+                );
             }
 
             /// # Safety
             /// The processor must have the level; the rest as [`Transforms::output`] says.
             $(#[target_feature(enable = $feature)])?
-            unsafe fn output<F: Filtering>(
+            unsafe fn output<F: Filtering, S: Float>(
                 products: &[f32],
                 stride: usize,
-                bias: Option<&[f32]>,
+                added: Added<'_, S>,
                 planes: Planes,
                 runs: &[Run],
                 features: Range<usize>,
-                output: *mut f32,
+                output: *mut S,
             ) {
+                let instructions = $instructions;
                 // SAFETY: the caller's promise.
                 unsafe {
-                    transform_output::<F, $vector, { $tiles }>(
-                        products, stride, bias, planes, runs, features, output,
+                    transform_output::<F, $vector, S, { $tiles }>(
+                        products, stride, added, planes, runs, features, output, instructions,
                     );
                 }
             }
@@ -333,11 +347,27 @@ macro_rules! level {
     };
 }
 
-level!(portable, crate::product::portable::ROWS, crate::product::portable::COLUMNS, Lanes<4, false>);
+level!(portable, crate::product::portable::ROWS, crate::product::portable::COLUMNS, Lanes<4, false>, Plain);
 #[cfg(target_arch = "x86_64")]
-level!(avx2, crate::product::avx2::ROWS, crate::product::avx2::COLUMNS, Lanes<8, true>, "avx2,fma");
+level!(
+    avx2,
+    crate::product::avx2::ROWS,
+    crate::product::avx2::COLUMNS,
+    Lanes<8, true>,
+    // SAFETY: the caller promises that the processor has the level.
+    unsafe { Avx2::assume() },
+    "avx2,fma,f16c"
+);
 #[cfg(target_arch = "x86_64")]
-level!(avx512, crate::product::avx512::ROWS, crate::product::avx512::COLUMNS, Lanes<16, true>, "avx512f");
+level!(
+    avx512,
+    crate::product::avx512::ROWS,
+    crate::product::avx512::COLUMNS,
+    Lanes<16, true>,
+    // SAFETY: the caller promises that the processor has the level.
+    unsafe { Avx512::assume() },
+    "avx512f"
+);
 
 #[inline(always)]
 fn transform_weight<F: Filtering, V: Vector, const ROWS: usize>(
@@ -364,12 +394,13 @@ fn transform_weight<F: Filtering, V: Vector, const ROWS: usize>(
 }
 
 #[inline(always)]
-fn transform_input<F: Filtering, V: Vector, const TILES: usize>(
-    values: &[f32],
+fn transform_input<F: Filtering, V: Vector, S: Float, const TILES: usize>(
+    values: &[S],
     planes: Planes,
     runs: &[Run],
     points: &mut [f32],
     stride: usize,
+    instructions: impl Instructions,
 ) {
     // Columns are transformed first: pixels beside each other are lanes, and only what comes out is sorted by tiles. `sorted` has
     // one more tile, the first of those behind a run, whose pixels the run's last tile reaches into.
@@ -381,10 +412,10 @@ fn transform_input<F: Filtering, V: Vector, const TILES: usize>(
             let length = F::OUTPUTS * run.tiles + 2;
             let plane = (run.picture * planes.channels + channel) * planes.height * planes.width;
             for (y, row) in rows.iter_mut().enumerate().take(F::POINTS) {
-                read_row(values, plane, planes, run.y + y, run.x, &mut row[..length]);
+                read_row(values, plane, planes, run.y + y, run.x, &mut row[..length], instructions);
                 // The next channel's row lies too far away for the processor to foresee it.
                 let next = plane + planes.height * planes.width + (run.y + y) * planes.width + run.x;
-                for index in (0..length + 16).step_by(16) {
+                for index in (0..length + LANES).step_by(LANES) {
                     prefetch(values, next + index);
                 }
             }
@@ -419,7 +450,15 @@ fn transform_input<F: Filtering, V: Vector, const TILES: usize>(
 
 /// Reads pixels of one row of the padded picture; zeros where the padding is, and beyond the picture.
 #[inline(always)]
-fn read_row(values: &[f32], plane: usize, planes: Planes, y: usize, x: usize, pixels: &mut [f32]) {
+fn read_row<S: Float>(
+    values: &[S],
+    plane: usize,
+    planes: Planes,
+    y: usize,
+    x: usize,
+    pixels: &mut [f32],
+    instructions: impl Instructions,
+) {
     if y == 0 || y > planes.height {
         return pixels.fill(0.0);
     }
@@ -432,30 +471,21 @@ fn read_row(values: &[f32], plane: usize, planes: Planes, y: usize, x: usize, pi
         (&row[x - 1..], pixels)
     };
     let (inside, beyond) = pixels.split_at_mut(row.len().min(pixels.len()));
-    // SAFETY: both are equally long.
-    unsafe { copy(&row[..inside.len()], inside.as_mut_ptr()) };
+    convert(&row[..inside.len()], inside, instructions);
     beyond.fill(0.0);
 }
 
-/// Copies a row by vectors, the last of which may begin within the one before: most are too short for a call.
-///
-/// # Safety
-/// `to` must be valid for writes of as many numbers.
 #[inline(always)]
-unsafe fn copy(from: &[f32], to: *mut f32) {
-    const CHUNK: usize = 16;
-    let Some(last) = from.len().checked_sub(CHUNK) else {
-        for (index, number) in from.iter().enumerate() {
-            // SAFETY: the index is below the length, for which the caller vouches.
-            unsafe { to.add(index).write(*number) };
+fn add<S: Float>(pixels: &mut [f32], addend: &[S], instructions: impl Instructions) {
+    let ((pixels, pixels_tail), (addend, addend_tail)) =
+        (pixels.as_chunks_mut::<LANES>(), addend.as_chunks::<LANES>());
+    for (pixels, addend) in pixels.iter_mut().zip(addend) {
+        let addend = S::load(addend, instructions);
+        for lane in 0..LANES {
+            pixels[lane] += addend[lane];
         }
-        return;
-    };
-    for start in (0..last).step_by(CHUNK).chain([last]) {
-        let from = &from[start..start + CHUNK];
-        // SAFETY: as above.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.add(start), CHUNK) };
     }
+    pixels_tail.iter_mut().zip(addend_tail).for_each(|(pixel, addend)| *pixel += addend.to_float());
 }
 
 /// Sorts a run's row of pixels by their place in the tile: pixel `x` of each tile comes to `sorted[x]`.
@@ -498,14 +528,16 @@ fn sort_chunk<F: Filtering, const CHUNK: usize>(
 /// # Safety
 /// As [`Transforms::output`] says.
 #[inline(always)]
-unsafe fn transform_output<F: Filtering, V: Vector, const TILES: usize>(
+#[expect(clippy::too_many_arguments, reason = "what is read, what is added, and where it goes")]
+unsafe fn transform_output<F: Filtering, V: Vector, S: Float, const TILES: usize>(
     products: &[f32],
     stride: usize,
-    bias: Option<&[f32]>,
+    added: Added<'_, S>,
     planes: Planes,
     runs: &[Run],
     features: Range<usize>,
-    output: *mut f32,
+    output: *mut S,
+    instructions: impl Instructions,
 ) {
     let mut sorted = [[[0f32; MAX_TILES]; MAX_OUTPUTS]; MAX_OUTPUTS];
     let mut line = [0f32; MAX_OUTPUTS * MAX_TILES];
@@ -523,7 +555,7 @@ unsafe fn transform_output<F: Filtering, V: Vector, const TILES: usize>(
                     columns[y][x] = column[y];
                 }
             }
-            let bias = V::load(&[bias.map_or(0.0, |bias| bias[feature]); 16]);
+            let bias = V::load(&[added.bias.map_or(0.0, |bias| bias[feature]); 16]);
             for y in 0..F::OUTPUTS {
                 let row = F::output(columns[y]);
                 for x in 0..F::OUTPUTS {
@@ -544,9 +576,14 @@ unsafe fn transform_output<F: Filtering, V: Vector, const TILES: usize>(
                 }
                 let length = (run.tiles * F::OUTPUTS).min(planes.width - run.x);
                 let row = ((run.picture * planes.channels + feature) * planes.height + row) * planes.width;
-                let pixels = &line[run.start * F::OUTPUTS..][..length];
+                let pixels = &mut line[run.start * F::OUTPUTS..][..length];
+                if let Some(addend) = added.addend {
+                    add(pixels, &addend[row + run.x..][..length], instructions);
+                }
                 // SAFETY: the row is one of the planes', of which the run lies within the width; it is ours by the caller's promise.
-                unsafe { std::ptr::copy_nonoverlapping(pixels.as_ptr(), output.add(row + run.x), length) };
+                let output =
+                    unsafe { std::slice::from_raw_parts_mut(output.add(row + run.x).cast(), length) };
+                convert_to_fresh::<f32, S>(pixels, output, instructions);
             }
         }
     }
