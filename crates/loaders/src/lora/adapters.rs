@@ -242,7 +242,7 @@ impl LoraAdapters {
         };
         self.restore_all();
         self.adapters.iter_mut().for_each(|adapter| adapter.info.strength = None);
-        Err(error.into())
+        Err(error)
     }
 
     fn restore_all(&mut self) {
@@ -254,13 +254,10 @@ impl LoraAdapters {
 const AT_ONCE: usize = 8;
 
 /// Gives each layer its changes.
-fn set_all(
-    layers: &mut [ChangedLayer],
-    mode: Mode,
-    changes: &[Vec<(f64, &Change)>],
-) -> Result<(), AdapterError> {
+fn set_all(layers: &mut [ChangedLayer], mode: Mode, changes: &[Vec<(f64, &Change)>]) -> Result<()> {
     let layers = layers.par_iter_mut().zip(changes).with_max_len(1);
-    layers.try_for_each(|(layer, changes)| layer.set(mode, changes).map_err(|error| layer.error(error)))
+    layers
+        .try_for_each(|(layer, changes)| Ok(layer.set(mode, changes).map_err(|error| layer.error(error))?))
 }
 
 /// For each of so many layers the changes of the active adapters in their order, with their strengths.
