@@ -61,6 +61,18 @@ pub(crate) struct GenerateArguments {
     /// What the picture should not show
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) negative_prompt: Option<String>,
+    /// Paint from this picture (PNG, JPEG or WebP) instead of from noise alone; without --width and --height the result has its size
+    #[arg(long, value_name = "FILE")]
+    pub(crate) init_image: Option<PathBuf>,
+    /// How far the result may be from --init-image: 0 is the picture itself, at 1 little of it is left
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.8,
+        requires = "init_image",
+        allow_hyphen_values = true
+    )]
+    pub(crate) strength: f64,
     /// Denoising steps
     #[arg(long, value_name = "N", default_value_t = 50, allow_negative_numbers = true)]
     pub(crate) steps: usize,

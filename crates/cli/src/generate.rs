@@ -6,7 +6,8 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_diffusers_loaders::lora::UnmatchedKeys;
 use candle_diffusers_loaders::{LoadOptions, Repository};
 use candle_diffusers_pipelines::{
-    Guidance, PromptEmbeds, Schedule, StableDiffusionPipeline, TextToImage, seeded_generators,
+    Guidance, ImageToImage, InitImage, PromptEmbeds, Schedule, StableDiffusionPipeline, StepEnd, TextToImage,
+    first_step, load_picture, seeded_generators,
 };
 use image::RgbImage;
 
@@ -33,6 +34,7 @@ pub(crate) fn run(arguments: &GenerateArguments, progress: &Progress) -> Result<
     output::finish_writing_on_interrupt();
 
     // Small files first: what is wrong with them is told before a model is loaded.
+    let init_image = arguments.init_image.as_deref().map(load_picture).transpose()?;
     let embeddings = embeddings::read(&arguments.embeddings)?;
     let loras = loras::read(&arguments.lora)?;
     let (model, repository) = open_model(arguments, progress)?;
@@ -47,7 +49,8 @@ pub(crate) fn run(arguments: &GenerateArguments, progress: &Progress) -> Result<
     if arguments.seed.is_none() {
         unsaid.push(format!("seed: {seed}"));
     }
-    let mut painter = Painter { arguments, pipeline, model, loras, progress, unsaid, encoded: None };
+    let mut painter =
+        Painter { arguments, pipeline, init_image, model, loras, progress, unsaid, encoded: None };
     for index in 0..count {
         let seed = seed.wrapping_add(index as u64);
         let prompt = &prompts[index / arguments.num_images];
@@ -66,6 +69,7 @@ fn check_numbers(arguments: &GenerateArguments) -> Result<()> {
         ("--guidance-scale", arguments.guidance_scale),
         ("--guidance-rescale", arguments.guidance_rescale),
         ("--eta", arguments.eta),
+        ("--strength", arguments.strength),
     ];
     for (flag, value) in finite {
         ensure!(value.is_finite(), "{flag} is {value}, expected a finite number");
@@ -73,6 +77,8 @@ fn check_numbers(arguments: &GenerateArguments) -> Result<()> {
     let rescale = arguments.guidance_rescale;
     ensure!((0.0..=1.0).contains(&rescale), "--guidance-rescale is {rescale}, expected 0 to 1");
     ensure!(arguments.eta >= 0.0, "--eta is {}, expected 0 or more", arguments.eta);
+    let strength = arguments.strength;
+    ensure!((0.0..=1.0).contains(&strength), "--strength is {strength}, expected 0 to 1");
     let at_least_one = [
         ("--steps", Some(arguments.steps)),
         ("--num-images", Some(arguments.num_images)),
@@ -82,7 +88,21 @@ fn check_numbers(arguments: &GenerateArguments) -> Result<()> {
     for (flag, value) in at_least_one {
         ensure!(value != Some(0), "{flag} is 0, expected 1 or more");
     }
+    let steps = arguments.steps;
+    ensure!(
+        steps_taken(arguments).is_some(),
+        "--strength is {strength}, which of {steps} steps leaves none; expected at least {}",
+        1.0 / steps as f64
+    );
     Ok(())
+}
+
+/// How many of the steps are taken: with an image to begin with, the last ones. None where none is left.
+fn steps_taken(arguments: &GenerateArguments) -> Option<usize> {
+    match arguments.init_image {
+        Some(_) => first_step(arguments.steps, arguments.strength).map(|first| arguments.steps - first),
+        None => Some(arguments.steps),
+    }
 }
 
 /// The model's name for people, and its files.
@@ -155,6 +175,7 @@ fn apply_loras(
 struct Painter<'a> {
     arguments: &'a GenerateArguments,
     pipeline: StableDiffusionPipeline,
+    init_image: Option<RgbImage>,
     /// For the pictures' parameters.
     model: String,
     loras: Vec<ScaledFile>,
@@ -168,12 +189,13 @@ struct Painter<'a> {
 impl Painter<'_> {
     fn paint(&mut self, prompt: &str, seed: u64, what: &str) -> Result<RgbImage> {
         let prompt_embeds = self.encode(prompt)?;
-        let Self { arguments, pipeline, progress, unsaid, .. } = self;
+        let Self { arguments, pipeline, init_image, progress, unsaid, .. } = self;
         let request = TextToImage { prompt_embeds: Some(prompt_embeds), ..request(arguments) };
         let mut noise = seeded_generators(seed, 1);
-        let mut bar = Some(progress.steps(format!("{what}painting"), arguments.steps));
+        let steps = steps_taken(arguments).unwrap_or(arguments.steps);
+        let mut bar = Some(progress.steps(format!("{what}painting"), steps));
         let mut decoding = None;
-        let pictures = pipeline.generate(&request, &mut noise, &mut |step| {
+        let mut on_step_end = |step: StepEnd| {
             for line in unsaid.drain(..) {
                 progress.suspend(|| terminal::note(&line));
             }
@@ -185,7 +207,15 @@ impl Painter<'_> {
                 bar.set_done(done, step.total);
             }
             Ok(ControlFlow::Continue(()))
-        })?;
+        };
+        let pictures = match init_image {
+            Some(picture) => {
+                let image = InitImage::Pictures(vec![picture.clone()]);
+                let request = ImageToImage { text: request, image, strength: arguments.strength };
+                pipeline.image_to_image(&request, &mut noise, &mut on_step_end)?
+            }
+            None => pipeline.generate(&request, &mut noise, &mut on_step_end)?,
+        };
         drop((bar, decoding));
         pictures.into_iter().next().context("the pipeline has painted nothing")
     }
@@ -228,6 +258,9 @@ impl Painter<'_> {
         parameters.set("Seed", seed);
         parameters.set("Size", format!("{}x{}", picture.width(), picture.height()));
         parameters.set("Model", &self.model);
+        if arguments.init_image.is_some() {
+            parameters.set("Denoising strength", arguments.strength);
+        }
         if let Some(clip_skip) = arguments.clip_skip {
             // Web UIs count the layer that is used from the end, from 1; diffusers the layers that are left out.
             parameters.set("Clip skip", clip_skip.saturating_add(1));

@@ -8,6 +8,7 @@ mod bad_models;
 mod convert;
 mod embeddings;
 mod generate;
+mod image_to_image;
 mod inspect;
 mod lora;
 mod lora_files;

@@ -18,7 +18,7 @@ const PALETTE: [(&str, [f64; 3]); 8] = [
 ];
 
 /// The palette's colour that is nearest to the mean of the square of `size` pixels at `(x, y)`.
-fn colour(picture: &RgbImage, x: u32, y: u32, size: u32) -> &'static str {
+pub(crate) fn colour(picture: &RgbImage, x: u32, y: u32, size: u32) -> &'static str {
     let mut mean = [0.0; 3];
     for (x, y) in (x..x + size).flat_map(|x| (y..y + size).map(move |y| (x, y))) {
         for (mean, value) in mean.iter_mut().zip(picture.get_pixel(x, y).0) {

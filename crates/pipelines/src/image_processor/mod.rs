@@ -1,6 +1,8 @@
 //! Between a VAE's tensors and pictures (diffusers' `image_processor.py`).
 
 mod resample;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 
