@@ -1,5 +1,5 @@
 //! Times products at sizes that occur in Stable Diffusion 1.5: `products [f32|f16|bf16] [REPETITIONS]` prints billions of operations a
-//! second, of the quickest and of the median repetition. `CANDLE_DIFFUSERS_CPU` (portable, avx2, avx512, avx512bf16) and `RAYON_NUM_THREADS` choose what with.
+//! second, of the quickest and of the median repetition. `CANDLE_DIFFUSERS_CPU` (portable, neon, avx2, avx512, avx512bf16, amx) and `RAYON_NUM_THREADS` choose what with.
 
 use std::time::Instant;
 

@@ -129,6 +129,8 @@ fn softmax_row_at(level: Level) -> SoftmaxRow {
         Level::Avx512 | Level::Avx512Bf16 | Level::Amx if Level::Avx512.is_available() => softmax_row_avx512,
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 if level.is_available() => softmax_row_avx2,
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => softmax_row::<true>,
         _ => softmax_row::<false>,
     }
 }

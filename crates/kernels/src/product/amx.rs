@@ -3,6 +3,7 @@
 //! A block of 32x32 sums is four tiles, and each step of 16 pairs takes two tiles of each factor. The left factor's rows are read where
 //! they lie, all steps of a row beside each other; the right factor's panel is what the vectors' microkernels read too.
 
+use std::mem::MaybeUninit;
 #[cfg(target_os = "linux")]
 use std::sync::OnceLock;
 
@@ -94,7 +95,8 @@ type MultiplyTiles =
 /// See [`AddProduct`](super::microkernel::AddProduct).
 ///
 /// # Safety
-/// As said there; the processor must have tiles, and this thread's must be [`Configured`].
+/// As said there; the processor must have AVX-512F and tiles, and this thread's must be [`Configured`].
+#[target_feature(enable = "avx512f")]
 pub(super) unsafe fn add_product<L: LeftFactor<Pair>>(
     steps: usize,
     left: L,
@@ -115,14 +117,14 @@ unsafe fn add_product_by<L: LeftFactor<Pair>>(
     right: *const Pair,
     sums: *mut f32,
 ) {
-    let mut block = Block([0.0; ROWS * COLUMNS]);
+    let mut block = MaybeUninit::<Block>::uninit();
     let mut whole = 0;
     if let Some((first, stride)) = left.rows() {
         whole = steps / SIDE;
         // SAFETY: so many steps of the factors are there by the caller's promise; the block is ours.
-        unsafe { multiply(whole, first, stride, right, block.0.as_mut_ptr()) };
-        // SAFETY: the caller promises that the sums are there and ours.
-        unsafe { add(&block, sums) };
+        unsafe { multiply(whole, first, stride, right, block.as_mut_ptr().cast()) };
+        // SAFETY: the block has been written; the caller promises that the sums are there and ours.
+        unsafe { add(block.assume_init_ref(), sums) };
     }
     // What is less than 16 steps at the end, or in no rows, is multiplied from copies, with zeros for what they lack.
     for start in (whole * SIDE..steps).step_by(SIDE) {
@@ -139,9 +141,9 @@ unsafe fn add_product_by<L: LeftFactor<Pair>>(
         }
         let (first, stride) = (rows.as_ptr().cast(), SIDE * size_of::<Pair>());
         // SAFETY: one step of tiles of both, which are ours as the block is.
-        unsafe { multiply(1, first, stride, columns.0.as_ptr().cast(), block.0.as_mut_ptr()) };
+        unsafe { multiply(1, first, stride, columns.0.as_ptr().cast(), block.as_mut_ptr().cast()) };
         // SAFETY: as above.
-        unsafe { add(&block, sums) };
+        unsafe { add(block.assume_init_ref(), sums) };
     }
 }
 
@@ -215,6 +217,7 @@ unsafe fn multiply_tiles(
 ///
 /// # Safety
 /// As [`add_product`]; the steps must be a multiple of 32.
+#[target_feature(enable = "avx512f")]
 pub(super) unsafe fn add_product_of_parts<const PARTS: usize>(
     steps: usize,
     left: Panel<Parts<PARTS>>,
@@ -229,11 +232,11 @@ pub(super) unsafe fn add_product_of_parts<const PARTS: usize>(
             _ => panic!("one to three parts"),
         }
     };
-    let mut block = Block([0.0; ROWS * COLUMNS]);
-    // SAFETY: the caller's promise; the block is ours.
+    let mut block = MaybeUninit::<Block>::uninit();
+    // SAFETY: the caller's promise; the block is ours, and has been written before it is added.
     unsafe {
-        multiply(steps / (2 * SIDE), left.0.cast(), right.cast(), block.0.as_mut_ptr());
-        add(&block, sums);
+        multiply(steps / (2 * SIDE), left.0.cast(), right.cast(), block.as_mut_ptr().cast());
+        add(block.assume_init_ref(), sums);
     }
 }
 

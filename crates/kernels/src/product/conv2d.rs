@@ -82,6 +82,9 @@ pub(super) fn conv2d_by(
             Numbers::Bf16(kernel, panels) => {
                 filter::<bf16, _>(x, geometry, outputs, kernel, panels, bias, after)
             }
+            Numbers::Bf16Pairs(pairs, _) if pairs.level == Level::Amx => {
+                candle_core::bail!("conv2d: a weight that is packed for tiles is not filtered")
+            }
             Numbers::Bf16Pairs(pairs, panels) => {
                 filter::<bf16, _>(x, geometry, outputs, &Microkernel::new(pairs.level), panels, bias, after)
             }

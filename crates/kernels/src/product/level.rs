@@ -3,7 +3,7 @@ use std::sync::OnceLock;
 
 use candle_core::Result;
 
-/// Names the instructions to use at most: `portable`, `avx2`, `avx512`, `avx512bf16` or `amx`.
+/// Names the instructions to use at most: `portable`, `neon`, `avx2`, `avx512`, `avx512bf16` or `amx`.
 const VARIABLE: &str = "CANDLE_DIFFUSERS_CPU";
 
 /// The instructions that products on the CPU are computed with. A greater level is faster.
@@ -14,6 +14,8 @@ const VARIABLE: &str = "CANDLE_DIFFUSERS_CPU";
 pub enum Level {
     /// Plain code, for any processor.
     Portable,
+    /// 128-bit vectors with fused multiply-add (aarch64).
+    Neon,
     /// 256-bit vectors with fused multiply-add and conversions of float16 (x86-64).
     Avx2,
     /// 512-bit vectors (x86-64).
@@ -26,10 +28,11 @@ pub enum Level {
 
 impl Level {
     /// All levels, the slowest first.
-    pub const ALL: [Self; 5] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
+    pub const ALL: [Self; 6] =
+        [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
 
     /// The level in use: the greatest that the processor has, or a lower one that the environment variable `CANDLE_DIFFUSERS_CPU`
-    /// names (`portable`, `avx2`, `avx512`, `avx512bf16`, `amx`). It is read once.
+    /// names (`portable`, `neon`, `avx2`, `avx512`, `avx512bf16`, `amx`). It is read once.
     ///
     /// # Errors
     /// When the variable names no level.
@@ -47,7 +50,7 @@ impl Level {
         let limit = match limit {
             None | Some("") => Self::Amx,
             Some(name) => Self::ALL.into_iter().find(|level| level.name() == name).ok_or_else(|| {
-                format!("the environment variable {VARIABLE} is {name:?}; it can be portable, avx2, avx512, avx512bf16 or amx")
+                format!("the environment variable {VARIABLE} is {name:?}; it can be portable, neon, avx2, avx512, avx512bf16 or amx")
             })?,
         };
         let available = Self::ALL.into_iter().filter(|level| *level <= limit && level.is_available());
@@ -58,6 +61,7 @@ impl Level {
     pub fn is_available(self) -> bool {
         match self {
             Self::Portable => true,
+            Self::Neon => cfg!(target_arch = "aarch64"),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => {
                 is_x86_feature_detected!("avx2")
@@ -79,6 +83,7 @@ impl Level {
     pub fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
+            Self::Neon => "neon",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512bf16",

@@ -132,14 +132,33 @@ impl Microkernel<f32> {
                 add_product: avx2::add_product,
                 add_product_of_rows: Some(avx2::add_product),
             },
+            #[cfg(any(target_arch = "aarch64", test))]
+            Level::Neon => Self {
+                rows: portable::NEON_ROWS,
+                left_width: portable::NEON_ROWS,
+                columns: portable::NEON_COLUMNS,
+                level,
+                needs_tiles: false,
+                add_product: portable::add_product::<
+                    _,
+                    { portable::NEON_ROWS },
+                    { portable::NEON_COLUMNS },
+                    true,
+                >,
+                add_product_of_rows: Some(
+                    portable::add_product::<_, { portable::NEON_ROWS }, { portable::NEON_COLUMNS }, true>,
+                ),
+            },
             _ => Self {
                 rows: portable::ROWS,
                 left_width: portable::ROWS,
                 columns: portable::COLUMNS,
                 level: Level::Portable,
                 needs_tiles: false,
-                add_product: portable::add_product,
-                add_product_of_rows: Some(portable::add_product),
+                add_product: portable::add_product::<_, { portable::ROWS }, { portable::COLUMNS }, false>,
+                add_product_of_rows: Some(
+                    portable::add_product::<_, { portable::ROWS }, { portable::COLUMNS }, false>,
+                ),
             },
         }
     }

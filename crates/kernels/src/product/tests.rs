@@ -12,9 +12,9 @@ use crate::Conv2dParams;
 /// Of the largest sum of absolute products: each of a few hundred to a few thousand float32 additions rounds by 6e-8 at most.
 const BOUND: f64 = 1e-6;
 
-/// Those that the machine has, and tiles, which tests compute in plain code where it has none.
+/// Those that the machine has, and those that tests compute in plain code where it does not.
 pub(super) fn levels() -> impl Iterator<Item = Level> {
-    Level::ALL.into_iter().filter(|level| level.is_available() || *level == Level::Amx)
+    Level::ALL.into_iter().filter(|level| level.is_available() || matches!(level, Level::Neon | Level::Amx))
 }
 
 /// Numbers from -1 to 1 that look random and are the same in every run.

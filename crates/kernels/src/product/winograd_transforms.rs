@@ -239,6 +239,10 @@ impl<S: Float> Transforms<S> {
             (Level::Avx2, 2) if level.is_available() => avx2::transforms::<Two, S>(),
             #[cfg(target_arch = "x86_64")]
             (Level::Avx2, _) if level.is_available() => avx2::transforms::<Four, S>(),
+            #[cfg(any(target_arch = "aarch64", test))]
+            (Level::Neon, 2) => neon::transforms::<Two, S>(),
+            #[cfg(any(target_arch = "aarch64", test))]
+            (Level::Neon, _) => neon::transforms::<Four, S>(),
             (_, 2) => portable::transforms::<Two, S>(),
             _ => portable::transforms::<Four, S>(),
         }
@@ -348,6 +352,8 @@ macro_rules! level {
 }
 
 level!(portable, crate::product::portable::ROWS, crate::product::portable::COLUMNS, Lanes<4, false>, Plain);
+#[cfg(any(target_arch = "aarch64", test))]
+level!(neon, crate::product::portable::NEON_ROWS, crate::product::portable::NEON_COLUMNS, Lanes<8, true>, Plain);
 #[cfg(target_arch = "x86_64")]
 level!(
     avx2,
