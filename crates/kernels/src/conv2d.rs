@@ -160,11 +160,12 @@ fn input_gradient(
     let (_, _, height, width) = gradient.dims4()?;
     let whole = Conv2dParams { stride: 1, padding: padded };
     if stride == 1 && [height, width] == spread_size {
-        return weight.transposed().conv2d(gradient, None, whole);
+        return weight.with_transposed(|weight| weight.conv2d(gradient, None, whole));
     }
     // Where the first pixel comes to; before the start, where the padding is larger than the kernel.
     let first = kernel.map(|side| (side - 1) as isize - padding as isize - padded as isize);
-    weight.transposed().conv2d(&spread(gradient, spread_size, first, stride)?, None, whole)
+    let gradient = spread(gradient, spread_size, first, stride)?;
+    weight.with_transposed(|weight| weight.conv2d(&gradient, None, whole))
 }
 
 /// The pixels of `x` in a picture of zeros of another size: the first at `first`, the next ones `stride` pixels on. Those beyond it are left

@@ -74,7 +74,7 @@ pub(crate) fn record_packed(
     let bias_tracks = tracks(bias);
     record("linear", output, &[Some(x), bias], move |gradient| {
         let for_x = match &kept {
-            Some(weight) => Some(weight.transposed().linear(gradient, None)?),
+            Some(weight) => Some(weight.with_transposed(|weight| weight.linear(gradient, None))?),
             None => None,
         };
         Ok(vec![for_x, bias_gradient(bias_tracks, gradient)?])

@@ -8,7 +8,7 @@ use super::file_numbers::{FileNumber, FileNumbers};
 use super::level::Level;
 use super::microkernel::{MAX_COLUMNS, Microkernel};
 use super::multiply::After;
-use super::panels::{Element, Pair};
+use super::panels::{AlignedBuffer, Element, Pair};
 use super::weight_panels::{Unpacked, WeightPanels};
 use super::{to_tensor, with_values};
 use crate::Conv2dParams;
@@ -273,6 +273,17 @@ impl PackedWeight {
             return crate::add(&self.conv2d(x, bias, params)?, addend);
         }
         super::conv2d::conv2d(x, self, bias, params, After::Add(addend))
+    }
+
+    /// The memory of a weight that nobody else has.
+    pub(super) fn into_buffer(self) -> Option<AlignedBuffer> {
+        let Inner { numbers, .. } = Arc::into_inner(self.inner)?;
+        Some(match numbers {
+            Numbers::F32(_, panels) => panels.into_buffer(),
+            Numbers::F16(_, panels) => panels.into_buffer(),
+            Numbers::Bf16(_, panels) => panels.into_buffer(),
+            Numbers::Bf16Pairs(_, panels) => panels.into_buffer(),
+        })
     }
 
     pub(super) fn numbers(&self) -> &Numbers {

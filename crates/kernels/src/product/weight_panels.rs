@@ -127,6 +127,10 @@ impl<T: Element> WeightPanels<T> {
         values
     }
 
+    pub(super) fn into_buffer(self) -> AlignedBuffer {
+        self.buffer
+    }
+
     pub(super) fn features(&self) -> usize {
         self.features
     }
@@ -155,6 +159,7 @@ impl<T: Element> WeightPanels<T> {
 
 impl<T: AsFloats> WeightPanels<T> {
     /// The float32 numbers of a panel of features for a piece of the depth, `width` for each depth, with `slack` others behind them.
+    #[inline(always)]
     pub(super) fn floats<'a>(
         &self,
         index: usize,
@@ -216,6 +221,7 @@ impl AsFloats for bf16 {
 impl AsFloats for Pair {
     const PER_STEP: usize = 2;
 
+    #[inline(always)]
     fn write_floats(panel: &[Self], width: usize, floats: &mut [f32]) {
         for (step, floats) in panel.chunks_exact(width).zip(floats.chunks_exact_mut(2 * width)) {
             let (first, second) = floats.split_at_mut(width);
