@@ -10,7 +10,7 @@ use super::level::Level;
 use super::packed::{Numbers, PackedWeight};
 use super::panels::{AlignedBuffer, DEPTH, Pair};
 use super::weight_panels::{AsFloats, WeightPanels, padded};
-use crate::cpu::{Float, Work, run_at};
+use crate::cpu::{Float, Instructions, Work, run_at};
 
 /// The memory of the last transposed weight, for the next one: pages fresh from the system would take as long as the transposing.
 static SPARE: Mutex<Option<AlignedBuffer>> = Mutex::new(None);
@@ -88,7 +88,7 @@ impl<T: FromFloats> Work for TransposedPanel<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run(mut self) {
+    fn run(mut self, _: impl Instructions) {
         if self.index * self.weight.width() >= self.in_features {
             self.blocks.iter_mut().for_each(|block| block.fill(T::default()));
             return;
@@ -101,7 +101,7 @@ impl<T: FromFloats> Work for TransposedPanel<'_, T> {
             12 => self.write::<12>(),
             16 => self.write::<16>(),
             32 => self.write::<32>(),
-            // Of microkernels that are not there yet.
+            // Of microkernels that are not there yet, with an even width.
             _ => self.write::<1>(),
         }
     }
@@ -138,7 +138,8 @@ impl<T: FromFloats> TransposedPanel<'_, T> {
     #[inline(always)]
     fn write_feature(&mut self) {
         let (weight, taps) = (self.weight, self.taps);
-        let mut row = vec![0f32; weight.features() * taps];
+        // Whole steps: what the last one lacks is zero.
+        let mut row = vec![0f32; (weight.features() * taps).next_multiple_of(T::PER_STEP)];
         for tap in 0..taps {
             let depth = self.index * taps + tap;
             let (step, half) = (depth / T::PER_STEP, depth % T::PER_STEP);
