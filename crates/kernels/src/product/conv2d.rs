@@ -14,7 +14,7 @@ use super::winograd_transforms::{Added, Planes, Transforms};
 use super::{bias_values, to_tensor, with_addend, with_values};
 use crate::Conv2dParams;
 use crate::conv2d::output_size;
-use crate::cpu::Float;
+use crate::cpu::{Float, fill};
 
 /// With fewer channels of the input there is little to multiply, so that the transforms take longer than what they save.
 const FEWEST_CHANNELS: usize = 8;
@@ -150,16 +150,16 @@ fn compute<S: Float + Source<E>, E: Source<E>, T: Stored<E>>(
 ) -> Result<Tensor> {
     let Geometry { batch, out_channels, out_height, out_width, .. } = geometry;
     let shape = [batch, out_channels, out_height, out_width];
-    let mut output = vec![S::default(); shape.iter().product()];
     with_values(x, |values: &[S]| {
         let factor = Factor { kernel, side: Side::Left, panels, bias };
         let pixels = Pixels { values, geometry, out_pixels: out_height * out_width };
-        with_addend("conv2d", after, &shape, |after| {
-            multiply(&factor, &pixels, after, &mut output);
-            Ok(())
+        with_addend("conv2d", after, &shape, |after: After<'_, [S]>| {
+            let write = |output: &mut [_]| multiply(&factor, &pixels, after, output);
+            // SAFETY: a product writes all of its output.
+            let output = unsafe { fill(shape.iter().product(), write)? };
+            Ok(to_tensor(output, &shape))
         })
-    })?;
-    Ok(to_tensor(output, &shape))
+    })
 }
 
 /// The sizes of a convolution.

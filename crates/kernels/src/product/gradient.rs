@@ -11,7 +11,8 @@ use super::multiply::{Activations, After, Factor, multiply};
 use super::packed::Side;
 use super::panels::{Element, Pair, Source, transpose_rows};
 use super::weight_panels::{Stored, WeightPanels};
-use super::{Float, to_tensor, with_values};
+use super::{to_tensor, with_values};
+use crate::cpu::{Float, fill};
 use crate::Conv2dParams;
 
 /// `gradient^T x`: of `(rows, out_features)` and `(rows, in_features)`, `(out_features, in_features)`.
@@ -36,7 +37,6 @@ fn linear_by<S: Float + Source<E>, E: Source<E> + Stored<E>>(
 ) -> Result<Tensor> {
     let (rows, out_features) = gradient.dims2()?;
     let (_, in_features) = x.dims2()?;
-    let mut output = vec![S::default(); out_features * in_features];
     // The narrower one is the factor that is packed once.
     let is_swapped = in_features < out_features;
     let (narrow, wide) = if is_swapped { (x, gradient) } else { (gradient, x) };
@@ -45,16 +45,13 @@ fn linear_by<S: Float + Source<E>, E: Source<E> + Stored<E>>(
         let panels = WeightPanels::pack_columns(narrow, features, rows, kernel.left_width);
         with_values(wide, |wide: &[S]| {
             let columns = Columns { values: wide, items, features, depth: rows, is_swapped };
-            multiply(
-                &Factor { kernel, side: Side::Left, panels: &panels, bias: None },
-                &columns,
-                After::Nothing,
-                &mut output,
-            );
-            Ok(())
+            let factor = Factor { kernel, side: Side::Left, panels: &panels, bias: None };
+            let write = |output: &mut [_]| multiply(&factor, &columns, After::Nothing, output);
+            // SAFETY: a product writes all of its output.
+            let output: Vec<S> = unsafe { fill(out_features * in_features, write)? };
+            Ok(to_tensor(output, &[out_features, in_features]))
         })
-    })?;
-    Ok(to_tensor(output, &[out_features, in_features]))
+    })
 }
 
 /// The columns of a matrix `(depth, items)`; the output is `(features, items)`, or `(items, features)` where it is swapped.
@@ -127,7 +124,6 @@ fn conv2d_by<S: Float + Source<E>, E: Source<E> + Stored<E>>(
     let (batch, out_channels, out_height, out_width) = gradient.dims4()?;
     let (_, channels, height, width) = x.dims4()?;
     let items = channels * kernel_height * kernel_width;
-    let mut output = vec![S::default(); out_channels * items];
     // The pixels of all pictures are one sum.
     with_values(&gradient.transpose(0, 1)?, |gradient: &[S]| {
         let depth = batch * out_height * out_width;
@@ -142,16 +138,13 @@ fn conv2d_by<S: Float + Source<E>, E: Source<E> + Stored<E>>(
                 depth,
                 params,
             };
-            multiply(
-                &Factor { kernel, side: Side::Left, panels: &panels, bias: None },
-                &taps,
-                After::Nothing,
-                &mut output,
-            );
-            Ok(())
+            let factor = Factor { kernel, side: Side::Left, panels: &panels, bias: None };
+            let write = |output: &mut [_]| multiply(&factor, &taps, After::Nothing, output);
+            // SAFETY: a product writes all of its output.
+            let output: Vec<S> = unsafe { fill(out_channels * items, write)? };
+            Ok(to_tensor(output, &[out_channels, channels, kernel_height, kernel_width]))
         })
-    })?;
-    Ok(to_tensor(output, &[out_channels, channels, kernel_height, kernel_width]))
+    })
 }
 
 /// The taps of all channels of a convolution's input, each with what it meets at the output's pixels of all pictures; the output is

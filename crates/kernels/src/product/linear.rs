@@ -1,3 +1,4 @@
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use candle_core::{DType, Result, Tensor};
@@ -12,7 +13,7 @@ use super::parts::{InParts, Parts, parts_at};
 use super::precision::float32_matmul_precision;
 use super::weight_panels::{Stored, WeightPanels};
 use super::{bias_values, to_tensor, with_addend, with_values};
-use crate::cpu::Float;
+use crate::cpu::{Float, fill};
 
 pub(super) fn linear(
     x: &Tensor,
@@ -88,21 +89,20 @@ fn with_rows<S: Float, T: Element>(
     x: &Tensor,
     panels: &WeightPanels<T>,
     after: After<'_, Tensor>,
-    multiply: impl FnOnce(&Rows<'_, S>, After<'_, [S]>, &mut [S]),
+    multiply: impl FnOnce(&Rows<'_, S>, After<'_, [S]>, &mut [MaybeUninit<S>]),
 ) -> Result<Tensor> {
     let mut shape = x.dims().to_vec();
     let depth = shape.pop().unwrap_or_default();
     let (items, features) = (shape.iter().product::<usize>(), panels.features() / after.halves());
     shape.push(features);
-    let mut output = vec![S::zero(); items * features];
     with_values(x, |values: &[S]| {
         let rows = Rows { values, items, depth, features };
         with_addend("linear", after, &shape, |after| {
-            multiply(&rows, after, &mut output);
-            Ok(())
+            // SAFETY: a product writes all of its output.
+            let output = unsafe { fill(items * features, |output| multiply(&rows, after, output))? };
+            Ok(to_tensor(output, &shape))
         })
-    })?;
-    Ok(to_tensor(output, &shape))
+    })
 }
 
 /// The rows of a matrix `(items, depth)`; the output is `(items, features)`.

@@ -1,5 +1,6 @@
 use std::cell::RefCell;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -10,7 +11,7 @@ use super::panels::{AlignedBuffer, DEPTH, Element, Source};
 use super::weight_panels::{Stored, WeightPanels, depth_blocks};
 use crate::activation::Geglu;
 use crate::cpu::{
-    CACHE_LINE, Float, Instructions, LANES, Pointwise, Work, convert, load_tail, prefetch, run_at,
+    CACHE_LINE, Float, Instructions, LANES, Pointwise, Work, convert_to_fresh, load_tail, prefetch, run_at,
 };
 
 /// How many items (rows or pixels) a task takes at a time, and how many steps of their depth: so many numbers stay in the second cache while
@@ -97,13 +98,13 @@ impl<A: ?Sized> After<'_, A> {
     }
 }
 
-/// Writes `weight * activations + bias` to `output`, or what comes [`After`] it. Each result is summed in float32 in an order that is always
+/// Writes `weight * activations + bias` to all of `output`, or what comes [`After`] it. Each result is summed in float32 in an order that is always
 /// the same, and rounded once.
 pub(super) fn multiply<E: Source<E>, T: Stored<E>, O: Float>(
     factor: &Factor<'_, E, T>,
     activations: &impl Activations<E>,
     after: After<'_, [O]>,
-    output: &mut [O],
+    output: &mut [MaybeUninit<O>],
 ) {
     let width = match factor.side {
         Side::Left => factor.kernel.columns,
@@ -168,9 +169,9 @@ struct Product<'a, E, T, A, O> {
 
 /// The output, of which each task writes the results of its own items and features.
 struct Output<'a, O> {
-    start: *mut O,
+    start: *mut MaybeUninit<O>,
     length: usize,
-    borrow: PhantomData<&'a mut [O]>,
+    borrow: PhantomData<&'a mut [MaybeUninit<O>]>,
 }
 
 // SAFETY: a pointer to numbers that live as long as the borrow. Those who write through it from several threads must see to it that
@@ -330,7 +331,7 @@ impl<E: Source<E>, T: Stored<E>, A: Activations<E>, O: Float> Product<'_, E, T, 
             sums.iter_mut().zip(addend).for_each(|(sum, addend)| *sum += addend.to_float());
         }
         // SAFETY: `compute` says that these results are of this task alone.
-        convert(sums, unsafe { self.output.part(place, sums.len()) }, instructions);
+        convert_to_fresh(sums, unsafe { self.output.part(place, sums.len()) }, instructions);
     }
 }
 
@@ -412,7 +413,7 @@ impl<O> Output<'_, O> {
     /// # Safety
     /// Nothing else uses this part as long as it is borrowed.
     #[expect(clippy::mut_from_ref, reason = "the parts that are borrowed at one time are disjoint")]
-    unsafe fn part(&self, place: usize, length: usize) -> &mut [O] {
+    unsafe fn part(&self, place: usize, length: usize) -> &mut [MaybeUninit<O>] {
         assert!(place + length <= self.length);
         // SAFETY: within the output by the line above; disjoint from other parts by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(place), length) }
