@@ -1,7 +1,8 @@
 //! This project's side of `cargo xtask parity --full` and `cargo xtask bench`: `full_size FOLDER`.
 //!
 //! Reads lines from standard input, words separated by tabs, and answers each with a line of JSON. What can be asked is what
-//! `xtask/python/full_size.py` can be asked, and `compare ACTUAL EXPECTED`: how far apart two files are that both sides wrote.
+//! `xtask/python/full_size.py` can be asked, and `compare ACTUAL EXPECTED`: how far apart two files are that both sides wrote at most, and
+//! `mean ACTUAL EXPECTED`: how far on average.
 
 use std::collections::HashMap;
 use std::io::{BufRead, Write};
@@ -11,7 +12,7 @@ use std::time::Instant;
 use std::{env, fs, io};
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candle_diffusers_loaders::{LoadOptions, Repository, load_unet, load_vae};
 use candle_diffusers_models::{AutoencoderKL, UNet2DConditionModel};
 use candle_diffusers_pipelines::{Schedule, StableDiffusionPipeline, TextToImage, seeded_generators};
@@ -29,10 +30,13 @@ fn main() -> Result<()> {
         let line = line?;
         let words: Vec<&str> = line.split('\t').collect();
         let answer = match words[..] {
-            ["unet", output] => cost(worker.unet(output)?),
-            ["vae", output] => cost(worker.vae(output)?),
+            ["unet", output] => cost(worker.unet(output, DType::F32)?),
+            ["vae", output] => cost(worker.vae(output, DType::F32)?),
+            ["unet", output, name] => cost(worker.unet(output, dtype(name)?)?),
+            ["vae", output, name] => cost(worker.vae(output, dtype(name)?)?),
             ["picture", output, steps] => cost(worker.picture(output, steps.parse()?)?),
             ["compare", actual, expected] => json!({ "difference": difference(actual, expected)? }),
+            ["mean", actual, expected] => mean_differences(actual, expected)?,
             _ => bail!("unknown question {line:?}"),
         };
         println!("{answer}");
@@ -51,30 +55,46 @@ struct Worker {
     inputs: HashMap<String, Tensor>,
     unet: Option<UNet2DConditionModel>,
     vae: Option<AutoencoderKL>,
+    /// Of the models that are loaded.
+    dtype: DType,
 }
 
 impl Worker {
     fn new(folder: &str) -> Result<Self> {
         let inputs =
             candle_core::safetensors::load(Path::new(folder).join("inputs.safetensors"), &Device::Cpu)?;
-        Ok(Self { repository: Repository::folder(folder)?, inputs, unet: None, vae: None })
+        Ok(Self { repository: Repository::folder(folder)?, inputs, unet: None, vae: None, dtype: DType::F32 })
     }
 
     fn input(&self, name: &str) -> Result<&Tensor> {
         self.inputs.get(name).with_context(|| format!("inputs.safetensors has no {name}"))
     }
 
-    fn unet(&mut self, output: &str) -> Result<f64> {
+    /// An input in the models' dtype.
+    fn rounded(&self, name: &str) -> Result<Tensor> {
+        Ok(self.input(name)?.to_dtype(self.dtype)?)
+    }
+
+    /// Forgets the models of another dtype.
+    fn options(&mut self, dtype: DType) -> LoadOptions {
+        if self.dtype != dtype {
+            (self.unet, self.vae, self.dtype) = (None, None, dtype);
+        }
+        LoadOptions { dtype, ..Default::default() }
+    }
+
+    fn unet(&mut self, output: &str, dtype: DType) -> Result<f64> {
+        let options = self.options(dtype);
         if self.unet.is_none() {
-            self.unet = Some(load_unet(&self.repository, "unet", &LoadOptions::default())?);
+            self.unet = Some(load_unet(&self.repository, "unet", &options)?);
         }
         let unet = self.unet.as_ref().context("the UNet has been loaded")?;
         let timestep = values(self.input("timestep")?);
         let start = Instant::now();
         let result = unet.forward(
-            self.input("sample")?,
+            &self.rounded("sample")?,
             &timestep,
-            self.input("encoder_hidden_states")?,
+            &self.rounded("encoder_hidden_states")?,
             Default::default(),
         )?;
         let seconds = start.elapsed().as_secs_f64();
@@ -82,13 +102,14 @@ impl Worker {
         Ok(seconds)
     }
 
-    fn vae(&mut self, output: &str) -> Result<f64> {
+    fn vae(&mut self, output: &str, dtype: DType) -> Result<f64> {
+        let options = self.options(dtype);
         if self.vae.is_none() {
-            self.vae = Some(load_vae(&self.repository, "vae", &LoadOptions::default())?);
+            self.vae = Some(load_vae(&self.repository, "vae", &options)?);
         }
         let vae = self.vae.as_ref().context("the VAE has been loaded")?;
         let start = Instant::now();
-        let result = vae.decode(self.input("latents")?)?;
+        let result = vae.decode(&self.rounded("latents")?)?;
         let seconds = start.elapsed().as_secs_f64();
         candle_core::safetensors::save(&HashMap::from([("output", result)]), output)?;
         Ok(seconds)
@@ -118,10 +139,6 @@ fn difference(actual: &str, expected: &str) -> Result<f64> {
         let differences = actual.as_raw().iter().zip(expected.as_raw()).map(|(a, e)| a.abs_diff(*e));
         return Ok(differences.max().unwrap_or(0).into());
     }
-    let read = |path| -> Result<Vec<f64>> {
-        let tensors = candle_core::safetensors::load(path, &Device::Cpu)?;
-        Ok(values(tensors.get("output").context("no tensor called output")?))
-    };
     let (actual, expected) = (read(actual)?, read(expected)?);
     ensure!(actual.len() == expected.len(), "{} values, {} expected", actual.len(), expected.len());
     let scale = expected.iter().fold(0.0, |scale: f64, value| scale.max(value.abs()));
@@ -132,6 +149,33 @@ fn difference(actual: &str, expected: &str) -> Result<f64> {
         worst = worst.max(difference);
     }
     Ok(worst / scale)
+}
+
+/// The mean absolute difference: of numbers as a part of their root mean square, and of pictures with values from -1 to 1 in levels of 255.
+fn mean_differences(actual: &str, expected: &str) -> Result<Value> {
+    let (actual, expected) = (read(actual)?, read(expected)?);
+    ensure!(actual.len() == expected.len(), "{} values, {} expected", actual.len(), expected.len());
+    let count = expected.len() as f64;
+    let mean = |of: &dyn Fn(f64) -> f64| {
+        actual.iter().zip(&expected).map(|(a, b)| (of(*a) - of(*b)).abs()).sum::<f64>() / count
+    };
+    let size = (expected.iter().map(|value| value * value).sum::<f64>() / count).sqrt();
+    let pixel = |value: f64| (value.clamp(-1.0, 1.0) + 1.0) * 127.5;
+    Ok(json!({ "relative": mean(&|value| value) / size, "pixels": mean(&pixel) }))
+}
+
+fn read(path: &str) -> Result<Vec<f64>> {
+    let tensors = candle_core::safetensors::load(path, &Device::Cpu)?;
+    Ok(values(tensors.get("output").context("no tensor called output")?))
+}
+
+fn dtype(name: &str) -> Result<DType> {
+    match name {
+        "float32" => Ok(DType::F32),
+        "float16" => Ok(DType::F16),
+        "bfloat16" => Ok(DType::BF16),
+        other => bail!("{other:?} is not float32, float16 or bfloat16"),
+    }
 }
 
 /// The most memory that this process has held, where the system says so (Linux).

@@ -4,7 +4,8 @@
     full_size.py halve FOLDER TO         the same folder in float16
     full_size.py serve FOLDER THREADS    reads lines from standard input, answers each with a line of JSON
 
-What can be asked, words separated by tabs: `unet OUTPUT`, `vae OUTPUT` (one run on the folder's inputs, written to OUTPUT) and
+What can be asked, words separated by tabs: `unet OUTPUT`, `vae OUTPUT` (one run on the folder's inputs, written to OUTPUT; a third
+word is the dtype, float32, float16 or bfloat16, that model and inputs are made before) and
 `picture OUTPUT STEPS` (a whole picture, seed 0). Each answer has `seconds`, without loading, and `peak_bytes` of this process so far.
 """
 
@@ -117,27 +118,31 @@ class Reference:
         self.inputs = safetensors.torch.load_file(folder / INPUTS)
         self.models = {}
 
-    def model(self, name):
+    def model(self, name, dtype):
         """A component, loaded when it is first asked for."""
         import diffusers
 
         classes = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}
-        if name not in self.models:
-            self.models[name] = classes[name].from_pretrained(self.folder / name).eval()
-        return self.models[name]
+        if (name, dtype) not in self.models:
+            model = classes[name].from_pretrained(self.folder / name, torch_dtype=dtype)
+            self.models[name, dtype] = model.eval()
+        return self.models[name, dtype]
 
-    def unet(self, output):
-        unet, inputs = self.model("unet"), self.inputs
+    def unet(self, output, dtype="float32"):
+        dtype = getattr(torch, dtype)
+        unet = self.model("unet", dtype)
+        inputs = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in self.inputs.items()}
         start = time.perf_counter()
         result = unet(inputs["sample"], inputs["timestep"], inputs["encoder_hidden_states"]).sample
         seconds = time.perf_counter() - start
         safetensors.torch.save_file({"output": result}, output)
         return seconds
 
-    def vae(self, output):
-        vae = self.model("vae")
+    def vae(self, output, dtype="float32"):
+        dtype = getattr(torch, dtype)
+        vae, latents = self.model("vae", dtype), self.inputs["latents"].to(dtype)
         start = time.perf_counter()
-        result = vae.decode(self.inputs["latents"]).sample
+        result = vae.decode(latents).sample
         seconds = time.perf_counter() - start
         safetensors.torch.save_file({"output": result}, output)
         return seconds

@@ -20,9 +20,12 @@ pub(crate) struct ParityArguments {
     /// Stable Diffusion 1.5 at full size with random weights (4 GB, made once): one UNet forward, one VAE decode, one picture
     #[arg(long)]
     pub(crate) full: bool,
+    /// The same models in bfloat16: how far each side's results are from its own in float32
+    #[arg(long, conflicts_with = "full")]
+    pub(crate) half: bool,
     /// Threads of each side
     #[arg(long, default_value_t = 2)]
-    threads: usize,
+    pub(crate) threads: usize,
     /// Denoising steps of the picture; 0 leaves it out
     #[arg(long, default_value_t = 2)]
     steps: usize,
@@ -78,7 +81,7 @@ impl Work {
 }
 
 /// The two programs and the model folder that they share.
-struct Sides {
+pub(crate) struct Sides {
     python: Python,
     ours: PathBuf,
     folder: PathBuf,
@@ -86,14 +89,14 @@ struct Sides {
 }
 
 impl Sides {
-    fn prepare(threads: usize) -> Result<Self> {
+    pub(crate) fn prepare(threads: usize) -> Result<Self> {
         let python = Python::find_or_install()?;
         let folder = full_size_folder(&python)?;
         Ok(Self { ours: build_example("full_size")?, python, folder, threads })
     }
 
     /// The folder for what both sides write.
-    fn outputs(&self) -> &Path {
+    pub(crate) fn outputs(&self) -> &Path {
         self.folder.parent().unwrap_or(&self.folder)
     }
 
@@ -103,15 +106,21 @@ impl Sides {
         command
     }
 
+    pub(crate) fn start_reference(&self) -> Result<Worker> {
+        let mut command = self.reference_command();
+        command.arg("serve").arg(&self.folder).arg(self.threads.to_string());
+        Worker::start("the reference", &mut command)
+    }
+
+    pub(crate) fn start_ours(&self) -> Result<Worker> {
+        let mut command = Command::new(&self.ours);
+        command.arg(&self.folder).env("RAYON_NUM_THREADS", self.threads.to_string());
+        Worker::start("this project", &mut command)
+    }
+
     /// Asks both sides in turn, each in a process of its own that has done nothing else.
     fn compare(&self, work: &Work) -> Result<Comparison> {
-        let threads = self.threads.to_string();
-        let mut reference = self.reference_command();
-        reference.arg("serve").arg(&self.folder).arg(&threads);
-        let mut reference = Worker::start("the reference", &mut reference)?;
-        let mut ours = Command::new(&self.ours);
-        ours.arg(&self.folder).env("RAYON_NUM_THREADS", &threads);
-        let mut ours = Worker::start("this project", &mut ours)?;
+        let (mut reference, mut ours) = (self.start_reference()?, self.start_ours()?);
 
         let output = |side: &str| self.outputs().join(format!("{}.{side}.{}", work.question, work.ending));
         let (expected, actual) = (output("reference"), output("ours"));

@@ -4,6 +4,7 @@ mod bench;
 mod conversion;
 mod fixtures;
 mod full_size;
+mod half_precision;
 mod measure;
 mod python;
 mod statistics;
@@ -32,7 +33,7 @@ enum Chore {
         list: bool,
     },
     /// Open converted folders of every family in the reference library and paint with them; with --full, compare models too large to
-    /// keep instead
+    /// keep instead; with --half, what these lose in bfloat16
     Parity(full_size::ParityArguments),
     /// Time models with random weights at real sizes, in turn with diffusers and OpenVINO, and print medians and ratios
     #[command(args_conflicts_with_subcommands = true)]
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         Chore::Fixtures { filter, list: true } => fixtures::list(filter.as_deref()),
         Chore::Fixtures { filter, list: false } => fixtures::make(filter.as_deref()),
         Chore::Parity(arguments) if arguments.full => full_size::parity(&arguments),
+        Chore::Parity(arguments) if arguments.half => half_precision::parity(arguments.threads),
         Chore::Parity(_) => conversion::parity(),
         Chore::Bench { what: Some(Benched::Convert(arguments)), .. } => conversion::bench(&arguments),
         Chore::Bench { what: None, models } => bench::bench(&models),

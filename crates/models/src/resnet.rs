@@ -135,8 +135,10 @@ impl ResnetBlock2D {
 
 impl Layers for ResnetBlock2D {
     fn list_layers(&self, list: &mut LayerList) {
+        list.add("norm1", &self.norm1);
         list.add("conv1", &self.conv1);
         list.add("time_emb_proj", &self.time_emb_proj);
+        list.add("norm2", &self.norm2);
         list.add("conv2", &self.conv2);
         list.add("conv_shortcut", &self.conv_shortcut);
     }

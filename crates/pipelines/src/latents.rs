@@ -85,13 +85,39 @@ pub fn first_step(steps: usize, strength: f64) -> Option<usize> {
 
 /// Decodes latents `(batch, latent_channels, height, width)` to `(batch, 3, factor * height, factor * width)`, values about -1 to 1.
 ///
-/// Pictures are decoded one after the other: that takes no longer and a batch's memory less.
+/// Pictures are decoded one after the other: that takes no longer and a batch's memory less. One that comes out of half precision with
+/// infinities or NaN, because its numbers have become too large for float16 (SDXL's first VAE is known for it), is decoded once more in
+/// float32, with a warning (through `tracing`); its result is in the VAE's dtype all the same.
 ///
 /// # Errors
 /// When shapes do not fit.
 pub fn decode_latents(vae: &AutoencoderKL, latents: &Tensor) -> Result<Tensor> {
-    let latents = (latents / vae.config().scaling_factor)?;
-    let picture = |i: usize| -> Result<Tensor> { Ok(vae.decode(&latents.narrow(0, i, 1)?)?) };
-    let pictures = (0..latents.dim(0)?).map(picture).collect::<Result<Vec<_>>>()?;
+    let scaling_factor = vae.config().scaling_factor;
+    let scaled = (latents / scaling_factor)?;
+    let mut in_float32 = None;
+    let mut pictures = Vec::new();
+    for i in 0..latents.dim(0)? {
+        let mut picture = vae.decode(&scaled.narrow(0, i, 1)?)?;
+        let latents = latents.narrow(0, i, 1)?;
+        if vae.dtype().size_in_bytes() < 4 && !is_finite(&picture)? && is_finite(&latents)? {
+            tracing::warn!(
+                "decoded in {}, picture {} has values that are infinite or not numbers: it is decoded again in float32",
+                vae.dtype().as_str(),
+                i + 1
+            );
+            let vae_in_float32 = match &in_float32 {
+                Some(vae) => vae,
+                None => in_float32.insert(vae.to_dtype(DType::F32)?),
+            };
+            let latents = (latents.to_dtype(DType::F32)? / scaling_factor)?;
+            picture = vae_in_float32.decode(&latents)?.to_dtype(vae.dtype())?;
+        }
+        pictures.push(picture);
+    }
     Ok(Tensor::cat(&pictures, 0)?)
+}
+
+fn is_finite(x: &Tensor) -> Result<bool> {
+    let values: Vec<f32> = x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+    Ok(values.into_iter().all(f32::is_finite))
 }

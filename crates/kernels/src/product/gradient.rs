@@ -12,8 +12,8 @@ use super::packed::Side;
 use super::panels::{Element, Pair, Source, transpose_rows};
 use super::weight_panels::{Stored, WeightPanels};
 use super::{to_tensor, with_values};
-use crate::cpu::{Float, fill};
 use crate::Conv2dParams;
+use crate::cpu::{Float, fill};
 
 /// `gradient^T x`: of `(rows, out_features)` and `(rows, in_features)`, `(out_features, in_features)`.
 pub(crate) fn linear_weight_gradient(gradient: &Tensor, x: &Tensor) -> Result<Tensor> {

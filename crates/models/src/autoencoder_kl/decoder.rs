@@ -63,6 +63,7 @@ impl Layers for Decoder {
         list.add("conv_in", &self.conv_in);
         list.add("mid_block", &self.mid_block);
         list.add_each("up_blocks", &self.up_blocks);
+        list.add("conv_norm_out", &self.conv_norm_out);
         list.add("conv_out", &self.conv_out);
     }
 }

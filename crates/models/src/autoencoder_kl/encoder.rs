@@ -71,6 +71,7 @@ impl Layers for Encoder {
         list.add("conv_in", &self.conv_in);
         list.add_each("down_blocks", &self.down_blocks);
         list.add("mid_block", &self.mid_block);
+        list.add("conv_norm_out", &self.conv_norm_out);
         list.add("conv_out", &self.conv_out);
     }
 }

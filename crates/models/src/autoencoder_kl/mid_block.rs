@@ -99,6 +99,7 @@ impl AutoencoderAttention {
 
 impl Layers for AutoencoderAttention {
     fn list_layers(&self, list: &mut LayerList) {
+        list.add("group_norm", &self.group_norm);
         list.add("to_q", &self.to_q);
         list.add("to_k", &self.to_k);
         list.add("to_v", &self.to_v);

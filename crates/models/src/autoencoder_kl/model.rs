@@ -1,4 +1,4 @@
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 
 use super::{AutoencoderKLConfig, Decoder, DiagonalGaussianDistribution, Encoder, Tiling};
@@ -65,6 +65,19 @@ impl AutoencoderKL {
     /// The dtype of the weights and of all results.
     pub fn dtype(&self) -> DType {
         self.dtype
+    }
+
+    /// A copy that computes in another dtype, as diffusers' `vae.to(dtype)`, without what adapts its layers.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
+        let mut list = LayerList::default();
+        self.list_layers(&mut list);
+        let tensors = list.into_tensors();
+        let device = tensors.values().next().map_or(Device::Cpu, |tensor| tensor.device().clone());
+        let copy = Self::new(&self.config, VarBuilder::from_tensors(tensors, dtype, &device))?;
+        Ok(Self { slicing: self.slicing, tiling: self.tiling, ..copy })
     }
 
     /// All at once unless set.

@@ -1,3 +1,7 @@
+use std::collections::HashMap;
+
+use candle_core::Tensor;
+
 use super::Layer;
 
 /// What is made of layers: it can list all linear layers and convolutions in it, for whatever changes them from outside.
@@ -46,6 +50,8 @@ pub trait Layers {
 #[derive(Debug, Default)]
 pub struct LayerList {
     found: Vec<(String, Layer)>,
+    /// The weights and biases of norms by their names.
+    norms: Vec<(String, Tensor)>,
     /// The name of what lists its parts now.
     prefix: String,
 }
@@ -71,6 +77,22 @@ impl LayerList {
 
     pub(super) fn add_layer(&mut self, layer: &Layer) {
         self.found.push((self.prefix.clone(), layer.clone()));
+    }
+
+    pub(super) fn add_norm(&mut self, weight: &Tensor, bias: &Tensor) {
+        for (name, tensor) in [("weight", weight), ("bias", bias)] {
+            self.norms.push((format!("{}.{name}", self.prefix), tensor.clone()));
+        }
+    }
+
+    /// All tensors by their names in the state dict.
+    pub(crate) fn into_tensors(self) -> HashMap<String, Tensor> {
+        let mut tensors: HashMap<String, Tensor> = self.norms.into_iter().collect();
+        for (name, layer) in self.found {
+            tensors.extend(layer.bias().map(|bias| (format!("{name}.bias"), bias)));
+            tensors.insert(format!("{name}.weight"), layer.weight());
+        }
+        tensors
     }
 }
 

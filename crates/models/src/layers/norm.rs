@@ -2,6 +2,7 @@ use candle_core::Tensor;
 use candle_diffusers_kernels as kernels;
 use candle_nn::VarBuilder;
 
+use super::{LayerList, Layers};
 use crate::error::{Error, Result};
 
 /// Group normalisation, with the state-dict keys `weight` and `bias`, each `(channels)`.
@@ -47,6 +48,13 @@ impl GroupNorm {
     /// When shapes do not fit.
     pub fn forward_added_silu(&self, x: &Tensor, vectors: &Tensor) -> Result<Tensor> {
         Ok(kernels::add_group_norm_silu(x, vectors, self.groups, &self.weight, &self.bias, self.eps)?)
+    }
+}
+
+impl Layers for GroupNorm {
+    /// It has no layers to change from outside.
+    fn list_layers(&self, list: &mut LayerList) {
+        list.add_norm(&self.weight, &self.bias);
     }
 }
 
