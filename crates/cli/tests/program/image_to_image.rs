@@ -66,7 +66,7 @@ fn pictures_of_any_kind_and_size_are_read() {
     let workplace = Workplace::new();
     let grey = ImageBuffer::from_fn(50, 39, |x, y| Luma([(x * 5 + y) as u8]));
     let rgb: RgbImage = DynamicImage::from(grey.clone()).to_rgb8();
-    let wide = ImageBuffer::from_fn(50, 39, |x, y| Luma([(x * 5 + y) as u16 * 257]));
+    let wide = ImageBuffer::from_fn(50, 39, |x, y| Luma([u16::from((x * 5 + y) as u8) * 257]));
     let transparent = RgbaImage::from_fn(50, 39, |x, y| {
         let Rgb([r, g, b]) = *rgb.get_pixel(x, y);
         image::Rgba([r, g, b, (x * 3) as u8])
