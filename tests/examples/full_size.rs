@@ -124,9 +124,9 @@ impl Worker {
         };
         let mut noise = seeded_generators(SEED, 1);
         let start = Instant::now();
-        let pictures = pipeline.generate(&request, &mut noise, &mut |_| Ok(ControlFlow::Continue(())))?;
+        let painted = pipeline.generate(&request, &mut noise, &mut |_| Ok(ControlFlow::Continue(())))?;
         let seconds = start.elapsed().as_secs_f64();
-        pictures.first().context("no picture")?.save(output)?;
+        painted.images.first().context("no picture")?.save(output)?;
         Ok(seconds)
     }
 }

@@ -107,6 +107,9 @@ pub(crate) struct GenerateArguments {
     /// else its name]
     #[arg(long = "embedding", value_name = "FILE[:TOKEN]")]
     pub(crate) embeddings: Vec<OsString>,
+    /// Do not check pictures with the model's safety checker, nor load or fetch it
+    #[arg(long)]
+    pub(crate) no_safety_checker: bool,
     /// In what precision to compute; auto is the fastest that the device runs well
     #[arg(long, value_enum, default_value_t = DtypeChoice::Auto)]
     pub(crate) dtype: DtypeChoice,

@@ -18,6 +18,8 @@ use crate::progress::Progress;
 use crate::scaled_file::ScaledFile;
 use crate::{device, embedded, embeddings, loras, prompts, scheduler_names, terminal};
 
+/// The components that only check pictures.
+const SAFETY_CHECKER: &[&str] = &["safety_checker", "feature_extractor"];
 /// More files than anyone means to write to one folder at once.
 const MAX_PICTURES: usize = 100_000;
 
@@ -126,10 +128,12 @@ fn open_model(arguments: &GenerateArguments, progress: &Progress) -> Result<(Str
     }
     let name = path.file_name().map_or(text.to_string(), |name| name.to_string_lossy().into_owned());
     let mut downloads = progress.downloads();
-    let repository = Repository::open(path, arguments.variant.as_deref(), &mut |download| {
-        let what = format!("{} ({} of {})", download.file, download.number, download.files);
-        downloads.show(what, download.received, download.size);
-    })?;
+    let left_out = if arguments.no_safety_checker { SAFETY_CHECKER } else { &[] };
+    let repository =
+        Repository::open_without(path, arguments.variant.as_deref(), left_out, &mut |download| {
+            let what = format!("{} ({} of {})", download.file, download.number, download.files);
+            downloads.show(what, download.received, download.size);
+        })?;
     Ok((name, repository))
 }
 
@@ -208,7 +212,7 @@ impl Painter<'_> {
             }
             Ok(ControlFlow::Continue(()))
         };
-        let pictures = match init_image {
+        let output = match init_image {
             Some(picture) => {
                 let image = InitImage::Pictures(vec![picture.clone()]);
                 let request = ImageToImage { text: request, image, strength: arguments.strength };
@@ -217,7 +221,15 @@ impl Painter<'_> {
             None => pipeline.generate(&request, &mut noise, &mut on_step_end)?,
         };
         drop((bar, decoding));
-        pictures.into_iter().next().context("the pipeline has painted nothing")
+        if output.nsfw_content_detected.is_some_and(|flags| flags.contains(&true)) {
+            let which = if what.is_empty() { "the picture " } else { what };
+            let line = format!(
+                "{which}is black: the safety checker found in it what is not to be shown; another prompt or seed paints another \
+                 picture, --no-safety-checker leaves it unchecked"
+            );
+            progress.suspend(|| terminal::note(&line));
+        }
+        output.images.into_iter().next().context("the pipeline has painted nothing")
     }
 
     fn encode(&mut self, prompt: &str) -> Result<PromptEmbeds> {

@@ -2,7 +2,7 @@
 
 use candle_diffusers_models::{
     AutoencoderKL, AutoencoderKLConfig, ClipTextConfig, ClipTextModel, ClipTextModelWithProjection,
-    UNet2DConditionConfig, UNet2DConditionModel,
+    SafetyCheckerConfig, StableDiffusionSafetyChecker, UNet2DConditionConfig, UNet2DConditionModel,
 };
 
 use crate::{LoadOptions, Repository, Result, load_model};
@@ -56,5 +56,19 @@ pub fn load_text_encoder_with_projection(
 ) -> Result<ClipTextModelWithProjection> {
     load_model(repository, folder, options, |config, builder| {
         ClipTextModelWithProjection::new(&ClipTextConfig::from_json(config)?, builder)
+    })
+}
+
+/// The safety checker in `folder` (`safety_checker`) of `repository`.
+///
+/// # Errors
+/// As [`load_model`]; a field of the config that is set and not supported is named.
+pub fn load_safety_checker(
+    repository: &Repository,
+    folder: &str,
+    options: &LoadOptions,
+) -> Result<StableDiffusionSafetyChecker> {
+    load_model(repository, folder, options, |config, builder| {
+        StableDiffusionSafetyChecker::new(&SafetyCheckerConfig::from_json(config)?, builder)
     })
 }

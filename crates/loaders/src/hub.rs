@@ -42,6 +42,8 @@ pub struct Hub {
     offline: bool,
     /// How long to wait for the hub's first answer.
     timeout: Duration,
+    /// Components of pipelines that are not wanted.
+    left_out: Vec<String>,
 }
 
 impl Hub {
@@ -74,7 +76,25 @@ impl Hub {
         let timeout = Duration::from_secs(timeout.min(MAX_TIMEOUT_SECONDS));
         // Links within the cache are relative, whatever the working directory is later.
         let cache = std::path::absolute(&cache).unwrap_or(cache);
-        Self { cache, endpoint: endpoint.trim_end_matches('/').to_string(), token, offline, timeout }
+        Self {
+            cache,
+            endpoint: endpoint.trim_end_matches('/').to_string(),
+            token,
+            offline,
+            timeout,
+            left_out: Vec::new(),
+        }
+    }
+
+    /// The hub without the `components` of pipelines, such as `safety_checker`: they are not downloaded, nor missed in the cache.
+    pub fn without(mut self, components: &[&str]) -> Self {
+        self.left_out.extend(components.iter().map(|component| component.to_string()));
+        self
+    }
+
+    fn folder(&self, folder: &Path, name: &str) -> Result<Repository> {
+        let left_out: Vec<&str> = self.left_out.iter().map(String::as_str).collect();
+        Ok(Repository::folder(folder)?.with_name(name).without(&left_out))
     }
 
     /// The cache's folder.
@@ -161,7 +181,7 @@ impl Hub {
         let mut downloader = Downloader::new(self.api(id)?, commit, cache, &info.sha, progress);
         let refused = |error: ApiError| self.refused(id, &error);
         downloader.fetch(&[MODEL_INDEX.to_string()]).map_err(refused)?;
-        let repository = Repository::folder(&folder)?.with_name(&name);
+        let repository = self.folder(&folder, &name)?;
         let index = ModelIndex::load(&repository)?;
         let needed = pipeline_files(&name, &files, &index, variant)?;
         // Configs and indices first: they are small and can show that the rest is not needed.
@@ -190,7 +210,7 @@ impl Hub {
             reason: reason.clone(),
         };
         let folder = self.snapshot(id).ok_or_else(|| not_complete("it is not there".to_string()))?;
-        let repository = Repository::folder(folder)?.with_name(id.to_string());
+        let repository = self.folder(&folder, &id.to_string())?;
         let complete = || -> Result<()> {
             let index = ModelIndex::load(&repository)?;
             for path in pipeline_files(repository.name(), &local_files(&repository), &index, variant)? {

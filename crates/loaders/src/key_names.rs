@@ -2,6 +2,8 @@
 
 /// What transformers writes in front of a CLIP text encoder's names, up to version 4.
 const TEXT_MODEL: &str = "text_model.";
+/// The same of CLIP's encoder of pictures; in a safety checker there is a `vision_model.` before this one.
+const VISION_MODEL: &str = "vision_model.";
 
 /// A linear layer of attention as it is called now, and as diffusers called it in the VAE before 0.18.
 const OLD_ATTENTION_NAMES: [(&str, &str); 4] =
@@ -16,6 +18,7 @@ pub(crate) fn other_names(name: &str) -> Vec<String> {
         Some(without) => without.to_string(),
         None => format!("{TEXT_MODEL}{name}"),
     }];
+    names.extend(name.strip_prefix(VISION_MODEL).map(str::to_string));
     // diffusers, modeling_utils.py, _fix_state_dict_keys_on_load.
     let old = OLD_ATTENTION_NAMES.iter().find(|(now, _)| name.contains(now));
     names.extend(old.map(|(now, before)| name.replacen(now, before, 1)));

@@ -29,7 +29,9 @@ mod weights;
 /// How a single-file checkpoint is understood: what its tensors cannot tell.
 pub use candle_diffusers_convert::{Heads, PredictionType, ReadOptions};
 pub use component::{LoadOptions, load_component, load_model};
-pub use components::{load_text_encoder, load_text_encoder_with_projection, load_unet, load_vae};
+pub use components::{
+    load_safety_checker, load_text_encoder, load_text_encoder_with_projection, load_unet, load_vae,
+};
 pub use error::{Error, Result};
 #[cfg(feature = "hub")]
 pub use hub::{Download, Hub};

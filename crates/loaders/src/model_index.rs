@@ -19,8 +19,8 @@ pub const KNOWN_PIPELINES: &[&str] = &[
     "StableDiffusionXLInpaintPipeline",
 ];
 
-/// The components that are loaded and the classes they may have. What is not here (a safety checker, a feature extractor) is not
-/// loaded and may be anything; schedulers are judged by whoever builds them.
+/// The components that are loaded and the classes they may have. What is not here (an image encoder) is not
+/// loaded and may be anything; schedulers and safety checkers are judged by whoever builds them.
 const KNOWN_COMPONENTS: &[(&str, &[&str])] = &[
     ("unet", &["UNet2DConditionModel"]),
     ("vae", &["AutoencoderKL"]),
@@ -54,7 +54,8 @@ pub struct ComponentClass {
 }
 
 impl ModelIndex {
-    /// Reads the `model_index.json` of `repository` and checks that everything in it is known.
+    /// Reads the `model_index.json` of `repository` and checks that everything in it is known. What the repository is
+    /// [without](Repository::without) is not in it.
     ///
     /// # Errors
     /// When there is none (the message says what is there instead), it is not JSON, or names a pipeline or a class of a component that
@@ -70,7 +71,8 @@ impl ModelIndex {
             });
         }
         let file = repository.display(MODEL_INDEX);
-        let index = Self::parse(file, repository.read_json(MODEL_INDEX)?)?;
+        let mut index = Self::parse(file, repository.read_json(MODEL_INDEX)?)?;
+        index.components.retain(|name, _| !repository.is_without(name));
         index.check_known()?;
         Ok(index)
     }

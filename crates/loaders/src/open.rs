@@ -13,15 +13,32 @@ impl Repository {
         variant: Option<&str>,
         progress: &mut dyn FnMut(Download<'_>),
     ) -> Result<Self> {
+        Self::open_without(name, variant, &[], progress)
+    }
+
+    /// As [`open`](Self::open), [without](Self::without) the components that are `left_out`, which are not downloaded either.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub fn open_without(
+        name: impl AsRef<Path>,
+        variant: Option<&str>,
+        left_out: &[&str],
+        progress: &mut dyn FnMut(Download<'_>),
+    ) -> Result<Self> {
         let name = name.as_ref();
-        match Self::folder(name) {
+        let opened = match Self::folder(name) {
             Err(Error::SingleFile { .. }) => Self::single_file(name, &ReadOptions::default()),
             Err(Error::MissingFolder { folder }) => match hub_id(name) {
-                Some(id) => Hub::from_env().pipeline(&id, variant, progress).map_err(no_folder_either),
+                Some(id) => Hub::from_env()
+                    .without(left_out)
+                    .pipeline(&id, variant, progress)
+                    .map_err(no_folder_either),
                 None => Err(Error::MissingFolder { folder }),
             },
             result => result,
-        }
+        };
+        Ok(opened?.without(left_out))
     }
 }
 

@@ -40,13 +40,17 @@ pub(crate) fn pipeline_files(
                 let paths = TOKENIZER_FILES.map(|file| join(component, file));
                 needed.extend(paths.into_iter().filter(|path| files.contains(path)));
             }
-            "unet" | "vae" | "text_encoder" | "text_encoder_2" => {
+            // What a safety checker sees pictures through.
+            "feature_extractor" if index.components.contains_key("safety_checker") => {
+                needed.push(required(join(component, "preprocessor_config.json"))?)
+            }
+            "unet" | "vae" | "text_encoder" | "text_encoder_2" | "safety_checker" => {
                 needed.push(required(join(component, "config.json"))?);
                 let weights = choose_weights(&join(name, component), &names_in(files, component), variant)?;
                 has_variant |= weights.of_variant;
                 needed.push(join(component, &weights.name));
             }
-            // Not loaded: safety checkers, feature extractors and the like.
+            // Not loaded: image encoders and the like.
             _ => {}
         }
     }

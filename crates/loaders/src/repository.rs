@@ -22,6 +22,7 @@ const MAX_READ_BYTES: u64 = 64 << 20;
 pub struct Repository {
     name: String,
     files: Files,
+    left_out: Vec<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -40,7 +41,7 @@ impl Repository {
         let path = path.into();
         let name = path.display().to_string();
         match fs::metadata(&path) {
-            Ok(metadata) if metadata.is_dir() => Ok(Self { name, files: Files::Folder(path) }),
+            Ok(metadata) if metadata.is_dir() => Ok(Self::new(name, Files::Folder(path))),
             Ok(_) => Err(Error::SingleFile { path: name }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Err(Error::MissingFolder { folder: name })
@@ -51,7 +52,7 @@ impl Repository {
 
     /// Files in memory, for a model that is part of the program: path and contents of each.
     pub fn embedded(name: impl Into<String>, files: &'static [(&'static str, &'static [u8])]) -> Self {
-        Self { name: name.into(), files: Files::Memory(files) }
+        Self::new(name.into(), Files::Memory(files))
     }
 
     /// The single-file checkpoint at `path`: `.safetensors`, or what `torch.save` wrote (`.ckpt`, `.pt`, `.bin`).
@@ -66,7 +67,22 @@ impl Repository {
     pub fn single_file(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Self> {
         let path = path.as_ref();
         let file = SingleFile::open(path, options)?;
-        Ok(Self { name: path.display().to_string(), files: Files::Single(Arc::new(file)) })
+        Ok(Self::new(path.display().to_string(), Files::Single(Arc::new(file))))
+    }
+
+    fn new(name: String, files: Files) -> Self {
+        Self { name, files, left_out: Vec::new() }
+    }
+
+    /// This repository without the `components` of its pipeline, as if model_index.json did not name them: pipelines can do without
+    /// some (`safety_checker`, `feature_extractor`).
+    pub fn without(mut self, components: &[&str]) -> Self {
+        self.left_out.extend(components.iter().map(|component| component.to_string()));
+        self
+    }
+
+    pub(crate) fn is_without(&self, component: &str) -> bool {
+        self.left_out.iter().any(|name| name == component)
     }
 
     /// What the single file holds, and what was assumed of it; `None` for other repositories.

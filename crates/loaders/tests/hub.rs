@@ -12,13 +12,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use candle_diffusers_loaders::{Download, Error, Hub, HubId, Repository};
+use candle_diffusers_loaders::{Download, Error, Hub, HubId, ModelIndex, Repository};
 use tempfile::TempDir;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 const INDEX: &str = r#"{"_class_name":"StableDiffusionPipeline","unet":["diffusers","UNet2DConditionModel"],
-    "safety_checker":["stable_diffusion","StableDiffusionSafetyChecker"],"scheduler":["diffusers","DDIMScheduler"],
+    "image_encoder":["transformers","CLIPVisionModelWithProjection"],"scheduler":["diffusers","DDIMScheduler"],
     "tokenizer":["transformers","CLIPTokenizer"]}"#;
 
 /// What the server has and how it behaves.
@@ -46,8 +46,8 @@ impl Server {
             ("model_index.json", INDEX.as_bytes()),
             ("README.md", b"not needed"),
             ("v1-5.safetensors", b"not needed"),
-            ("safety_checker/model.safetensors", b"not needed"),
-            ("safety_checker/config.json", b"{}"),
+            ("image_encoder/model.safetensors", b"not needed"),
+            ("image_encoder/config.json", b"{}"),
             ("scheduler/scheduler_config.json", b"{}"),
             ("tokenizer/vocab.json", b"{}"),
             ("tokenizer/merges.txt", b"\n"),
@@ -218,6 +218,37 @@ fn downloads_what_is_needed_once_and_says_how_far_it_is() {
     server.requests();
     server.load("owner/model", None, &[]).unwrap();
     assert_eq!(server.requests(), ["/api/models/owner/model/revision/main"]);
+}
+
+#[test]
+fn a_safety_checker_is_downloaded_unless_it_is_left_out() {
+    let server = Server::new();
+    let index = INDEX.replace(
+        "\"scheduler\"",
+        "\"safety_checker\":[\"stable_diffusion\",\"StableDiffusionSafetyChecker\"],\
+         \"feature_extractor\":[\"transformers\",\"CLIPImageProcessor\"],\"scheduler\"",
+    );
+    server.state.lock().unwrap().files.insert("model_index.json".into(), index.into_bytes());
+    let load = |hub: Hub| hub.pipeline(&"owner/model".parse().unwrap(), None, &mut |_| {});
+    assert_says(load(server.hub_with(&[])), &["owner/model", "feature_extractor/preprocessor_config.json"]);
+
+    let without = ["safety_checker", "feature_extractor"];
+    let repository = load(server.hub_with(&[]).without(&without)).unwrap();
+    assert_eq!(server.cached(), NEEDED);
+    let index = ModelIndex::load(&repository).unwrap();
+    assert!(!index.components.keys().any(|name| without.contains(&name.as_str())));
+    let offline = server.hub_with(&[("HF_HUB_OFFLINE", "1")]);
+    assert!(load(offline.clone().without(&without)).is_ok());
+    assert_says(load(offline), &["feature_extractor/preprocessor_config.json"]);
+
+    let checker = ["safety_checker/config.json", "safety_checker/model.safetensors"];
+    for path in checker.iter().chain(&["feature_extractor/preprocessor_config.json"]) {
+        server.state.lock().unwrap().files.insert(path.to_string(), b"{}".to_vec());
+    }
+    load(server.hub_with(&[])).unwrap();
+    for path in checker {
+        assert!(server.cached().iter().any(|cached| cached == path), "{path}");
+    }
 }
 
 #[test]

@@ -7,17 +7,23 @@ mod image_processor;
 mod latents;
 mod memory;
 mod prompt;
+mod safety_checker;
 mod scheduler_config;
 mod stable_diffusion;
 
 pub use denoise::{Denoising, Guidance, StepCallback, StepEnd, denoise};
 pub use error::{Error, Result};
 pub use guidance::{classifier_free_guidance, guidance_scale_embedding};
-pub use image_processor::{denormalize, from_pictures, load_picture, normalize, resize, to_pictures};
+pub use image_processor::{
+    ClipImageProcessor, Filter, denormalize, from_pictures, load_picture, normalize, resize, resize_with,
+    to_pictures,
+};
 pub use latents::{decode_latents, encode_pictures, first_step, prepare_latents, scale_initial_latents};
 pub use memory::working_memory;
 pub use prompt::{PromptEmbeds, encode_prompt, maybe_convert_prompt};
+pub use safety_checker::SafetyChecker;
 pub use scheduler_config::load_scheduler_config;
 pub use stable_diffusion::{
-    ImageToImage, InitImage, Schedule, StableDiffusionPipeline, TextToImage, seeded_generators,
+    ImageToImage, InitImage, Schedule, StableDiffusionPipeline, StableDiffusionPipelineOutput, TextToImage,
+    seeded_generators,
 };

@@ -3,6 +3,7 @@
 mod image_to_image;
 mod load;
 mod lora;
+mod output;
 mod request;
 mod textual_inversion;
 
@@ -13,18 +14,19 @@ use candle_diffusers_models::{AutoencoderKL, ClipTextModel, UNet2DConditionModel
 use candle_diffusers_schedulers::{
     NoiseSource, Scheduler, StepOptions, TorchGenerator, scheduler_with_overrides,
 };
-use image::RgbImage;
 use serde_json::{Map, Value};
 
 pub use image_to_image::{ImageToImage, InitImage};
+pub use output::StableDiffusionPipelineOutput;
 pub use request::{Schedule, TextToImage};
 
 use crate::denoise::{Denoising, Guidance, StepCallback, denoise};
 use crate::error::{Result, argument};
-use crate::image_processor::{denormalize, to_pictures};
+use crate::image_processor::denormalize;
 use crate::latents::{decode_latents, prepare_latents, scale_initial_latents};
 use crate::memory::{check_memory, working_memory};
 use crate::prompt::{PromptEmbeds, encode_prompt};
+use crate::safety_checker::SafetyChecker;
 
 /// The models that paint from a text, and the stages in which they do: [`encode_prompt`](Self::encode_prompt),
 /// [`prepare_latents`](Self::prepare_latents), [`denoise`](crate::denoise()) and [`decode_latents`](Self::decode_latents).
@@ -39,6 +41,8 @@ pub struct StableDiffusionPipeline {
     pub unet: UNet2DConditionModel,
     /// Between latents and pictures.
     pub vae: AutoencoderKL,
+    /// Makes pictures black that are not to be shown; pictures are not checked without one.
+    pub safety_checker: Option<SafetyChecker>,
     /// The LoRAs on the UNet and the text encoder.
     pub loras: LoraAdapters,
     scheduler: Box<dyn Scheduler>,
@@ -71,8 +75,8 @@ impl StableDiffusionPipeline {
         request: &TextToImage,
         noise: &mut dyn NoiseSource,
         on_step_end: &mut StepCallback,
-    ) -> Result<Vec<RgbImage>> {
-        to_pictures(&self.generate_tensor(request, noise, on_step_end)?)
+    ) -> Result<StableDiffusionPipelineOutput> {
+        self.generate_tensor(request, noise, on_step_end)?.into_pictures()
     }
 
     /// Like [`generate`](Self::generate), with the pictures as one tensor `(batch, 3, height, width)`, values from 0 to 1.
@@ -84,9 +88,9 @@ impl StableDiffusionPipeline {
         request: &TextToImage,
         noise: &mut dyn NoiseSource,
         on_step_end: &mut StepCallback,
-    ) -> Result<Tensor> {
+    ) -> Result<StableDiffusionPipelineOutput<Tensor>> {
         let latents = self.generate_latents(request, noise, on_step_end)?;
-        denormalize(&self.decode_latents(&latents)?)
+        self.finish(&latents)
     }
 
     /// Like [`generate`](Self::generate), with the latents `(batch, channels, height / factor, width / factor)` as the last step left them.
@@ -192,6 +196,16 @@ impl StableDiffusionPipeline {
     /// When the shape does not fit.
     pub fn decode_latents(&self, latents: &Tensor) -> Result<Tensor> {
         decode_latents(&self.vae, latents)
+    }
+
+    /// Latents as what is shown, values from 0 to 1: decoded, and checked where there is a safety checker.
+    fn finish(&self, latents: &Tensor) -> Result<StableDiffusionPipelineOutput<Tensor>> {
+        let images = denormalize(&self.decode_latents(latents)?)?;
+        let Some(checker) = &self.safety_checker else {
+            return Ok(StableDiffusionPipelineOutput { images, nsfw_content_detected: None });
+        };
+        let (images, flags) = checker.check(&images)?;
+        Ok(StableDiffusionPipelineOutput { images, nsfw_content_detected: Some(flags) })
     }
 
     /// Replaces the scheduler by one of another class with the present one's settings, as diffusers' `from_config` does it.

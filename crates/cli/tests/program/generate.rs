@@ -105,7 +105,7 @@ fn the_same_bits_come_from_any_number_of_threads_and_any_batch() {
     };
     let mut noise = seeded_generators(8, 2);
     let batch = pipeline.generate(&request, &mut noise, &mut |_| Ok(ControlFlow::Continue(()))).unwrap();
-    assert!(batch[1] == single, "a picture of a batch differs from the same picture alone");
+    assert!(batch.images[1] == single, "a picture of a batch differs from the same picture alone");
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod lora_operations;
 #[path = "../parity/pictures/mod.rs"]
 mod pictures;
 mod program;
+mod safety_checker;
 mod shapes;
 mod single_file;
 mod usage;

@@ -1,5 +1,6 @@
 use serde_json::Value;
 
+use super::layer::ClipLayerConfig;
 use crate::config::ConfigReader;
 use crate::error::Result;
 use crate::layers::Activation;
@@ -56,9 +57,9 @@ impl Default for ClipTextConfig {
     }
 }
 
-/// What transformers writes into every text encoder's config and its forward pass never reads: which class and version wrote it,
+/// What transformers writes into every config of CLIP's and its forward pass never reads: which class and version wrote it,
 /// training's dropout and initialisation, the tokenizer's other ids, and what belongs to text generation and classification.
-const WITHOUT_INFLUENCE: &[&str] = &[
+pub(crate) const WITHOUT_INFLUENCE: &[&str] = &[
     "add_cross_attention",
     "architectures",
     "attention_dropout",
@@ -162,6 +163,16 @@ impl ClipTextConfig {
         WITHOUT_INFLUENCE.iter().for_each(|field| reader.ignore(field));
         reader.finish()?;
         Ok(config)
+    }
+
+    pub(super) fn layer(&self) -> ClipLayerConfig {
+        ClipLayerConfig {
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            num_attention_heads: self.num_attention_heads,
+            hidden_act: self.hidden_act,
+            layer_norm_eps: self.layer_norm_eps,
+        }
     }
 }
 

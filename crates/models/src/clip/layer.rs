@@ -1,11 +1,20 @@
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
-use super::ClipTextConfig;
 use crate::error::Result;
 use crate::layers::{Activation, LayerList, LayerNorm, Layers, Linear};
 
-/// One layer of the encoder: attention and a perceptron, each normalised before and added to its input.
+/// The sizes of a [`ClipEncoderLayer`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ClipLayerConfig {
+    pub(super) hidden_size: usize,
+    pub(super) intermediate_size: usize,
+    pub(super) num_attention_heads: usize,
+    pub(super) hidden_act: Activation,
+    pub(super) layer_norm_eps: f64,
+}
+
+/// One layer of an encoder, of text or of pictures: attention and a perceptron, each normalised before and added to its input.
 #[derive(Clone, Debug)]
 pub(super) struct ClipEncoderLayer {
     layer_norm1: LayerNorm,
@@ -15,7 +24,7 @@ pub(super) struct ClipEncoderLayer {
 }
 
 impl ClipEncoderLayer {
-    pub(super) fn new(config: &ClipTextConfig, vb: VarBuilder) -> Result<Self> {
+    pub(super) fn new(config: ClipLayerConfig, vb: VarBuilder) -> Result<Self> {
         let (width, eps) = (config.hidden_size, config.layer_norm_eps);
         Ok(Self {
             layer_norm1: LayerNorm::new(width, eps, vb.pp("layer_norm1"))?,
@@ -25,9 +34,9 @@ impl ClipEncoderLayer {
         })
     }
 
-    /// `(batch, tokens, hidden_size)`, same shape out; `causal_mask` is `(1, 1, tokens, tokens)`.
-    pub(super) fn forward(&self, x: &Tensor, causal_mask: &Tensor) -> Result<Tensor> {
-        let x = self.self_attn.forward(&self.layer_norm1.forward(x)?, causal_mask, x)?;
+    /// `(batch, tokens, hidden_size)`, same shape out; `mask` is added to the scores, `(1, 1, tokens, tokens)`.
+    pub(super) fn forward(&self, x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+        let x = self.self_attn.forward(&self.layer_norm1.forward(x)?, mask, x)?;
         self.mlp.forward(&self.layer_norm2.forward(&x)?, &x)
     }
 }
@@ -63,18 +72,11 @@ impl ClipAttention {
     }
 
     /// Adds the residual to its result.
-    fn forward(&self, x: &Tensor, causal_mask: &Tensor, residual: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, mask: Option<&Tensor>, residual: &Tensor) -> Result<Tensor> {
         let query = self.q_proj.forward(x)?;
         let key = self.k_proj.forward(x)?;
         let value = self.v_proj.forward(x)?;
-        let mixed = candle_diffusers_kernels::attention(
-            &query,
-            &key,
-            &value,
-            self.heads,
-            self.scale,
-            Some(causal_mask),
-        )?;
+        let mixed = candle_diffusers_kernels::attention(&query, &key, &value, self.heads, self.scale, mask)?;
         self.out_proj.forward_add(&mixed, residual)
     }
 }
@@ -96,7 +98,7 @@ struct ClipMlp {
 }
 
 impl ClipMlp {
-    fn new(config: &ClipTextConfig, vb: VarBuilder) -> Result<Self> {
+    fn new(config: ClipLayerConfig, vb: VarBuilder) -> Result<Self> {
         Ok(Self {
             fc1: Linear::new(config.hidden_size, config.intermediate_size, vb.pp("fc1"))?,
             fc2: Linear::new(config.intermediate_size, config.hidden_size, vb.pp("fc2"))?,

@@ -59,7 +59,7 @@ impl ClipTextModel {
         let position_embedding =
             Embedding::new(config.max_position_embeddings, width, embeddings.pp("position_embedding"))?;
         let layers = (0..config.num_hidden_layers)
-            .map(|index| ClipEncoderLayer::new(config, vb.pp("encoder.layers").pp(index)))
+            .map(|index| ClipEncoderLayer::new(config.layer(), vb.pp("encoder.layers").pp(index)))
             .collect::<Result<_>>()?;
         let final_layer_norm = LayerNorm::new(width, config.layer_norm_eps, vb.pp("final_layer_norm"))?;
         let (eos_token_id, device) = (config.eos_token_id, vb.device().clone());
@@ -78,7 +78,7 @@ impl ClipTextModel {
         let causal_mask = self.causal_mask(ids.tokens)?;
         let mut hidden_states = vec![hidden.clone()];
         for layer in &self.layers {
-            hidden = layer.forward(&hidden, &causal_mask)?;
+            hidden = layer.forward(&hidden, Some(&causal_mask))?;
             hidden_states.push(hidden.clone());
         }
         let last_hidden_state = self.final_layer_norm(&hidden)?;
@@ -99,7 +99,7 @@ impl ClipTextModel {
         };
         let ids = self.read_ids(input_ids)?;
         let causal_mask = self.causal_mask(ids.tokens)?;
-        layers.iter().try_fold(self.embed(&ids)?, |hidden, layer| layer.forward(&hidden, &causal_mask))
+        layers.iter().try_fold(self.embed(&ids)?, |hidden, layer| layer.forward(&hidden, Some(&causal_mask)))
     }
 
     /// The normalisation after the last layer; `(batch, tokens, hidden_size)`, same shape out.

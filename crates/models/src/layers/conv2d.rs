@@ -30,6 +30,21 @@ impl Conv2d {
         Ok(Self { layer: Layer::new(Operation::Conv2d(params), weight, Some(bias)) })
     }
 
+    /// A layer without a bias.
+    ///
+    /// # Errors
+    /// When the weight is missing or wrongly shaped.
+    pub fn without_bias(
+        in_channels: usize,
+        out_channels: usize,
+        kernel: usize,
+        params: Conv2dParams,
+        vb: VarBuilder,
+    ) -> Result<Self> {
+        let weight = vb.get((out_channels, in_channels, kernel, kernel), "weight")?;
+        Ok(Self { layer: Layer::new(Operation::Conv2d(params), weight, None) })
+    }
+
     /// A layer that keeps height and width: stride 1, and half the (odd) kernel as padding.
     ///
     /// # Errors

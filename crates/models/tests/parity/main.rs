@@ -6,6 +6,7 @@
 mod autoencoder_kl;
 mod blocks;
 mod clip_text;
+mod safety_checker;
 mod unet_2d_condition;
 mod unet_blocks;
 

@@ -1,5 +1,6 @@
 //! Between a VAE's tensors and pictures (diffusers' `image_processor.py`).
 
+mod clip;
 mod resample;
 #[cfg(test)]
 mod tests;
@@ -8,6 +9,9 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage};
+
+pub use clip::ClipImageProcessor;
+pub use resample::Filter;
 
 use crate::error::{Error, Result, argument};
 
@@ -38,6 +42,14 @@ pub fn load_picture(path: &Path) -> Result<RgbImage> {
 /// # Errors
 /// When a side is 0.
 pub fn resize(picture: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
+    resize_with(Filter::Lanczos, picture, width, height)
+}
+
+/// A picture of `width` by `height` pixels, resized exactly as Pillow does it with this filter.
+///
+/// # Errors
+/// When a side is 0.
+pub fn resize_with(filter: Filter, picture: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
     let (old_width, old_height) = picture.dimensions();
     for (name, side) in [("picture", old_width.min(old_height)), ("width, height", width.min(height))] {
         if side == 0 {
@@ -45,7 +57,8 @@ pub fn resize(picture: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
         }
     }
     let size = |width: u32, height: u32| [width as usize, height as usize];
-    let pixels = resample::resize(picture.as_raw(), 3, size(old_width, old_height), size(width, height));
+    let (old_size, new_size) = (size(old_width, old_height), size(width, height));
+    let pixels = resample::resize(picture.as_raw(), 3, old_size, new_size, filter);
     match RgbImage::from_raw(width, height, pixels) {
         Some(resized) => Ok(resized),
         None => argument("width, height", format!("are {width}x{height}, too large for a picture")),

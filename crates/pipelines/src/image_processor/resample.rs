@@ -1,12 +1,41 @@
-//! Resizing pictures exactly as Pillow does it, which diffusers resizes with: a separable Lanczos filter in fixed-point arithmetic
+//! Resizing pictures exactly as Pillow does it, which diffusers and transformers resize with: a separable filter in fixed-point arithmetic
 //! (Pillow 13's `src/libImaging/Resample.c`) in two passes, each rounded to 8 bits. Other libraries round elsewhere: the one
 //! tried (fast_image_resize 6.1) was up to 43 of 255 away on noise, so that no picture made from a resized one would be the reference's.
 
 use std::f64::consts::PI;
 use std::ops::Range;
 
-/// The filter is this many source pixels wide on each side, times the factor by which the picture shrinks.
-const SUPPORT: f64 = 3.0;
+/// How new pixels are made of old ones; Pillow's filters of the same names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filter {
+    /// Between two pixels.
+    Bilinear,
+    /// Over four, with a = -0.5.
+    Bicubic,
+    /// Over six: what diffusers resizes pictures with.
+    Lanczos,
+}
+
+impl Filter {
+    /// The filter is this many source pixels wide on each side, times the factor by which the picture shrinks.
+    fn support(self) -> f64 {
+        match self {
+            Self::Bilinear => 1.0,
+            Self::Bicubic => 2.0,
+            Self::Lanczos => 3.0,
+        }
+    }
+
+    /// The weight of a pixel that is `x` away.
+    fn weight(self, x: f64) -> f64 {
+        match self {
+            Self::Bilinear => (1.0 - x.abs()).max(0.0),
+            Self::Bicubic => bicubic(x.abs()),
+            Self::Lanczos => lanczos(x),
+        }
+    }
+}
+
 /// Bits behind the point of a weight.
 const PRECISION: u32 = 32 - 8 - 2;
 
@@ -17,6 +46,7 @@ pub(super) fn resize(
     channels: usize,
     [width, height]: [usize; 2],
     [new_width, new_height]: [usize; 2],
+    filter: Filter,
 ) -> Vec<u8> {
     // Pillow's choice, which shows in the result: rows are dropped first where they are many.
     let height_first = new_height < height && height - new_height > 2 * width.saturating_sub(new_width);
@@ -24,10 +54,11 @@ pub(super) fn resize(
     let mut size = [width, height];
     for is_height in [height_first, !height_first] {
         if is_height && new_height != height {
-            resized = resize_lines(&resized, &weights(height, new_height), [1, height, size[0] * channels]);
+            resized =
+                resize_lines(&resized, &weights(height, new_height, filter), [1, height, size[0] * channels]);
             size[1] = new_height;
         } else if !is_height && new_width != width {
-            resized = resize_lines(&resized, &weights(width, new_width), [size[1], width, channels]);
+            resized = resize_lines(&resized, &weights(width, new_width, filter), [size[1], width, channels]);
             size[0] = new_width;
         }
     }
@@ -42,17 +73,17 @@ struct Weights {
     weights: Vec<i32>,
 }
 
-fn weights(size: usize, new_size: usize) -> Vec<Weights> {
+fn weights(size: usize, new_size: usize, filter: Filter) -> Vec<Weights> {
     let scale = size as f64 / new_size as f64;
     let filter_scale = scale.max(1.0);
-    let support = SUPPORT * filter_scale;
+    let support = filter.support() * filter_scale;
     let weights_of = |index: usize| {
         let center = (index as f64 + 0.5) * scale;
         // Casts cut off towards zero, as C's do, and negative numbers become 0.
         let start = (center - support + 0.5) as usize;
         let end = ((center + support + 0.5) as usize).min(size);
         let place = |x: usize| (x as f64 - center + 0.5) / filter_scale;
-        let weights: Vec<f64> = (start..end).map(|x| lanczos(place(x))).collect();
+        let weights: Vec<f64> = (start..end).map(|x| filter.weight(place(x))).collect();
         let sum: f64 = weights.iter().sum();
         let fixed = |weight: &f64| {
             let weight = if sum == 0.0 { *weight } else { weight / sum };
@@ -64,7 +95,16 @@ fn weights(size: usize, new_size: usize) -> Vec<Weights> {
 }
 
 fn lanczos(x: f64) -> f64 {
-    if (-SUPPORT..SUPPORT).contains(&x) { sinc(x) * sinc(x / SUPPORT) } else { 0.0 }
+    if (-3.0..3.0).contains(&x) { sinc(x) * sinc(x / 3.0) } else { 0.0 }
+}
+
+fn bicubic(x: f64) -> f64 {
+    const A: f64 = -0.5;
+    match x {
+        _ if x < 1.0 => ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0,
+        _ if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * A,
+        _ => 0.0,
+    }
 }
 
 fn sinc(x: f64) -> f64 {

@@ -4,10 +4,10 @@ use candle_core::Tensor;
 use candle_diffusers_schedulers::NoiseSource;
 use image::RgbImage;
 
-use super::{StableDiffusionPipeline, TextToImage};
+use super::{StableDiffusionPipeline, StableDiffusionPipelineOutput, TextToImage};
 use crate::denoise::StepCallback;
 use crate::error::{Result, argument};
-use crate::image_processor::{denormalize, from_pictures, normalize, resize, to_pictures};
+use crate::image_processor::{from_pictures, normalize, resize};
 use crate::latents::{encode_pictures, first_step, repeat_all};
 
 /// What to paint from what. The picture gets noise as at one of the schedule's steps, and is denoised from there.
@@ -41,9 +41,9 @@ impl StableDiffusionPipeline {
         request: &ImageToImage,
         noise: &mut dyn NoiseSource,
         on_step_end: &mut StepCallback,
-    ) -> Result<Vec<RgbImage>> {
+    ) -> Result<StableDiffusionPipelineOutput> {
         let latents = self.image_to_image_latents(request, noise, on_step_end)?;
-        to_pictures(&denormalize(&self.decode_latents(&latents)?)?)
+        self.finish(&latents)?.into_pictures()
     }
 
     /// Like [`image_to_image`](Self::image_to_image), with the latents `(batch, channels, height / factor, width / factor)` as the last

@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::StableDiffusionPipeline;
 use crate::error::{Error, Result};
+use crate::safety_checker::SafetyChecker;
 use crate::scheduler_config::load_scheduler_config;
 
 impl StableDiffusionPipeline {
@@ -30,7 +31,8 @@ impl StableDiffusionPipeline {
         Self::load(&Repository::single_file(path, read_options)?, options)
     }
 
-    /// Loads a folder in diffusers' layout, or what looks like one.
+    /// Loads a folder in diffusers' layout, or what looks like one. Where it has a safety checker, pictures are checked, unless the
+    /// repository is [without](Repository::without) it.
     ///
     /// # Errors
     /// When a file is missing or damaged, a config has a field that is not supported, or the folder is of another kind of model.
@@ -72,18 +74,14 @@ impl StableDiffusionPipeline {
         let text_encoder = load_text_encoder(repository, "text_encoder", options)?;
         let vae = load_vae(repository, "vae", options)?;
         check_channels(repository, &unet, &vae)?;
-        if index.components.contains_key("safety_checker") {
-            tracing::warn!(
-                "{} has a safety checker, which is not supported yet: pictures are not checked",
-                repository.name()
-            );
-        }
+        let safety_checker = SafetyChecker::load(repository, &index, options)?;
         let (device, dtype) = (options.device.clone(), options.dtype);
         Ok(Self {
             tokenizer,
             text_encoder,
             unet,
             vae,
+            safety_checker,
             loras: LoraAdapters::new(),
             scheduler,
             scheduler_config,

@@ -5,6 +5,7 @@
 
 mod image_to_image;
 mod lora;
+mod safety_checker;
 mod single_file;
 mod text_to_image;
 mod textual_inversion;

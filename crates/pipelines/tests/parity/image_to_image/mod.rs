@@ -159,5 +159,5 @@ fn what_cannot_be_painted_is_told_before_the_work() {
     }
     pipeline.set_scheduler("DDIMScheduler", &Map::new()).unwrap();
     let resized = pipeline.image_to_image(&with_size(40), &mut TorchGenerator::new(0), &mut go_on).unwrap();
-    assert_eq!(resized[0].dimensions(), (40, 32));
+    assert_eq!(resized.images[0].dimensions(), (40, 32));
 }

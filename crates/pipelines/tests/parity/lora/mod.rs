@@ -33,8 +33,8 @@ fn paint(pipeline: &mut StableDiffusionPipeline) -> Vec<u8> {
         ..Default::default()
     };
     let mut noise = seeded_generators(0, 1);
-    let pictures = pipeline.generate(&request, &mut noise, &mut |_| Ok(ControlFlow::Continue(())));
-    pictures.unwrap().remove(0).into_raw()
+    let output = pipeline.generate(&request, &mut noise, &mut |_| Ok(ControlFlow::Continue(())));
+    output.unwrap().images.remove(0).into_raw()
 }
 
 /// The largest difference of any two pixels, of 255.

@@ -12,7 +12,7 @@ use candle_diffusers_schedulers::{NoiseSource, TorchGenerator};
 use candle_diffusers_test_support::{Fixture, relative_difference, values};
 use serde_json::{Map, Value};
 
-const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/parity/text_to_image");
+pub(crate) const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/parity/text_to_image");
 
 pub(crate) fn load(model: &str) -> StableDiffusionPipeline {
     let repository = Repository::folder(format!("{FOLDER}/{model}")).unwrap();

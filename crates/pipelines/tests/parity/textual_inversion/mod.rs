@@ -64,8 +64,8 @@ fn request(case: &Value) -> TextToImage {
 
 fn paint(pipeline: &mut StableDiffusionPipeline, request: &TextToImage) -> Vec<u8> {
     let mut noise = seeded_generators(3, 1);
-    let pictures = pipeline.generate(request, &mut noise, &mut |_| Ok(ControlFlow::Continue(()))).unwrap();
-    pictures[0].as_raw().clone()
+    let output = pipeline.generate(request, &mut noise, &mut |_| Ok(ControlFlow::Continue(()))).unwrap();
+    output.images[0].as_raw().clone()
 }
 
 #[test]
