@@ -26,7 +26,7 @@ pub struct Conv2dParams {
 /// # Errors
 /// When the shapes or dtypes do not fit.
 pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, params: Conv2dParams) -> Result<Tensor> {
-    output_size(x, weight.shape(), params)?;
+    output_size(x.dims4()?.into(), weight.shape(), params)?;
     if product::computes(x, weight, bias) {
         return with_plain_weight(x, weight, bias, params);
     }
@@ -41,19 +41,19 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, params: Conv2d
     }
 }
 
-/// The height and width of the result.
+/// The height and width of the result of pictures of `size`, `(batch, channels, height, width)`.
 ///
 /// # Errors
 /// When the shapes do not fit each other or the parameters.
-pub(crate) fn output_size(x: &Tensor, weight: &Shape, params: Conv2dParams) -> Result<(usize, usize)> {
-    let (_, channels, height, width) = x.dims4()?;
+pub(crate) fn output_size(size: [usize; 4], weight: &Shape, params: Conv2dParams) -> Result<(usize, usize)> {
+    let [_, channels, height, width] = size;
     let Conv2dParams { stride, padding } = params;
     if stride == 0 {
         candle_core::bail!("conv2d: a stride of 0");
     }
     let (_, in_channels, kernel_height, kernel_width) = weight.dims4()?;
     if channels != in_channels || kernel_height == 0 || kernel_width == 0 {
-        candle_core::bail!("conv2d: the weight is {:?}, but the input is {:?}", weight.dims(), x.dims());
+        candle_core::bail!("conv2d: the weight is {:?}, but the input is {:?}", weight.dims(), size);
     }
     let size = |side: usize, kernel: usize| {
         let padded = padding.checked_mul(2)?.checked_add(side)?;

@@ -1,7 +1,7 @@
 //! Halving and doubling pictures between blocks (diffusers' `models/downsampling.py` and `upsampling.py`).
 
 use candle_core::Tensor;
-use candle_diffusers_kernels::{Conv2dParams, upsample_nearest2d, upsample_nearest2d_to};
+use candle_diffusers_kernels::{Conv2dParams, upsample_nearest2d_to};
 use candle_nn::VarBuilder;
 
 use crate::error::Result;
@@ -62,11 +62,13 @@ impl Upsample2D {
     /// # Errors
     /// When shapes do not fit.
     pub fn forward(&self, x: &Tensor, size: Option<(usize, usize)>) -> Result<Tensor> {
-        let larger = match size {
-            Some((height, width)) => upsample_nearest2d_to(x, height, width)?,
-            None => upsample_nearest2d(x)?,
-        };
-        self.conv.forward(&larger)
+        let (_, _, height, width) = x.dims4()?;
+        match size {
+            Some(size) if size != (2 * height, 2 * width) => {
+                self.conv.forward(&upsample_nearest2d_to(x, size.0, size.1)?)
+            }
+            _ => self.conv.forward_upsampled(x),
+        }
     }
 }
 

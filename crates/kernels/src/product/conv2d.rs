@@ -40,13 +40,51 @@ pub(super) fn conv2d(
     params: Conv2dParams,
     after: After<'_, Tensor>,
 ) -> Result<Tensor> {
-    conv2d_by(None, x, weight, bias, params, after)
+    conv2d_by(None, (x, Scale::One), weight, bias, params, after)
+}
+
+/// A convolution of what nearest-neighbour upsampling by two makes of `x`.
+pub(super) fn upsample_conv2d(
+    x: &Tensor,
+    weight: &PackedWeight,
+    bias: Option<&Tensor>,
+    params: Conv2dParams,
+) -> Result<Tensor> {
+    conv2d_by(None, (x, Scale::Two), weight, bias, params, After::Nothing)
+}
+
+/// How often each row and each column of a picture is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scale {
+    One,
+    Two,
+}
+
+impl Scale {
+    pub(super) fn factor(self) -> usize {
+        match self {
+            Self::One => 1,
+            Self::Two => 2,
+        }
+    }
+}
+
+/// Pixels of a row that is read twice, from `start` on, counted in what becomes of it.
+#[inline(always)]
+pub(super) fn read_twice<S: Copy>(row: &[S], start: usize, pixels: &mut [S]) {
+    let odd = (start % 2).min(pixels.len());
+    let (first, pixels) = pixels.split_at_mut(odd);
+    first.iter_mut().for_each(|pixel| *pixel = row[start / 2]);
+    let row = &row[start.div_ceil(2)..];
+    let (pairs, last) = pixels.as_chunks_mut::<2>();
+    pairs.iter_mut().zip(row).for_each(|(pair, pixel)| *pair = [*pixel; 2]);
+    last.iter_mut().for_each(|pixel| *pixel = row[pairs.len()]);
 }
 
 /// By the fastest method, or by another one.
 pub(super) fn conv2d_by(
     method: Option<Method>,
-    x: &Tensor,
+    (x, scale): (&Tensor, Scale),
     weight: &PackedWeight,
     bias: Option<&Tensor>,
     params: Conv2dParams,
@@ -59,7 +97,7 @@ pub(super) fn conv2d_by(
             x.dims()
         );
     }
-    let geometry = Geometry::new(x, weight, params)?;
+    let geometry = Geometry::new(x, scale, weight, params)?;
     let bias = bias_values("conv2d", x, weight, bias)?;
     let bias = bias.as_deref();
     // Half precision may be computed with in float32.
@@ -114,7 +152,7 @@ fn filter<S: Float, T: AsFloats>(
     bias: Option<&[f32]>,
     after: After<'_, Tensor>,
 ) -> Result<Tensor> {
-    let Geometry { batch, channels, height, width, out_channels, .. } = geometry;
+    let Geometry { batch, channels, height, width, scale, out_channels, .. } = geometry;
     let shape = [batch, out_channels, height, width];
     let mut output = Vec::new();
     with_values(x, |values: &[S]| {
@@ -129,7 +167,7 @@ fn filter<S: Float, T: AsFloats>(
                 added: Added { bias, addend },
                 values,
                 batch,
-                planes: Planes { channels, height, width },
+                planes: Planes { channels, height, width, scale },
                 transforms: Transforms::new(kernel.level, outputs),
                 shared_bytes: SHARED_BYTES,
             };
@@ -167,8 +205,10 @@ fn compute<S: Float + Source<E>, E: Source<E>, T: Stored<E>>(
 struct Geometry {
     batch: usize,
     channels: usize,
+    /// Of the picture at its scale.
     height: usize,
     width: usize,
+    scale: Scale,
     kernel_height: usize,
     kernel_width: usize,
     params: Conv2dParams,
@@ -179,9 +219,11 @@ struct Geometry {
 
 impl Geometry {
     /// Fails unless input and weight fit each other and the output can be counted.
-    fn new(x: &Tensor, weight: &PackedWeight, params: Conv2dParams) -> Result<Self> {
-        let (out_height, out_width) = output_size(x, weight.shape(), params)?;
+    fn new(x: &Tensor, scale: Scale, weight: &PackedWeight, params: Conv2dParams) -> Result<Self> {
         let (batch, channels, height, width) = x.dims4()?;
+        let [height, width] = [height, width].map(|side| side.saturating_mul(scale.factor()));
+        let size = [batch, channels, height, width];
+        let (out_height, out_width) = output_size(size, weight.shape(), params)?;
         let (out_channels, _, kernel_height, kernel_width) = weight.shape().dims4()?;
         let shape = [batch, out_channels, out_height, out_width];
         let bytes = shape.iter().try_fold(size_of::<f32>(), |bytes, &size| bytes.checked_mul(size));
@@ -193,6 +235,7 @@ impl Geometry {
             channels,
             height,
             width,
+            scale,
             kernel_height,
             kernel_width,
             params,
@@ -261,14 +304,18 @@ impl<S: Copy + Default> Pixels<'_, S> {
 
     /// What one tap of the kernel meets in one channel along a run.
     fn read(&self, run: &Run, channel: usize, tap: (usize, usize), numbers: &mut [S]) {
-        let Geometry { channels, height, width, params: Conv2dParams { stride, padding }, .. } =
-            self.geometry;
+        let Geometry { channels, height, width, scale, params, .. } = self.geometry;
+        let Conv2dParams { stride, padding } = params;
         let (y, x) = (run.y + tap.0, run.x + tap.1);
         if y < padding || y - padding >= height {
             return numbers.fill(S::default());
         }
-        let row = (run.picture * channels + channel) * height + y - padding;
-        let row = &self.values[row * width..][..width];
+        let factor = scale.factor();
+        let row = (run.picture * channels + channel) * (height / factor) + (y - padding) / factor;
+        let row = &self.values[row * (width / factor)..][..width / factor];
+        if scale == Scale::Two {
+            return read_row_twice(row, x, params, numbers);
+        }
         let reach = (numbers.len() - 1) * stride;
         if x >= padding && x - padding + reach < width {
             let row = &row[x - padding..];
@@ -291,6 +338,27 @@ impl<S: Copy + Default> Pixels<'_, S> {
             *number = x.and_then(|x| row.get(x)).copied().unwrap_or_default();
         }
     }
+}
+
+/// What one tap meets along a run, `x` being its first place in the padded picture.
+fn read_row_twice<S: Copy + Default>(row: &[S], x: usize, params: Conv2dParams, numbers: &mut [S]) {
+    let Conv2dParams { stride, padding } = params;
+    let width = 2 * row.len();
+    if stride > 1 {
+        for (index, number) in numbers.iter_mut().enumerate() {
+            let x = (x + index * stride).checked_sub(padding);
+            *number = x.and_then(|x| row.get(x / 2)).copied().unwrap_or_default();
+        }
+        return;
+    }
+    let (before, numbers) = numbers.split_at_mut(padding.saturating_sub(x).min(numbers.len()));
+    let start = x.saturating_sub(padding).min(width);
+    let (inside, after) = numbers.split_at_mut((width - start).min(numbers.len()));
+    before.fill(S::default());
+    if !inside.is_empty() {
+        read_twice(row, start, inside);
+    }
+    after.fill(S::default());
 }
 
 impl<S: Source<E>, E: Element> Activations<E> for Pixels<'_, S> {

@@ -257,6 +257,18 @@ impl PackedWeight {
         crate::conv2d::record_packed(output, x, self, bias, params)
     }
 
+    /// [`conv2d`](Self::conv2d) of [`upsample_nearest2d`](crate::upsample_nearest2d)`(x)`; where nothing is to be differentiated, that is
+    /// read from `x` and never stored.
+    ///
+    /// # Errors
+    /// Those of [`conv2d`](Self::conv2d).
+    pub fn upsample_conv2d(&self, x: &Tensor, bias: Option<&Tensor>, params: Conv2dParams) -> Result<Tensor> {
+        if tracks(x, bias, None) {
+            return self.conv2d(&crate::upsample_nearest2d(x)?, bias, params);
+        }
+        super::conv2d::upsample_conv2d(x, self, bias, params)
+    }
+
     /// [`conv2d`](Self::conv2d) plus `addend`, which has the shape and dtype of the result; where nothing is to be differentiated and all products are computed,
     /// in one pass over memory and rounded once.
     ///

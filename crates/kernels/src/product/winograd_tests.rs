@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::conv2d::{Method, conv2d_by};
+use super::conv2d::{Method, Scale, conv2d_by};
 use super::multiply::After;
 use super::packed::Numbers;
 use super::tests::{bits, levels, numbers, plain_conv2d, values};
@@ -40,7 +40,8 @@ fn winograd_at_odd_sizes() {
                 let packed = PackedWeight::pack_at(level, &weight).unwrap();
                 for method in WINOGRAD {
                     let result =
-                        conv2d_by(Some(method), &x, &packed, bias, SAME_SIZE, After::Nothing).unwrap();
+                        conv2d_by(Some(method), (&x, Scale::One), &packed, bias, SAME_SIZE, After::Nothing)
+                            .unwrap();
                     let (_, worst) = relative_errors(&result, &expected);
                     let name = format!("{level:?}, {method:?}, {:?} by {:?}", x.dims(), weight.dims());
                     assert!(worst < 2e-5, "{name}: {worst:.1e}");
@@ -60,7 +61,8 @@ fn errors_of_winograd_at_real_depths() -> Result<()> {
         for level in levels() {
             let packed = PackedWeight::pack_at(level, &weight)?;
             for (method, most) in [(Method::Direct, 4e-7), (WINOGRAD[0], 8e-7), (WINOGRAD[1], 2.5e-6)] {
-                let result = conv2d_by(Some(method), &x, &packed, None, SAME_SIZE, After::Nothing)?;
+                let result =
+                    conv2d_by(Some(method), (&x, Scale::One), &packed, None, SAME_SIZE, After::Nothing)?;
                 let (mean, worst) = relative_errors(&result, &expected);
                 println!("{level:?}, {channels} channels, {method:?}: {mean:.1e}, at most {worst:.1e}");
                 assert!(mean < most && worst < 10.0 * most, "{method:?}: {mean:.1e}, at most {worst:.1e}");
@@ -77,7 +79,14 @@ fn winograd_gives_the_bits_of_a_batchs_items() -> Result<()> {
             let weight = PackedWeight::pack_at(level, &numbers(&[100, 60, 3, 3], 1))?;
             let (pictures, bias) = (numbers(&[3, 60, 19, 21], 2), numbers(&[100], 3));
             let convolve = |pictures: &Tensor| {
-                conv2d_by(Some(method), pictures, &weight, Some(&bias), SAME_SIZE, After::Nothing)
+                conv2d_by(
+                    Some(method),
+                    (pictures, Scale::One),
+                    &weight,
+                    Some(&bias),
+                    SAME_SIZE,
+                    After::Nothing,
+                )
             };
             let together = convolve(&pictures)?;
             for item in 0..3 {
@@ -107,7 +116,7 @@ fn a_weight_is_transformed_at_once_or_in_parts() -> Result<()> {
         for outputs in [2, 4] {
             let compute = |shared_bytes| {
                 let (planes, transforms) =
-                    (Planes { channels, height, width }, Transforms::new(level, outputs));
+                    (Planes { channels, height, width, scale: Scale::One }, Transforms::new(level, outputs));
                 let values = &pixels;
                 let weight = panels;
                 let added = Added { bias: None, addend: None };
@@ -140,7 +149,14 @@ fn half_precision_is_filtered_in_float32_and_rounded_once() -> Result<()> {
                 let packed = PackedWeight::pack_at(level, &weight)?;
                 for method in WINOGRAD {
                     for (after, addend) in [(After::Nothing, &zeros), (After::Add(&added), &addend)] {
-                        let result = conv2d_by(Some(method), &x, &packed, Some(&bias), SAME_SIZE, after)?;
+                        let result = conv2d_by(
+                            Some(method),
+                            (&x, Scale::One),
+                            &packed,
+                            Some(&bias),
+                            SAME_SIZE,
+                            after,
+                        )?;
                         assert_eq!(result.dtype(), dtype);
                         for ((found, (sum, scale)), addend) in
                             values(&result).iter().zip(&expected).zip(addend)
@@ -158,17 +174,56 @@ fn half_precision_is_filtered_in_float32_and_rounded_once() -> Result<()> {
 }
 
 #[test]
+fn upsampled_pictures_are_read_where_they_are() -> Result<()> {
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        for (height, width) in [(1, 1), (1, 3), (3, 2), (5, 17), (4, 33), (9, 67)] {
+            let x = numbers(&[2, 9, height, width], 1).to_dtype(dtype)?;
+            let larger = crate::upsample_nearest2d(&x)?;
+            let weight = numbers(&[7, 9, 3, 3], 2).to_dtype(dtype)?;
+            let bias = numbers(&[7], 3).to_dtype(dtype)?;
+            for level in levels() {
+                let packed = PackedWeight::pack_at(level, &weight)?;
+                let is_in_tiles = (level, dtype) == (Level::Amx, DType::BF16);
+                let methods = [Method::Direct].into_iter().chain(WINOGRAD);
+                for method in methods.filter(|method| *method == Method::Direct || !is_in_tiles) {
+                    for stride in [1, 2] {
+                        if stride == 2 && method != Method::Direct {
+                            continue;
+                        }
+                        let params = Conv2dParams { stride, padding: 1 };
+                        let convolve = |x: &Tensor, scale| {
+                            let after = After::Nothing;
+                            conv2d_by(Some(method), (x, scale), &packed, Some(&bias), params, after)
+                        };
+                        let (found, expected) = (convolve(&x, Scale::Two)?, convolve(&larger, Scale::One)?);
+                        assert_eq!(found.dims(), expected.dims());
+                        assert!(values(&found) == values(&expected), "{level:?}, {method:?}, {dtype:?}");
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn nothing_to_filter() -> Result<()> {
     let weight = PackedWeight::pack(&numbers(&[5, 9, 3, 3], 1))?;
     for method in WINOGRAD {
-        let none =
-            conv2d_by(Some(method), &numbers(&[0, 9, 20, 20], 2), &weight, None, SAME_SIZE, After::Nothing)?;
+        let none = conv2d_by(
+            Some(method),
+            (&numbers(&[0, 9, 20, 20], 2), Scale::One),
+            &weight,
+            None,
+            SAME_SIZE,
+            After::Nothing,
+        )?;
         assert_eq!(none.dims(), [0, 5, 20, 20]);
         let no_channels = PackedWeight::pack(&numbers(&[5, 0, 3, 3], 1))?;
         let bias = numbers(&[5], 2);
         let flat = conv2d_by(
             Some(method),
-            &numbers(&[1, 0, 7, 7], 2),
+            (&numbers(&[1, 0, 7, 7], 2), Scale::One),
             &no_channels,
             Some(&bias),
             SAME_SIZE,
@@ -217,7 +272,7 @@ fn methods_in_turn() -> Result<()> {
         for _ in 0..REPETITIONS {
             for (index, method) in [Method::Direct, WINOGRAD[0], WINOGRAD[1]].into_iter().enumerate() {
                 let (start, used) = (Instant::now(), processor_seconds());
-                conv2d_by(Some(method), &x, &weight, None, SAME_SIZE, After::Nothing)?;
+                conv2d_by(Some(method), (&x, Scale::One), &weight, None, SAME_SIZE, After::Nothing)?;
                 by_clock[index] = by_clock[index].min(start.elapsed().as_secs_f64());
                 by_thread[index] = by_thread[index].min(processor_seconds() - used);
             }

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use super::conv2d::{Scale, read_twice};
 use super::level::Level;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::{Avx2, Avx512};
@@ -199,6 +200,8 @@ pub(super) struct Planes {
     pub(super) channels: usize,
     pub(super) height: usize,
     pub(super) width: usize,
+    /// How the input is read; the size is what becomes of it.
+    pub(super) scale: Scale,
 }
 
 /// What is added to each output.
@@ -416,12 +419,14 @@ fn transform_input<F: Filtering, V: Vector, S: Float, const TILES: usize>(
         let place = channel * TILES;
         for run in runs {
             let length = F::OUTPUTS * run.tiles + 2;
-            let plane = (run.picture * planes.channels + channel) * planes.height * planes.width;
+            let factor = planes.scale.factor();
+            let (plane_size, width) = (planes.height * planes.width / factor / factor, planes.width / factor);
+            let plane = (run.picture * planes.channels + channel) * plane_size;
             for (y, row) in rows.iter_mut().enumerate().take(F::POINTS) {
                 read_row(values, plane, planes, run.y + y, run.x, &mut row[..length], instructions);
                 // The next channel's row lies too far away for the processor to foresee it.
-                let next = plane + planes.height * planes.width + (run.y + y) * planes.width + run.x;
-                for index in (0..length + LANES).step_by(LANES) {
+                let next = plane + plane_size + (run.y + y) / factor * width + run.x / factor;
+                for index in (0..length / factor + LANES).step_by(LANES) {
                     prefetch(values, next + index);
                 }
             }
@@ -468,16 +473,26 @@ fn read_row<S: Float>(
     if y == 0 || y > planes.height {
         return pixels.fill(0.0);
     }
-    let row = &values[plane + (y - 1) * planes.width..][..planes.width];
-    let (row, pixels) = if x == 0 {
+    let factor = planes.scale.factor();
+    let width = planes.width / factor;
+    let row = &values[plane + (y - 1) / factor * width..][..width];
+    let (start, pixels) = if x == 0 {
         let Some((first, pixels)) = pixels.split_first_mut() else { return };
         *first = 0.0;
-        (row, pixels)
+        (0, pixels)
     } else {
-        (&row[x - 1..], pixels)
+        (x - 1, pixels)
     };
-    let (inside, beyond) = pixels.split_at_mut(row.len().min(pixels.len()));
-    convert(&row[..inside.len()], inside, instructions);
+    let (inside, beyond) = pixels.split_at_mut((planes.width - start).min(pixels.len()));
+    match planes.scale {
+        Scale::One => convert(&row[start..][..inside.len()], inside, instructions),
+        Scale::Two => {
+            let mut read = [S::zero(); LINE];
+            let read = &mut read[..inside.len()];
+            read_twice(row, start, read);
+            convert(read, inside, instructions);
+        }
+    }
     beyond.fill(0.0);
 }
 

@@ -62,6 +62,14 @@ impl Conv2d {
         self.layer.forward(x)
     }
 
+    /// [`forward`](Self::forward) of `x` upsampled by two (nearest neighbour), which is not stored where it can be read from `x`.
+    ///
+    /// # Errors
+    /// When shapes or dtypes do not fit.
+    pub fn forward_upsampled(&self, x: &Tensor) -> Result<Tensor> {
+        self.layer.forward_upsampled(x)
+    }
+
     /// [`forward`](Self::forward) plus `addend`, which has the shape of the result.
     ///
     /// # Errors

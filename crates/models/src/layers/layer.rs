@@ -1,7 +1,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use candle_core::{DType, Device, Shape, Tensor};
-use candle_diffusers_kernels::{Conv2dParams, PackedWeight, add, conv2d, geglu, linear};
+use candle_diffusers_kernels::{Conv2dParams, PackedWeight, add, conv2d, geglu, linear, upsample_nearest2d};
 
 use super::LayerAdapter;
 use super::weight::Weight;
@@ -131,6 +131,17 @@ impl Layer {
             None => output,
         };
         then.apply(output)
+    }
+
+    /// [`forward`](Self::forward) of `x` upsampled by two, which is not stored where the weight is packed and no adapter looks at it.
+    pub(super) fn forward_upsampled(&self, x: &Tensor) -> Result<Tensor> {
+        let State { weight, bias, adapter } = self.state();
+        let bias = bias.as_ref();
+        let packed = weight.packed()?.filter(|packed| packed.takes(x, bias));
+        match (self.operation, packed, adapter) {
+            (Operation::Conv2d(params), Some(packed), None) => Ok(packed.upsample_conv2d(x, bias, params)?),
+            _ => self.forward(&upsample_nearest2d(x)?),
+        }
     }
 
     /// What the layer does with its weight.
