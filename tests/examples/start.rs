@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use candle_core::DType;
 use candle_diffusers_kernels::PooledAllocator;
 use candle_diffusers_loaders::{LoadOptions, Repository};
-use candle_diffusers_pipelines::{Guidance, StableDiffusionPipeline, TextToImage, seeded_generators};
+use candle_diffusers_pipelines::{StableDiffusionPipeline, TextToImage, seeded_generators};
 use serde_json::json;
 
 #[global_allocator]
@@ -29,8 +29,7 @@ fn main() -> Result<()> {
     let loaded = start.elapsed().as_secs_f64();
     let request =
         TextToImage { prompts: vec!["a lighthouse at night, oil on canvas".into()], ..Default::default() };
-    let guidance = Guidance { scale: request.guidance_scale, rescale: request.guidance_rescale };
-    pipeline.encode_prompt(&request, &guidance)?;
+    pipeline.encode_prompt(&request)?;
     let (width, height) = pipeline.picture_size(&request)?;
     pipeline.prepare_latents(1, width, height, &mut seeded_generators(0, 1))?;
     let ready = start.elapsed().as_secs_f64();

@@ -76,9 +76,9 @@ pub(crate) struct GenerateArguments {
     /// Denoising steps
     #[arg(long, value_name = "N", default_value_t = 50, allow_negative_numbers = true)]
     pub(crate) steps: usize,
-    /// How closely the prompt is followed; 1 or less turns guidance off
-    #[arg(long, value_name = "X", default_value_t = 7.5, allow_hyphen_values = true)]
-    pub(crate) guidance_scale: f64,
+    /// How closely the prompt is followed; 1 or less turns guidance off [default: 7.5, or 5 for Stable Diffusion XL]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    pub(crate) guidance_scale: Option<f64>,
     /// How far overexposure by guidance is undone, 0 to 1
     #[arg(long, value_name = "X", default_value_t = 0.0, allow_hyphen_values = true)]
     pub(crate) guidance_rescale: f64,

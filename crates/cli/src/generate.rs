@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_diffusers_loaders::lora::UnmatchedKeys;
 use candle_diffusers_loaders::{LoadOptions, Repository};
 use candle_diffusers_pipelines::{
-    Guidance, ImageToImage, InitImage, PromptEmbeds, Schedule, StableDiffusionPipeline, StepEnd, TextToImage,
+    ImageToImage, InitImage, PromptEmbeds, Schedule, StableDiffusionPipeline, StepEnd, TextToImage,
     first_step, load_picture, seeded_generators,
 };
 use image::RgbImage;
@@ -68,7 +68,7 @@ pub(crate) fn run(arguments: &GenerateArguments, progress: &Progress) -> Result<
 /// What no model could do anything with, before one is loaded.
 fn check_numbers(arguments: &GenerateArguments) -> Result<()> {
     let finite = [
-        ("--guidance-scale", arguments.guidance_scale),
+        ("--guidance-scale", arguments.guidance_scale.unwrap_or_default()),
         ("--guidance-rescale", arguments.guidance_rescale),
         ("--eta", arguments.eta),
         ("--strength", arguments.strength),
@@ -239,13 +239,12 @@ impl Painter<'_> {
             return Ok(embeds.clone());
         }
         let arguments = self.arguments;
-        let guidance = Guidance { scale: arguments.guidance_scale, rescale: arguments.guidance_rescale };
         let request = TextToImage {
             prompts: vec![prompt.to_string()],
             negative_prompts: arguments.negative_prompt.iter().cloned().collect(),
             ..request(arguments)
         };
-        let embeds = self.pipeline.encode_prompt(&request, &guidance)?;
+        let embeds = self.pipeline.encode_prompt(&request)?;
         self.encoded = Some((prompt.to_string(), embeds.clone()));
         Ok(embeds)
     }
@@ -266,7 +265,7 @@ impl Painter<'_> {
         if let Some(schedule_type) = schedule_type {
             parameters.set("Schedule type", schedule_type);
         }
-        parameters.set("CFG scale", arguments.guidance_scale);
+        parameters.set("CFG scale", self.pipeline.guidance(&request(arguments)).scale);
         parameters.set("Seed", seed);
         parameters.set("Size", format!("{}x{}", picture.width(), picture.height()));
         parameters.set("Model", &self.model);

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use candle_diffusers_loaders::Error;
-use candle_diffusers_loaders::lora::{AdapterError, LoraModels, UnmatchedKeys};
+use candle_diffusers_loaders::lora::{AdapterError, UnmatchedKeys};
 use candle_diffusers_pipelines::StableDiffusionPipeline;
 
 use crate::output::utf8_name;
@@ -29,11 +29,7 @@ pub(crate) fn apply(
     loras: &[ScaledFile],
     unmatched: UnmatchedKeys,
 ) -> Result<()> {
-    let models = LoraModels {
-        unet: Some(&pipeline.unet),
-        text_encoder: Some(&pipeline.text_encoder),
-        ..Default::default()
-    };
+    let models = pipeline.text_encoders.lora_models(&pipeline.unet);
     // One file may be given more than once.
     let names: Vec<String> = (0..loras.len()).map(|index| index.to_string()).collect();
     for (lora, name) in loras.iter().zip(&names) {

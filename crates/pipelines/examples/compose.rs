@@ -6,7 +6,7 @@
 use candle_core::Tensor;
 use candle_diffusers_loaders::{LoadOptions, Repository};
 use candle_diffusers_pipelines::{
-    StableDiffusionPipeline, classifier_free_guidance, decode_latents, denormalize, encode_prompt,
+    StableDiffusionPipeline, TextToImage, classifier_free_guidance, decode_latents, denormalize,
     prepare_latents, to_pictures,
 };
 use candle_diffusers_schedulers::{StepOptions, TorchGenerator, scheduler_from_other};
@@ -21,8 +21,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut generator = TorchGenerator::new(0);
 
     // Text: first what the picture should not be, then what it should.
-    let texts = ["", prompt];
-    let text = encode_prompt(&models.tokenizer, &models.text_encoder, &texts, None, &device)?;
+    let request = TextToImage { prompts: vec![prompt.clone()], ..Default::default() };
+    let text = models.encode_prompt(&request)?.negative_then_prompt()?;
 
     // Noise, for a scheduler made from the folder's own.
     let mut scheduler = scheduler_from_other("DPMSolverMultistepScheduler", &models.scheduler().config())?;

@@ -1,14 +1,14 @@
 //! The loop that turns noise into a picture's latents.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use candle_core::Tensor;
-use candle_diffusers_models::{TextCache, UNet2DConditionModel, UNetConditions};
+use candle_diffusers_models::{TextCache, TextTime, UNet2DConditionModel, UNetConditions};
 use candle_diffusers_schedulers::{NoiseSource, Scheduler, StepOptions};
 
 use crate::error::{Result, argument};
 use crate::guidance::{classifier_free_guidance, guidance_scale_embedding};
-use crate::prompt::PromptEmbeds;
+use crate::prompt_embeds::PromptEmbeds;
 
 /// How [`denoise`] guides.
 #[derive(Clone, Debug)]
@@ -45,16 +45,27 @@ pub struct StepEnd<'a> {
 /// What a callback may say at the end of a step: go on, or stop and make the picture of what there is.
 pub type StepCallback<'a> = dyn FnMut(StepEnd<'_>) -> Result<ControlFlow<()>> + 'a;
 
+/// Numbers that Stable Diffusion XL is told of each picture: sizes, cuts and perhaps a score.
+#[derive(Clone, Debug)]
+pub struct TimeIds {
+    /// `(batch, numbers)`.
+    pub prompt: Tensor,
+    /// The same for the negative prompts.
+    pub negative: Tensor,
+}
+
 /// What [`denoise`] goes through the steps with.
 pub struct Denoising<'a> {
     /// Predicts the noise.
     pub unet: &'a UNet2DConditionModel,
     /// Takes the steps that it is set to.
     pub scheduler: &'a mut dyn Scheduler,
-    /// How many of the scheduler's timesteps are left out at the beginning, as image to image does.
-    pub first_step: usize,
+    /// Which of the scheduler's timesteps: image to image leaves out the first ones, a base before its refiner the last ones.
+    pub steps: Range<usize>,
     /// What the picture shows.
     pub prompt_embeds: PromptEmbeds,
+    /// What Stable Diffusion XL is told besides, with the pooled embeddings.
+    pub time_ids: Option<TimeIds>,
     /// How closely the prompt is followed.
     pub guidance: Guidance,
     /// What the scheduler may be told.
@@ -74,7 +85,7 @@ pub fn denoise(
     noise: &mut dyn NoiseSource,
     on_step_end: &mut StepCallback,
 ) -> Result<Tensor> {
-    let Denoising { unet, scheduler, first_step, mut prompt_embeds, guidance, step_options } = denoising;
+    let Denoising { unet, scheduler, steps, mut prompt_embeds, time_ids, guidance, step_options } = denoising;
     let classifier_free = guidance.is_classifier_free(unet);
     let timestep_cond = match unet.config().time_cond_proj_dim {
         Some(dim) => {
@@ -84,20 +95,30 @@ pub fn denoise(
         None => None,
     };
     let text_cache = TextCache::new();
-    let conditions = UNetConditions {
-        timestep_cond: timestep_cond.as_ref(),
-        text_cache: Some(&text_cache),
-        ..Default::default()
+    let time_ids = match time_ids {
+        Some(TimeIds { prompt, negative }) if classifier_free => Some(Tensor::cat(&[negative, prompt], 0)?),
+        time_ids => time_ids.map(|time_ids| time_ids.prompt),
     };
     let mut text = prompt_embeds.text(classifier_free)?;
-    let timesteps = scheduler.timesteps().get(first_step..).unwrap_or(&[]).to_vec();
+    let mut pooled = prompt_embeds.pooled_text(classifier_free)?;
+    let timesteps = scheduler.timesteps().get(steps.clone()).unwrap_or(&[]).to_vec();
     if timesteps.is_empty() {
-        let problem = format!("is {first_step} of {}, so that none is left", scheduler.timesteps().len());
-        return argument("first_step", problem);
+        let problem = format!("are {steps:?} of {}, so that none is left", scheduler.timesteps().len());
+        return argument("steps", problem);
     }
     for (index, &timestep) in timesteps.iter().enumerate() {
         let input = if classifier_free { Tensor::cat(&[&latents, &latents], 0)? } else { latents.clone() };
         let input = scheduler.scale_model_input(&input, timestep)?;
+        let added = match (&pooled, &time_ids) {
+            (Some(text_embeds), Some(time_ids)) => Some(TextTime { text_embeds, time_ids }),
+            _ => None,
+        };
+        let conditions = UNetConditions {
+            timestep_cond: timestep_cond.as_ref(),
+            text_cache: Some(&text_cache),
+            added,
+            ..Default::default()
+        };
         let mut model_output = unet.forward(&input, &[timestep], &text, conditions)?;
         if classifier_free {
             model_output = classifier_free_guidance(&model_output, guidance.scale, guidance.rescale)?;
@@ -116,6 +137,7 @@ pub fn denoise(
         }
         if !prompt_embeds.is_same(&before) {
             text = prompt_embeds.text(classifier_free)?;
+            pooled = prompt_embeds.pooled_text(classifier_free)?;
         }
     }
     Ok(latents)

@@ -1,7 +1,7 @@
 //! The noise that a picture begins as, and the picture that latents decode to.
 
 use candle_core::{DType, Device, Tensor};
-use candle_diffusers_models::AutoencoderKL;
+use candle_diffusers_models::{AutoencoderKL, AutoencoderKLConfig};
 use candle_diffusers_schedulers::{NoiseSource, Scheduler};
 
 use crate::error::{Result, argument};
@@ -31,8 +31,8 @@ pub fn scale_initial_latents(latents: &Tensor, scheduler: &dyn Scheduler) -> Res
     Ok((latents * scheduler.init_noise_sigma())?)
 }
 
-/// Latents of pictures `(pictures, 3, height, width)` with values from -1 to 1: one draw from what the VAE says of each, times its
-/// `scaling_factor`; `(batch, channels, height / factor, width / factor)`.
+/// Latents of pictures `(pictures, 3, height, width)` with values from -1 to 1: one draw from what the VAE says of each, scaled
+/// as diffusion models see them ([`scale_latents`]); `(batch, channels, height / factor, width / factor)`.
 ///
 /// `batch` is a multiple of the pictures, which are taken one after the other, again and again. Where `noise` has a generator for each of the
 /// batch, each draws its own latents; where it has one for all, it draws once for each picture, as in diffusers.
@@ -57,7 +57,43 @@ pub fn encode_pictures(
     let noise = noise.randn(&shape, mean.dtype(), mean.device())?;
     let draw = |i: usize| Ok(distributions[i % count].sample(&noise.narrow(0, i, 1)?)?);
     let latents = Tensor::cat(&(0..draws).map(draw).collect::<Result<Vec<_>>>()?, 0)?;
-    repeat_all(&(latents * vae.config().scaling_factor)?, batch)
+    repeat_all(&scale_latents(vae.config(), &latents)?, batch)
+}
+
+/// A VAE's latents as a diffusion model sees them: times `scaling_factor`, and brought to mean 0 and deviation 1 where the config knows theirs.
+///
+/// # Errors
+/// When the config has statistics of another number of channels.
+pub fn scale_latents(config: &AutoencoderKLConfig, latents: &Tensor) -> Result<Tensor> {
+    match latents_statistics(config, latents)? {
+        Some([mean, std]) => {
+            Ok((latents.broadcast_sub(&mean)? * config.scaling_factor)?.broadcast_div(&std)?)
+        }
+        None => Ok((latents * config.scaling_factor)?),
+    }
+}
+
+/// Undoes [`scale_latents`].
+///
+/// # Errors
+/// When the config has statistics of another number of channels.
+pub fn unscale_latents(config: &AutoencoderKLConfig, latents: &Tensor) -> Result<Tensor> {
+    match latents_statistics(config, latents)? {
+        Some([mean, std]) => {
+            Ok((latents.broadcast_mul(&std)? / config.scaling_factor)?.broadcast_add(&mean)?)
+        }
+        None => Ok((latents / config.scaling_factor)?),
+    }
+}
+
+/// `latents_mean` and `latents_std` as `(1, channels, 1, 1)`, where the config has both.
+fn latents_statistics(config: &AutoencoderKLConfig, latents: &Tensor) -> Result<Option<[Tensor; 2]>> {
+    let (Some(mean), Some(std)) = (&config.latents_mean, &config.latents_std) else { return Ok(None) };
+    let channels = |values: &[f64]| -> Result<Tensor> {
+        let values = Tensor::new(values, latents.device())?.to_dtype(latents.dtype())?;
+        Ok(values.reshape((1, (), 1, 1))?)
+    };
+    Ok(Some([channels(mean)?, channels(std)?]))
 }
 
 /// `latents` of one or several pictures as those of a whole batch: all of them, again and again.
@@ -77,12 +113,6 @@ fn check_repeats(what: &'static str, count: usize, batch: usize) -> Result<()> {
     argument(what, format!("are {count}, expected 1, or as many as the {batch} pictures to paint"))
 }
 
-/// The first of `steps` that image to image takes: the last `strength` of them, rounded down. None where no step is left.
-pub fn first_step(steps: usize, strength: f64) -> Option<usize> {
-    let taken = ((steps as f64 * strength) as usize).min(steps);
-    (taken > 0).then_some(steps - taken)
-}
-
 /// Decodes latents `(batch, latent_channels, height, width)` to `(batch, 3, factor * height, factor * width)`, values about -1 to 1.
 ///
 /// Pictures are decoded one after the other: that takes no longer and a batch's memory less. One that comes out of half precision with
@@ -92,8 +122,8 @@ pub fn first_step(steps: usize, strength: f64) -> Option<usize> {
 /// # Errors
 /// When shapes do not fit.
 pub fn decode_latents(vae: &AutoencoderKL, latents: &Tensor) -> Result<Tensor> {
-    let scaling_factor = vae.config().scaling_factor;
-    let scaled = (latents / scaling_factor)?;
+    // In the VAE's dtype, which may be a wider one.
+    let scaled = unscale_latents(vae.config(), &latents.to_dtype(vae.dtype())?)?;
     let mut in_float32 = None;
     let mut pictures = Vec::new();
     for i in 0..latents.dim(0)? {
@@ -109,7 +139,7 @@ pub fn decode_latents(vae: &AutoencoderKL, latents: &Tensor) -> Result<Tensor> {
                 Some(vae) => vae,
                 None => in_float32.insert(vae.to_dtype(DType::F32)?),
             };
-            let latents = (latents.to_dtype(DType::F32)? / scaling_factor)?;
+            let latents = unscale_latents(vae.config(), &latents.to_dtype(DType::F32)?)?;
             picture = vae_in_float32.decode(&latents)?.to_dtype(vae.dtype())?;
         }
         pictures.push(picture);

@@ -7,23 +7,29 @@ mod image_processor;
 mod latents;
 mod memory;
 mod prompt;
+mod prompt_embeds;
 mod safety_checker;
 mod scheduler_config;
 mod stable_diffusion;
+mod timesteps;
 
-pub use denoise::{Denoising, Guidance, StepCallback, StepEnd, denoise};
+pub use denoise::{Denoising, Guidance, StepCallback, StepEnd, TimeIds, denoise};
 pub use error::{Error, Result};
 pub use guidance::{classifier_free_guidance, guidance_scale_embedding};
 pub use image_processor::{
     ClipImageProcessor, Filter, denormalize, from_pictures, load_picture, normalize, resize, resize_with,
     to_pictures,
 };
-pub use latents::{decode_latents, encode_pictures, first_step, prepare_latents, scale_initial_latents};
+pub use latents::{
+    decode_latents, encode_pictures, prepare_latents, scale_initial_latents, scale_latents, unscale_latents,
+};
 pub use memory::working_memory;
-pub use prompt::{PromptEmbeds, encode_prompt, maybe_convert_prompt};
+pub use prompt::{encode_prompt, maybe_convert_prompt};
+pub use prompt_embeds::{PooledPromptEmbeds, PromptEmbeds};
 pub use safety_checker::SafetyChecker;
 pub use scheduler_config::load_scheduler_config;
 pub use stable_diffusion::{
-    ImageToImage, InitImage, Schedule, StableDiffusionPipeline, StableDiffusionPipelineOutput, TextToImage,
-    seeded_generators,
+    ClipEncoder, ImageToImage, InitImage, MicroConditions, Schedule, StableDiffusionPipeline,
+    StableDiffusionPipelineOutput, TextEncoders, TextToImage, XlEncoders, seeded_generators,
 };
+pub use timesteps::{first_step, first_step_from, steps_until};

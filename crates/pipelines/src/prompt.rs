@@ -8,61 +8,6 @@ use candle_diffusers_models::ClipTextModel;
 
 use crate::error::{Result, argument};
 
-/// Text as the UNet sees it.
-#[derive(Clone, Debug)]
-pub struct PromptEmbeds {
-    /// `(batch, tokens, hidden_size)`.
-    pub prompt: Tensor,
-    /// The same for the negative prompts, which guidance needs.
-    pub negative: Option<Tensor>,
-}
-
-impl PromptEmbeds {
-    /// `(2 * batch, tokens, hidden_size)`: the negative prompts, then the prompts.
-    ///
-    /// # Errors
-    /// When there are no negative prompts, or their shape is another.
-    pub fn negative_then_prompt(&self) -> Result<Tensor> {
-        let Some(negative) = &self.negative else {
-            return argument("negative_prompt_embeds", "are missing, but guidance needs them");
-        };
-        if negative.dims() != self.prompt.dims() {
-            let problem =
-                format!("are {:?}, but prompt_embeds are {:?}", negative.dims(), self.prompt.dims());
-            return argument("negative_prompt_embeds", problem);
-        }
-        Ok(Tensor::cat(&[negative, &self.prompt], 0)?)
-    }
-
-    /// What the UNet sees with each step: with `classifier_free` guidance [`negative_then_prompt`](Self::negative_then_prompt), else the prompts.
-    ///
-    /// # Errors
-    /// Those of [`negative_then_prompt`](Self::negative_then_prompt).
-    pub fn text(&self, classifier_free: bool) -> Result<Tensor> {
-        if classifier_free { self.negative_then_prompt() } else { Ok(self.prompt.clone()) }
-    }
-
-    /// Whether both are the very same tensors.
-    pub(crate) fn is_same(&self, other: &Self) -> bool {
-        let ids = |embeds: &Self| (embeds.prompt.id(), embeds.negative.as_ref().map(Tensor::id));
-        ids(self) == ids(other)
-    }
-
-    /// Each prompt `count` times in a row, for as many pictures of it.
-    ///
-    /// # Errors
-    /// Those of the device.
-    pub fn repeat_each(&self, count: usize) -> Result<Self> {
-        let repeat = |embeds: &Tensor| -> Result<Tensor> {
-            let (batch, tokens, width) = embeds.dims3()?;
-            let repeated = embeds.unsqueeze(1)?.expand((batch, count, tokens, width))?;
-            Ok(repeated.contiguous()?.reshape((batch * count, tokens, width))?)
-        };
-        let negative = self.negative.as_ref().map(repeat).transpose()?;
-        Ok(Self { prompt: repeat(&self.prompt)?, negative })
-    }
-}
-
 /// The longest prompt that embeddings may make, in bytes: far more than a text encoder sees.
 const MAX_CONVERTED_BYTES: usize = 4 << 20;
 
@@ -115,6 +60,25 @@ pub fn encode_prompt(
     clip_skip: Option<usize>,
     device: &Device,
 ) -> Result<Tensor> {
+    let ids = token_ids(tokenizer, prompts, device)?;
+    let Some(clip_skip) = clip_skip else {
+        return Ok(text_encoder.forward(&ids)?.last_hidden_state);
+    };
+    let layers = text_encoder.num_hidden_layers();
+    if clip_skip > layers {
+        let problem = format!("is {clip_skip}, but the text encoder has only {layers} layers");
+        return argument("clip_skip", problem);
+    }
+    let hidden_state = text_encoder.hidden_state(&ids, layers - clip_skip)?;
+    Ok(text_encoder.final_layer_norm(&hidden_state)?)
+}
+
+/// What a text encoder is given, `(prompts.len(), tokens)`; textual inversions are written out, and what is cut is told.
+pub(crate) fn token_ids(
+    tokenizer: &ClipTokenizer,
+    prompts: &[impl AsRef<str>],
+    device: &Device,
+) -> Result<Tensor> {
     let mut ids = Vec::new();
     for prompt in prompts {
         let encoded = tokenizer.encode(&maybe_convert_prompt(prompt.as_ref(), tokenizer)?)?;
@@ -128,17 +92,7 @@ pub fn encode_prompt(
         ids.extend(encoded.ids);
     }
     let tokens = ids.len() / prompts.len().max(1);
-    let ids = Tensor::from_vec(ids, (prompts.len(), tokens), device)?;
-    let Some(clip_skip) = clip_skip else {
-        return Ok(text_encoder.forward(&ids)?.last_hidden_state);
-    };
-    let layers = text_encoder.num_hidden_layers();
-    if clip_skip > layers {
-        let problem = format!("is {clip_skip}, but the text encoder has only {layers} layers");
-        return argument("clip_skip", problem);
-    }
-    let hidden_state = text_encoder.hidden_state(&ids, layers - clip_skip)?;
-    Ok(text_encoder.final_layer_norm(&hidden_state)?)
+    Ok(Tensor::from_vec(ids, (prompts.len(), tokens), device)?)
 }
 
 /// A long text's beginning and end.

@@ -1,55 +1,67 @@
-//! Text to image with Stable Diffusion 1.x and 2.x (diffusers' `pipelines/stable_diffusion/pipeline_stable_diffusion.py`).
+//! Text to image with Stable Diffusion 1.x, 2.x and XL (diffusers' `pipelines/stable_diffusion/pipeline_stable_diffusion.py` and
+//! `pipelines/stable_diffusion_xl/pipeline_stable_diffusion_xl.py`).
 
 mod image_to_image;
 mod load;
+mod load_scheduler;
+mod load_text_encoders;
 mod lora;
+mod micro_conditions;
 mod output;
 mod request;
+mod text_encoders;
 mod textual_inversion;
 
+use std::ops::Range;
+
 use candle_core::{DType, Device, Tensor};
-use candle_diffusers_loaders::ClipTokenizer;
 use candle_diffusers_loaders::lora::LoraAdapters;
-use candle_diffusers_models::{AutoencoderKL, ClipTextModel, UNet2DConditionModel};
+use candle_diffusers_models::{AutoencoderKL, UNet2DConditionModel};
 use candle_diffusers_schedulers::{
     NoiseSource, Scheduler, StepOptions, TorchGenerator, scheduler_with_overrides,
 };
 use serde_json::{Map, Value};
 
 pub use image_to_image::{ImageToImage, InitImage};
+pub use micro_conditions::MicroConditions;
 pub use output::StableDiffusionPipelineOutput;
 pub use request::{Schedule, TextToImage};
+pub use text_encoders::{ClipEncoder, TextEncoders, XlEncoders};
+
+use micro_conditions::time_ids;
 
 use crate::denoise::{Denoising, Guidance, StepCallback, denoise};
 use crate::error::{Result, argument};
 use crate::image_processor::denormalize;
 use crate::latents::{decode_latents, prepare_latents, scale_initial_latents};
 use crate::memory::{check_memory, working_memory};
-use crate::prompt::{PromptEmbeds, encode_prompt};
+use crate::prompt_embeds::PromptEmbeds;
 use crate::safety_checker::SafetyChecker;
+use crate::timesteps::steps_until;
 
 /// The models that paint from a text, and the stages in which they do: [`encode_prompt`](Self::encode_prompt),
 /// [`prepare_latents`](Self::prepare_latents), [`denoise`](crate::denoise()) and [`decode_latents`](Self::decode_latents).
 ///
-/// The models are public, so that they can be shared with a pipeline of one's own.
+/// It paints with Stable Diffusion 1, 2 and XL and XL's refiner: they differ in how they read prompts ([`TextEncoders`]) and in what they are
+/// told besides ([`MicroConditions`]). The models are public, so that they can be shared with a pipeline of one's own.
 pub struct StableDiffusionPipeline {
-    /// Words to token ids.
-    pub tokenizer: ClipTokenizer,
-    /// Token ids to embeddings.
-    pub text_encoder: ClipTextModel,
+    /// Words to embeddings.
+    pub text_encoders: TextEncoders,
     /// Predicts the noise in latents.
     pub unet: UNet2DConditionModel,
     /// Between latents and pictures.
     pub vae: AutoencoderKL,
     /// Makes pictures black that are not to be shown; pictures are not checked without one.
     pub safety_checker: Option<SafetyChecker>,
-    /// The LoRAs on the UNet and the text encoder.
+    /// The LoRAs on the UNet and the text encoders.
     pub loras: LoraAdapters,
     scheduler: Box<dyn Scheduler>,
     /// What another scheduler is made from.
     scheduler_config: Value,
     /// Latent height and width where a request names none.
     pub sample_size: Option<(usize, usize)>,
+    /// Whether the model is told how beautiful a picture is, as Stable Diffusion XL's refiner.
+    pub requires_aesthetics_score: bool,
     /// Where the models are.
     pub device: Device,
     /// In which dtype they compute.
@@ -103,9 +115,13 @@ impl StableDiffusionPipeline {
         noise: &mut dyn NoiseSource,
         on_step_end: &mut StepCallback,
     ) -> Result<Tensor> {
-        request.check()?;
+        self.check(request)?;
+        if self.requires_aesthetics_score {
+            return argument("image", "is missing: this model is a refiner, which paints from a picture");
+        }
         let (width, height) = self.picture_size(request)?;
         self.set_schedule(&request.schedule)?;
+        let steps = self.steps(0, request)?;
         let prompt_embeds = self.encode_request(request)?;
         let latents = match &request.latents {
             Some(latents) => {
@@ -113,7 +129,27 @@ impl StableDiffusionPipeline {
             }
             None => self.prepare_latents(prompt_embeds.prompt.dim(0)?, width, height, noise)?,
         };
-        self.denoise_request(request, latents, 0, prompt_embeds, noise, on_step_end)
+        let numbers = request.micro_conditions.text_to_image((height, width));
+        denoise(latents, self.denoising(request, steps, prompt_embeds, numbers)?, noise, on_step_end)
+    }
+
+    /// What can be told of a request before any work.
+    fn check(&self, request: &TextToImage) -> Result<()> {
+        request.check()?;
+        self.text_encoders.check(request)?;
+        let is_xl = matches!(self.text_encoders, TextEncoders::Xl(_));
+        if !is_xl && request.micro_conditions != MicroConditions::default() {
+            let problem =
+                "are given (sizes, crops or scores), but only Stable Diffusion XL takes them; leave them out";
+            return argument("micro_conditions", problem);
+        }
+        match &request.prompt_embeds {
+            Some(embeds) if is_xl && embeds.pooled.is_none() => argument(
+                "pooled_prompt_embeds",
+                "are missing: Stable Diffusion XL takes them with prompt_embeds",
+            ),
+            _ => Ok(()),
+        }
     }
 
     fn set_schedule(&mut self, schedule: &Schedule) -> Result<()> {
@@ -125,34 +161,61 @@ impl StableDiffusionPipeline {
         Ok(())
     }
 
+    /// The steps that are taken from the first one on.
+    fn steps(&self, first: usize, request: &TextToImage) -> Result<Range<usize>> {
+        let scheduler = self.scheduler.as_ref();
+        let Some(end) = request.denoising_end else { return Ok(first..scheduler.timesteps().len()) };
+        let steps = steps_until(scheduler, first, end);
+        if steps.is_empty() {
+            let problem = format!(
+                "is {end}, which of {} steps leaves none; give more steps or a larger part of them",
+                request.schedule.steps()
+            );
+            return argument("denoising_end", problem);
+        }
+        Ok(steps)
+    }
+
     /// The text of each picture.
     fn encode_request(&self, request: &TextToImage) -> Result<PromptEmbeds> {
         let prompt_embeds = match &request.prompt_embeds {
             Some(embeds) => embeds.clone(),
-            None => self.encode_prompt(request, &request.guidance())?,
+            None => self.encode_prompt(request)?,
         };
         prompt_embeds.repeat_each(request.num_images_per_prompt)
     }
 
-    /// Takes the steps from the first one on.
-    fn denoise_request(
+    /// What goes through the steps; `numbers` are those of [`MicroConditions`], which only Stable Diffusion XL is told.
+    fn denoising(
         &mut self,
         request: &TextToImage,
-        latents: Tensor,
-        first_step: usize,
+        steps: Range<usize>,
         prompt_embeds: PromptEmbeds,
-        noise: &mut dyn NoiseSource,
-        on_step_end: &mut StepCallback,
-    ) -> Result<Tensor> {
-        let denoising = Denoising {
+        numbers: [Vec<f64>; 2],
+    ) -> Result<Denoising<'_>> {
+        let batch = prompt_embeds.prompt.dim(0)?;
+        let time_ids = match self.text_encoders {
+            TextEncoders::Clip(_) => None,
+            TextEncoders::Xl(_) => Some(time_ids(numbers, batch, self.dtype, &self.device)?),
+        };
+        Ok(Denoising {
+            guidance: self.guidance(request),
             unet: &self.unet,
             scheduler: self.scheduler.as_mut(),
-            first_step,
+            steps,
             prompt_embeds,
-            guidance: request.guidance(),
+            time_ids,
             step_options: StepOptions { eta: request.eta, ..Default::default() },
+        })
+    }
+
+    /// How a request is guided: as it says, or else as is usual for the model.
+    pub fn guidance(&self, request: &TextToImage) -> Guidance {
+        let usual = match self.text_encoders {
+            TextEncoders::Clip(_) => 7.5,
+            TextEncoders::Xl(_) => 5.0,
         };
-        denoise(latents, denoising, noise, on_step_end)
+        Guidance { scale: request.guidance_scale.unwrap_or(usual), rescale: request.guidance_rescale }
     }
 
     /// The embeddings of the request's prompts, and of its negative prompts where guidance asks for them; one for each prompt.
@@ -160,17 +223,10 @@ impl StableDiffusionPipeline {
     /// As in diffusers, `clip_skip` does not apply to negative prompts.
     ///
     /// # Errors
-    /// When there are not as many negative prompts as prompts.
-    pub fn encode_prompt(&self, request: &TextToImage, guidance: &Guidance) -> Result<PromptEmbeds> {
-        let encode = |prompts: &[String], clip_skip| {
-            encode_prompt(&self.tokenizer, &self.text_encoder, prompts, clip_skip, &self.device)
-        };
-        let negative = if guidance.is_classifier_free(&self.unet) {
-            Some(encode(&request.negative_prompts_per_prompt()?, None)?)
-        } else {
-            None
-        };
-        Ok(PromptEmbeds { prompt: encode(&request.prompts, request.clip_skip)?, negative })
+    /// When there are not as many of one kind of prompts as of the others, or there are texts for a text encoder that the model lacks.
+    pub fn encode_prompt(&self, request: &TextToImage) -> Result<PromptEmbeds> {
+        let classifier_free = self.guidance(request).is_classifier_free(&self.unet);
+        self.text_encoders.encode(request, classifier_free, &self.device)
     }
 
     /// Noise for `count` pictures of `width` by `height` pixels, `(count, channels, height / factor, width / factor)`, scaled for the

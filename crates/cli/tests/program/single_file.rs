@@ -152,8 +152,6 @@ fn files_that_are_no_whole_model() {
         &listed("small_inpainting"),
         &["Stable Diffusion 1, inpainting", "StableDiffusionInpaintPipeline"],
     );
-    refuse(&listed("small_sdxl"), &["Stable Diffusion XL", "StableDiffusionXLPipeline"]);
-    refuse(&listed("small_refiner"), &["Stable Diffusion XL refiner"]);
     refuse(
         &named(&["lora_unet_conv_in.lora_down.weight", "lora_unet_conv_in.lora_up.weight"]),
         &["LoRA", "--lora"],

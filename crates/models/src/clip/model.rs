@@ -241,6 +241,7 @@ pub(super) fn input_error(input: &'static str, problem: String) -> Error {
 pub struct ClipTextModelWithProjection {
     text_model: ClipTextModel,
     text_projection: Linear,
+    projection_dim: usize,
 }
 
 impl ClipTextModelWithProjection {
@@ -251,7 +252,8 @@ impl ClipTextModelWithProjection {
     pub fn new(config: &ClipTextConfig, vb: VarBuilder) -> Result<Self> {
         let projection = vb.pp("text_projection");
         let text_projection = Linear::without_bias(config.hidden_size, config.projection_dim, projection)?;
-        Ok(Self { text_model: ClipTextModel::new(config, vb)?, text_projection })
+        let projection_dim = config.projection_dim;
+        Ok(Self { text_model: ClipTextModel::new(config, vb)?, text_projection, projection_dim })
     }
 
     /// Runs all layers. `input_ids` is `(batch, tokens)` of an integer dtype, with at most `max_position_embeddings` tokens.
@@ -263,6 +265,11 @@ impl ClipTextModelWithProjection {
             self.text_model.forward(input_ids)?;
         let text_embeds = self.text_projection.forward(&pooler_output)?;
         Ok(ClipTextModelOutput { text_embeds, last_hidden_state, hidden_states })
+    }
+
+    /// The width of `text_embeds`.
+    pub fn projection_dim(&self) -> usize {
+        self.projection_dim
     }
 
     /// The encoder without the projection.

@@ -5,10 +5,11 @@ use candle_diffusers_schedulers::NoiseSource;
 use image::RgbImage;
 
 use super::{StableDiffusionPipeline, StableDiffusionPipelineOutput, TextToImage};
-use crate::denoise::StepCallback;
+use crate::denoise::{StepCallback, denoise};
 use crate::error::{Result, argument};
 use crate::image_processor::{from_pictures, normalize, resize};
-use crate::latents::{encode_pictures, first_step, repeat_all};
+use crate::latents::{encode_pictures, repeat_all};
+use crate::timesteps::first_step;
 
 /// What to paint from what. The picture gets noise as at one of the schedule's steps, and is denoised from there.
 #[derive(Clone, Debug)]
@@ -58,7 +59,7 @@ impl StableDiffusionPipeline {
         on_step_end: &mut StepCallback,
     ) -> Result<Tensor> {
         let ImageToImage { text, image, strength } = request;
-        text.check()?;
+        self.check(text)?;
         check_strength(*strength)?;
         if text.latents.is_some() {
             return argument("latents", "are given, but image to image begins with an image");
@@ -83,11 +84,12 @@ impl StableDiffusionPipeline {
             );
             return argument("strength", problem);
         };
+        let steps = self.steps(first, text)?;
         let prompt_embeds = self.encode_request(text)?;
         let image = match image {
             InitImage::Pictures(pictures) => {
                 let pictures = from_pictures(&pictures)?.to_device(&self.device)?.to_dtype(self.dtype)?;
-                encode_pictures(&self.vae, &normalize(&pictures)?, batch, noise)?
+                encode_pictures(&self.vae, &normalize(&pictures)?, batch, noise)?.to_dtype(self.dtype)?
             }
             InitImage::Latents(latents) => {
                 repeat_all(&latents.to_device(&self.device)?.to_dtype(self.dtype)?, batch)?
@@ -101,7 +103,11 @@ impl StableDiffusionPipeline {
             // The loop says that no step is left.
             None => image,
         };
-        self.denoise_request(text, latents, first, prompt_embeds, noise, on_step_end)
+        let factor = self.vae.config().vae_scale_factor();
+        let (_, _, height, width) = latents.dims4()?;
+        let size = (height * factor, width * factor);
+        let numbers = text.micro_conditions.image_to_image(size, self.requires_aesthetics_score);
+        denoise(latents, self.denoising(text, steps, prompt_embeds, numbers)?, noise, on_step_end)
     }
 
     /// Pictures of the size that will be painted; latents as they are, when they are of this model.

@@ -2,19 +2,17 @@ use std::path::Path;
 
 use candle_diffusers_loaders::lora::LoraAdapters;
 use candle_diffusers_loaders::{
-    ClipTokenizer, LoadOptions, ModelIndex, ReadOptions, Repository, check_variant, load_text_encoder,
-    load_unet, load_vae,
+    LoadOptions, ModelIndex, ReadOptions, Repository, check_variant, load_unet, load_vae,
 };
-use candle_diffusers_models::{AutoencoderKL, UNet2DConditionConfig, UNet2DConditionModel};
-use candle_diffusers_schedulers::{
-    Error as SchedulerError, Scheduler, scheduler_from_other, scheduler_with_overrides,
-};
-use serde_json::{Map, Value, json};
+use candle_diffusers_models::{AutoencoderKLConfig, Error as ModelError, UNet2DConditionConfig};
+use candle_diffusers_schedulers::Scheduler;
+use serde_json::{Map, Value};
 
 use super::StableDiffusionPipeline;
+use super::load_scheduler::{load_other_scheduler, load_scheduler};
+use super::load_text_encoders::{check_text, load_clip, load_xl, read_flag};
 use crate::error::{Error, Result};
 use crate::safety_checker::SafetyChecker;
-use crate::scheduler_config::load_scheduler_config;
 
 impl StableDiffusionPipeline {
     /// Loads a checkpoint that is one file (`.safetensors`, `.ckpt`): the same pipeline, to the last bit, as of the folder that
@@ -37,7 +35,9 @@ impl StableDiffusionPipeline {
     /// # Errors
     /// When a file is missing or damaged, a config has a field that is not supported, or the folder is of another kind of model.
     pub fn load(repository: &Repository, options: &LoadOptions) -> Result<Self> {
-        Self::load_parts(repository, options, |class_name| load_scheduler(repository, class_name))
+        Self::load_parts(repository, options, |family, class_name| {
+            load_scheduler(repository, family, class_name)
+        })
     }
 
     /// Like [`load`](Self::load) and then [`set_scheduler`](Self::set_scheduler), also where the folder's own scheduler is one that
@@ -51,8 +51,8 @@ impl StableDiffusionPipeline {
         class_name: &str,
         overrides: &Map<String, Value>,
     ) -> Result<Self> {
-        Self::load_parts(repository, options, |folders_class| {
-            load_other_scheduler(repository, folders_class, class_name, overrides)
+        Self::load_parts(repository, options, |family, folders_class| {
+            load_other_scheduler(repository, family, folders_class, class_name, overrides)
         })
     }
 
@@ -60,25 +60,40 @@ impl StableDiffusionPipeline {
     fn load_parts(
         repository: &Repository,
         options: &LoadOptions,
-        scheduler: impl FnOnce(&str) -> Result<(Box<dyn Scheduler>, Value)>,
+        scheduler: impl FnOnce(Family, &str) -> Result<(Box<dyn Scheduler>, Value)>,
     ) -> Result<Self> {
         let index = ModelIndex::load(repository)?;
-        check_kind(repository, &index)?;
+        let family = family(repository, &index)?;
         if let Some(variant) = &options.variant {
             check_variant(repository, &index, variant)?;
         }
-        let (scheduler, scheduler_config) = scheduler(&index.component("scheduler")?.class_name)?;
-        let tokenizer = ClipTokenizer::load(repository, "tokenizer")?;
+        let (scheduler, scheduler_config) = scheduler(family, &index.component("scheduler")?.class_name)?;
+        let unet_json = repository.read_json("unet/config.json")?;
+        let unet_config = in_file(repository, "unet", UNet2DConditionConfig::from_json(&unet_json))?;
+        let vae_json = repository.read_json("vae/config.json")?;
+        let vae_config = in_file(repository, "vae", AutoencoderKLConfig::from_json(&vae_json))?;
+        check_channels(repository, &unet_config, &vae_config)?;
+        let requires_aesthetics_score = read_flag(&index, "requires_aesthetics_score", false)?;
+        let (text_encoders, sample_size, vae_dtype) = match family {
+            Family::Clip => {
+                let sample_size = trained_size(&unet_json, &unet_config);
+                (load_clip(repository, options)?, sample_size, options.dtype)
+            }
+            Family::Xl => {
+                let vae_dtype = vae_config.decode_dtype(options.dtype);
+                (load_xl(repository, &index, options)?, unet_config.sample_size, vae_dtype)
+            }
+        };
+        check_text(repository, &unet_config, &text_encoders, requires_aesthetics_score)?;
         let unet = load_unet(repository, "unet", options)?;
-        let sample_size = trained_size(&repository.read_json("unet/config.json")?, unet.config());
-        let text_encoder = load_text_encoder(repository, "text_encoder", options)?;
-        let vae = load_vae(repository, "vae", options)?;
-        check_channels(repository, &unet, &vae)?;
-        let safety_checker = SafetyChecker::load(repository, &index, options)?;
-        let (device, dtype) = (options.device.clone(), options.dtype);
+        let vae = load_vae(repository, "vae", &LoadOptions { dtype: vae_dtype, ..options.clone() })?;
+        // Pipelines of Stable Diffusion XL have none.
+        let safety_checker = match family {
+            Family::Clip => SafetyChecker::load(repository, &index, options)?,
+            Family::Xl => None,
+        };
         Ok(Self {
-            tokenizer,
-            text_encoder,
+            text_encoders,
             unet,
             vae,
             safety_checker,
@@ -86,86 +101,54 @@ impl StableDiffusionPipeline {
             scheduler,
             scheduler_config,
             sample_size,
-            device,
-            dtype,
+            requires_aesthetics_score,
+            device: options.device.clone(),
+            dtype: options.dtype,
         })
     }
 }
 
+/// What differs in how models are loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    /// Stable Diffusion 1 and 2.
+    Clip,
+    /// Stable Diffusion XL and its refiner.
+    Xl,
+}
+
 /// Only models that this pipeline reads as they are meant.
-fn check_kind(repository: &Repository, index: &ModelIndex) -> Result<()> {
-    let known = ["StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"];
-    if !known.contains(&index.class_name.as_str()) {
-        let (file, what) = match repository.single_file_model() {
-            Some(model) => (repository.name(), format!("is a checkpoint of {}, for a", model.title())),
-            None => (index.file(), "is the index of a".to_string()),
-        };
-        let problem = format!(
-            "{what} {}, which does not paint from a text alone yet; expected a StableDiffusionPipeline",
-            index.class_name
-        );
-        return Err(Error::Folder { file: file.into(), problem });
-    }
-    for component in ["unet", "vae", "text_encoder", "tokenizer"] {
+fn family(repository: &Repository, index: &ModelIndex) -> Result<Family> {
+    let (family, components): (_, &[&str]) = match index.class_name.as_str() {
+        "StableDiffusionPipeline" | "StableDiffusionImg2ImgPipeline" => {
+            (Family::Clip, &["unet", "vae", "text_encoder", "tokenizer"])
+        }
+        "StableDiffusionXLPipeline" | "StableDiffusionXLImg2ImgPipeline" => {
+            (Family::Xl, &["unet", "vae", "text_encoder_2", "tokenizer_2"])
+        }
+        other => {
+            let (file, what) = match repository.single_file_model() {
+                Some(model) => (repository.name(), format!("is a checkpoint of {}, for a", model.title())),
+                None => (index.file(), "is the index of a".to_string()),
+            };
+            let problem = format!(
+                "{what} {other}, which does not paint from a text alone yet; expected a StableDiffusionPipeline or a StableDiffusionXLPipeline",
+            );
+            return Err(Error::Folder { file: file.into(), problem });
+        }
+    };
+    for component in components {
         index.component(component)?;
     }
-    Ok(())
+    Ok(family)
 }
 
-/// The folder's scheduler and its config: of the class that model_index.json names, whatever class the config is of, and with two
-/// settings put right that diffusers puts right when it builds this pipeline: folders from 2022 lack them, and were meant so.
-///
-/// The config still counts a setting that the folder lacks among those with default values: another scheduler made
-/// from it has its own default, as in diffusers.
-fn load_scheduler(repository: &Repository, class_name: &str) -> Result<(Box<dyn Scheduler>, Value)> {
-    let mut given = load_scheduler_config(repository)?;
-    // A field of the file, of whatever scheduler, needs no override, which must be a field of this one.
-    if given.get("clip_sample") == Some(&json!(true)) {
-        given["clip_sample"] = json!(false);
-    }
-    let scheduler = scheduler_from_other(class_name, &given)?;
-    let mut config = scheduler.config();
-    let mut overrides = Map::new();
-    if config.get("steps_offset").is_some_and(|offset| offset != &json!(1)) {
-        overrides.insert("steps_offset".into(), json!(1));
-    }
-    if config.get("clip_sample") == Some(&json!(true)) {
-        overrides.insert("clip_sample".into(), json!(false));
-    }
-    if overrides.is_empty() {
-        return Ok((scheduler, config));
-    }
-    let scheduler = scheduler_with_overrides(class_name, &given, &overrides)?;
-    if let Value::Object(fields) = &mut config {
-        fields.extend(overrides);
-    }
-    Ok((scheduler, config))
-}
-
-/// A scheduler of the class `class_name` with the settings of the folder's, which is a `folders_class`.
-fn load_other_scheduler(
-    repository: &Repository,
-    folders_class: &str,
-    class_name: &str,
-    overrides: &Map<String, Value>,
-) -> Result<(Box<dyn Scheduler>, Value)> {
-    let config = match load_scheduler(repository, folders_class) {
-        Ok((_, config)) => config,
-        // All that another class needs of it is in the file.
-        Err(Error::Scheduler(SchedulerError::UnknownClass { .. })) => {
-            let mut given = load_scheduler_config(repository)?;
-            for (field, meant) in [("steps_offset", json!(1)), ("clip_sample", json!(false))] {
-                if given.get(field).is_some() {
-                    given[field] = meant;
-                }
-            }
-            given
-        }
-        Err(error) => return Err(error),
-    };
-    let scheduler = scheduler_with_overrides(class_name, &config, overrides)?;
-    let config = scheduler.config();
-    Ok((scheduler, config))
+/// Says in which component's config a mistake is.
+fn in_file<T>(repository: &Repository, folder: &str, read: Result<T, ModelError>) -> Result<T> {
+    read.map_err(|error| Error::Folder {
+        file: repository.display(&format!("{folder}/config.json")),
+        problem: error.to_string(),
+    })
 }
 
 /// The latent size that the model was trained for. UNets saved before diffusers 0.9 may say 32 and mean 64, as diffusers
@@ -182,10 +165,14 @@ fn trained_size(json: &Value, config: &UNet2DConditionConfig) -> Option<(usize, 
 }
 
 /// UNet and VAE must agree on what latents are.
-fn check_channels(repository: &Repository, unet: &UNet2DConditionModel, vae: &AutoencoderKL) -> Result<()> {
-    let (found, expected) = (unet.config().in_channels, vae.config().latent_channels);
+fn check_channels(
+    repository: &Repository,
+    unet: &UNet2DConditionConfig,
+    vae: &AutoencoderKLConfig,
+) -> Result<()> {
+    let (found, expected) = (unet.in_channels, vae.latent_channels);
     let problem = match found {
-        _ if found == expected && unet.config().out_channels == expected => return Ok(()),
+        _ if found == expected && unet.out_channels == expected => return Ok(()),
         _ if found == 2 * expected + 1 => {
             format!("in_channels is {found}: this is an inpainting model, which needs a picture and a mask")
         }
@@ -194,48 +181,8 @@ fn check_channels(repository: &Repository, unet: &UNet2DConditionModel, vae: &Au
         }
         _ => format!(
             "in_channels is {found} and out_channels {}, but the VAE's latents have {expected}; they do not belong together",
-            unet.config().out_channels
+            unet.out_channels
         ),
     };
     Err(Error::Folder { file: repository.display("unet/config.json"), problem })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A folder with nothing but a scheduler's config.
-    fn folder_with(config: Value) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("scheduler")).unwrap();
-        std::fs::write(folder.path().join("scheduler/scheduler_config.json"), config.to_string()).unwrap();
-        folder
-    }
-
-    #[test]
-    fn a_setting_that_the_scheduler_does_not_know_is_put_right_too() {
-        let folder = folder_with(json!({"clip_sample": true, "steps_offset": 0}));
-        let repository = Repository::folder(folder.path()).unwrap();
-        for class_name in ["PNDMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"] {
-            let (_, config) = load_scheduler(&repository, class_name).unwrap();
-            assert_eq!((&config["clip_sample"], &config["steps_offset"]), (&json!(false), &json!(1)));
-        }
-    }
-
-    #[test]
-    fn an_unknown_scheduler_can_be_replaced() {
-        let beta_end = json!(0.012);
-        let folder = folder_with(json!({"beta_end": beta_end, "steps_offset": 0, "solver_type": "logrho"}));
-        let repository = Repository::folder(folder.path()).unwrap();
-        let replace = |class_name| {
-            let overrides = Map::from_iter([("beta_start".to_string(), json!(0.001))]);
-            load_other_scheduler(&repository, "DEISMultistepScheduler", class_name, &overrides)
-        };
-        let (scheduler, config) = replace("EulerDiscreteScheduler").unwrap();
-        assert_eq!(scheduler.class_name(), "EulerDiscreteScheduler");
-        let found = ["beta_start", "beta_end", "steps_offset"].map(|field| &config[field]);
-        assert_eq!(found, [&json!(0.001), &beta_end, &json!(1)]);
-        assert!(load_scheduler(&repository, "DEISMultistepScheduler").is_err());
-        assert!(replace("DEISMultistepScheduler").is_err());
-    }
 }

@@ -10,7 +10,7 @@ impl StableDiffusionPipeline {
     /// The models that LoRAs change, for [`LoraAdapters::load`](candle_diffusers_loaders::lora::LoraAdapters::load) and for pipelines
     /// of one's own that share them.
     pub fn lora_models(&self) -> LoraModels<'_> {
-        LoraModels { unet: Some(&self.unet), text_encoder: Some(&self.text_encoder), ..Default::default() }
+        self.text_encoders.lora_models(&self.unet)
     }
 
     /// Reads the LoRA at `path`, a file of any layout or a folder that PEFT or diffusers wrote, under a name, and makes it the only active
@@ -20,11 +20,7 @@ impl StableDiffusionPipeline {
     /// When the name is taken, the file cannot be read or is for other models, or it has keys that match no layer (see
     /// [`LoraAdapters::load`](candle_diffusers_loaders::lora::LoraAdapters::load), which can leave those out).
     pub fn load_lora_weights(&mut self, path: impl AsRef<Path>, adapter_name: &str) -> Result<()> {
-        let models = LoraModels {
-            unet: Some(&self.unet),
-            text_encoder: Some(&self.text_encoder),
-            ..Default::default()
-        };
+        let models = self.text_encoders.lora_models(&self.unet);
         self.loras.load(&models, adapter_name, path, UnmatchedKeys::Refuse)?;
         self.set_adapters(&[(adapter_name, 1.0)])
     }

@@ -4,7 +4,7 @@ use candle_diffusers_loaders::{
     TextEncoderPlace, TextualInversion, load_textual_inversion, unload_textual_inversion,
 };
 
-use super::StableDiffusionPipeline;
+use super::{ClipEncoder, StableDiffusionPipeline, TextEncoders, XlEncoders};
 use crate::error::{Result, argument};
 
 impl StableDiffusionPipeline {
@@ -29,15 +29,10 @@ impl StableDiffusionPipeline {
     /// # Errors
     /// As [`load_textual_inversion`](Self::load_textual_inversion).
     pub fn add_textual_inversions(&mut self, embeddings: &[TextualInversion]) -> Result<()> {
-        if let Some(embedding) = embeddings.iter().find(|embedding| embedding.text_encoder_2.is_some()) {
-            let problem = format!(
-                "{} is for Stable Diffusion XL, whose two text encoders it has vectors for, but this model has one",
-                embedding.file
-            );
-            return argument("textual inversion", problem);
+        match &mut self.text_encoders {
+            TextEncoders::Clip(clip) => add_to_one_encoder(clip, embeddings),
+            TextEncoders::Xl(encoders) => add_to_xl(encoders, embeddings),
         }
-        let (tokenizer, text_encoder) = (&mut self.tokenizer, &mut self.text_encoder);
-        Ok(load_textual_inversion(tokenizer, text_encoder, embeddings, TextEncoderPlace::First)?)
     }
 
     /// Takes the embeddings of `tokens` away again, with all their vectors; all that were loaded where `tokens` is empty.
@@ -45,6 +40,46 @@ impl StableDiffusionPipeline {
     /// # Errors
     /// When no embedding was loaded for a token. Then nothing is taken away.
     pub fn unload_textual_inversion(&mut self, tokens: &[impl AsRef<str>]) -> Result<()> {
-        Ok(unload_textual_inversion(&mut self.tokenizer, &mut self.text_encoder, tokens)?)
+        if let Some(ClipEncoder { tokenizer, text_encoder }) = self.text_encoders.first_mut() {
+            unload_textual_inversion(tokenizer, text_encoder, tokens)?;
+        }
+        if let TextEncoders::Xl(encoders) = &mut self.text_encoders {
+            let XlEncoders { tokenizer_2, text_encoder_2, .. } = encoders.as_mut();
+            // It has the same embeddings as the first, so that this cannot fail where that has not.
+            unload_textual_inversion(tokenizer_2, text_encoder_2.text_model_mut(), tokens)?;
+        }
+        Ok(())
     }
+}
+
+fn add_to_one_encoder(clip: &mut ClipEncoder, embeddings: &[TextualInversion]) -> Result<()> {
+    if let Some(embedding) = embeddings.iter().find(|embedding| embedding.text_encoder_2.is_some()) {
+        let problem = format!(
+            "{} is for Stable Diffusion XL, whose two text encoders it has vectors for, but this model has one",
+            embedding.file
+        );
+        return argument("textual inversion", problem);
+    }
+    let ClipEncoder { tokenizer, text_encoder } = clip;
+    Ok(load_textual_inversion(tokenizer, text_encoder, embeddings, TextEncoderPlace::First)?)
+}
+
+/// To both text encoders, or to the only one of a refiner; all or none.
+fn add_to_xl(encoders: &mut XlEncoders, embeddings: &[TextualInversion]) -> Result<()> {
+    for embedding in embeddings {
+        embedding.vectors(TextEncoderPlace::Second)?;
+    }
+    let XlEncoders { first, tokenizer_2, text_encoder_2, .. } = encoders;
+    if let Some(ClipEncoder { tokenizer, text_encoder }) = first {
+        load_textual_inversion(tokenizer, text_encoder, embeddings, TextEncoderPlace::First)?;
+    }
+    let encoder_2 = text_encoder_2.text_model_mut();
+    let added = load_textual_inversion(tokenizer_2, encoder_2, embeddings, TextEncoderPlace::Second);
+    if added.is_err()
+        && let Some(ClipEncoder { tokenizer, text_encoder }) = first
+    {
+        let tokens: Vec<&str> = embeddings.iter().map(|embedding| embedding.token.as_str()).collect();
+        unload_textual_inversion(tokenizer, text_encoder, &tokens)?;
+    }
+    Ok(added?)
 }

@@ -7,5 +7,6 @@ mod image_to_image;
 mod lora;
 mod safety_checker;
 mod single_file;
+mod stable_diffusion_xl;
 mod text_to_image;
 mod textual_inversion;

@@ -46,7 +46,7 @@ fn request(name: &str, case: &Value, fixture: &Fixture) -> ImageToImage {
         negative_prompts: strings(case, "negative_prompts"),
         num_images_per_prompt: case["num_images_per_prompt"].as_u64().unwrap_or(1) as usize,
         schedule,
-        guidance_scale: case["guidance_scale"].as_f64().unwrap_or(4.0),
+        guidance_scale: Some(case["guidance_scale"].as_f64().unwrap_or(4.0)),
         eta: case["eta"].as_f64().unwrap_or(0.0),
         ..Default::default()
     };

@@ -27,7 +27,7 @@ fn paint(pipeline: &mut StableDiffusionPipeline) -> Vec<u8> {
     let request = TextToImage {
         prompts: vec!["a large red circle on a blue background".into()],
         schedule: Schedule::Steps(5),
-        guidance_scale: 4.0,
+        guidance_scale: Some(4.0),
         width: Some(32),
         height: Some(32),
         ..Default::default()

@@ -57,7 +57,7 @@ fn request() -> TextToImage {
     TextToImage {
         prompts: vec!["a large red circle on a blue background".into(), "a star".into()],
         schedule: Schedule::Steps(3),
-        guidance_scale: 4.0,
+        guidance_scale: Some(4.0),
         width: Some(40),
         height: Some(32),
         ..Default::default()

@@ -22,7 +22,7 @@ fn latents(pipeline: &mut StableDiffusionPipeline) -> Tensor {
         prompts: vec!["a lighthouse at dusk, oil painting".into()],
         negative_prompts: vec!["blurry".into()],
         schedule: Schedule::Steps(4),
-        guidance_scale: 5.0,
+        guidance_scale: Some(5.0),
         width: Some(64),
         height: Some(64),
         ..Default::default()
@@ -96,7 +96,6 @@ fn models_of_other_kinds_are_refused_by_name() {
             "small_inpainting",
             "is a checkpoint of Stable Diffusion 1, inpainting, for a StableDiffusionInpaintPipeline",
         ),
-        ("small_sdxl", "is a checkpoint of Stable Diffusion XL, for a StableDiffusionXLPipeline"),
         ("small_vae", "is a VAE alone, not a whole model"),
         ("small_controlnet", "is a ControlNet alone, not a whole model"),
     ];

@@ -51,16 +51,18 @@ fn request(name: &str, case: &Value, fixture: &Fixture) -> TextToImage {
         prompt_embeds: case["prompt_embeds"].as_bool().map(|_| PromptEmbeds {
             prompt: embeds("prompt_embeds"),
             negative: Some(embeds("negative_prompt_embeds")),
+            pooled: None,
         }),
         num_images_per_prompt: case["num_images_per_prompt"].as_u64().unwrap_or(1) as usize,
         schedule,
-        guidance_scale: number("guidance_scale", 4.0),
+        guidance_scale: Some(number("guidance_scale", 4.0)),
         guidance_rescale: number("guidance_rescale", 0.0),
         eta: number("eta", 0.0),
         clip_skip: case["clip_skip"].as_u64().map(|skip| skip as usize),
         width: size("width"),
         height: size("height"),
         latents: case["latents"].as_bool().map(|_| embeds("start")),
+        ..Default::default()
     }
 }
 
@@ -181,8 +183,8 @@ fn requests_that_cannot_be_met_name_the_argument() {
         ("prompts", TextToImage { prompts: vec![], ..good() }),
         ("negative_prompts", TextToImage { negative_prompts: vec!["a".into(); 2], ..good() }),
         ("num_images_per_prompt", TextToImage { num_images_per_prompt: 0, ..good() }),
-        ("guidance_scale", TextToImage { guidance_scale: f64::NAN, ..good() }),
-        ("guidance_scale", TextToImage { guidance_scale: f64::INFINITY, ..good() }),
+        ("guidance_scale", TextToImage { guidance_scale: Some(f64::NAN), ..good() }),
+        ("guidance_scale", TextToImage { guidance_scale: Some(f64::INFINITY), ..good() }),
         ("guidance_rescale", TextToImage { guidance_rescale: 1.5, ..good() }),
         ("eta", TextToImage { eta: -1.0, ..good() }),
         ("width", TextToImage { width: Some(30), ..good() }),

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use candle_diffusers_loaders::{ClipTokenizer, LoadOptions, Repository, TextualInversion, TokenVectors};
 use candle_diffusers_pipelines::{
-    Guidance, PromptEmbeds, Schedule, StableDiffusionPipeline, TextToImage, maybe_convert_prompt,
-    seeded_generators,
+    ClipEncoder, PromptEmbeds, Schedule, StableDiffusionPipeline, TextEncoders, TextToImage,
+    maybe_convert_prompt, seeded_generators,
 };
 use candle_diffusers_test_support::{Fixture, assert_close, values};
 use serde_json::Value;
@@ -54,7 +54,7 @@ fn request(case: &Value) -> TextToImage {
         prompts: vec![case["prompt"].as_str().unwrap().to_string()],
         negative_prompts: case["negative_prompt"].as_str().map(str::to_string).into_iter().collect(),
         schedule: Schedule::Steps(4),
-        guidance_scale: 4.0,
+        guidance_scale: Some(4.0),
         clip_skip: case["clip_skip"].as_u64().map(|skip| skip as usize),
         width: Some(32),
         height: Some(32),
@@ -74,8 +74,7 @@ fn prompts_are_encoded_and_painted_as_in_the_reference() {
     for (name, case) in &cases() {
         let mut pipeline = prepare(case);
         let request = request(case);
-        let guidance = Guidance { scale: 4.0, rescale: 0.0 };
-        let PromptEmbeds { prompt, negative } = pipeline.encode_prompt(&request, &guidance).unwrap();
+        let PromptEmbeds { prompt, negative, .. } = pipeline.encode_prompt(&request).unwrap();
         assert_close(name, &prompt, fixture.get(&format!("{name}.prompt_embeds")), BOUND);
         assert_close(name, &negative.unwrap(), fixture.get(&format!("{name}.negative_prompt_embeds")), BOUND);
         let picture = paint(&mut pipeline, &request);
@@ -121,7 +120,7 @@ fn add_tokens(tokenizer: &mut ClipTokenizer) {
 
 #[test]
 fn tokens_are_written_out_as_in_the_reference() {
-    let mut tokenizer = load("sd1").tokenizer;
+    let mut tokenizer = clip(&load("sd1")).tokenizer.clone();
     add_tokens(&mut tokenizer);
     let text = std::fs::read_to_string(format!("{FOLDER}/converted.json")).unwrap();
     let expected: BTreeMap<String, String> = serde_json::from_str(&text).unwrap();
@@ -133,7 +132,7 @@ fn tokens_are_written_out_as_in_the_reference() {
 
 #[test]
 fn a_prompt_does_not_grow_without_end() {
-    let mut tokenizer = load("sd1").tokenizer;
+    let mut tokenizer = clip(&load("sd1")).tokenizer.clone();
     let names: Vec<String> = (1..1000).map(|number| format!("<y>_{number}")).collect();
     tokenizer.add_tokens(&["<y>"]).unwrap();
     tokenizer.add_tokens(&names).unwrap();
@@ -155,15 +154,23 @@ fn embeddings_for_other_models_are_refused() {
     };
     let error = pipeline.add_textual_inversions(&[wide]).unwrap_err().to_string();
     assert!(error.contains("wide.pt") && error.contains("768") && error.contains("16"), "{error}");
-    assert!(pipeline.tokenizer.loaded_tokens().is_empty());
+    assert!(clip(&pipeline).tokenizer.loaded_tokens().is_empty());
     let tokens = pipeline.load_textual_inversion(file("several.safetensors"), None).unwrap();
     assert_eq!(tokens, ["<s0>", "<s1>"]);
     let error = pipeline.load_textual_inversion(file("several.safetensors"), None).unwrap_err().to_string();
     assert!(error.contains("several.safetensors") && error.contains("\"<s0>\""), "{error}");
-    assert_eq!(values(&pipeline.text_encoder.forward(&ids(&pipeline)).unwrap().pooler_output).len(), 16);
+    assert_eq!(
+        values(&clip(&pipeline).text_encoder.forward(&ids(&pipeline)).unwrap().pooler_output).len(),
+        16
+    );
+}
+
+fn clip(pipeline: &StableDiffusionPipeline) -> &ClipEncoder {
+    let TextEncoders::Clip(clip) = &pipeline.text_encoders else { unreachable!() };
+    clip
 }
 
 fn ids(pipeline: &StableDiffusionPipeline) -> Tensor {
-    let ids = pipeline.tokenizer.encode("<s1> <s0>").unwrap().ids;
+    let ids = clip(pipeline).tokenizer.encode("<s1> <s0>").unwrap().ids;
     Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap()
 }

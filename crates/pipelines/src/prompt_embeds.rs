@@ -1,0 +1,98 @@
+//! Text as the UNet sees it.
+
+use candle_core::Tensor;
+
+use crate::error::{Result, argument};
+
+/// Text as the UNet sees it.
+#[derive(Clone, Debug)]
+pub struct PromptEmbeds {
+    /// `(batch, tokens, hidden_size)`.
+    pub prompt: Tensor,
+    /// The same for the negative prompts, which guidance needs.
+    pub negative: Option<Tensor>,
+    /// Each text as one vector beside those of its tokens, for models that take it (Stable Diffusion XL).
+    pub pooled: Option<PooledPromptEmbeds>,
+}
+
+/// Each text as one vector.
+#[derive(Clone, Debug)]
+pub struct PooledPromptEmbeds {
+    /// `(batch, projection_dim)`.
+    pub prompt: Tensor,
+    /// The same for the negative prompts, which guidance needs.
+    pub negative: Option<Tensor>,
+}
+
+impl PromptEmbeds {
+    /// `(2 * batch, tokens, hidden_size)`: the negative prompts, then the prompts.
+    ///
+    /// # Errors
+    /// When there are no negative prompts, or their shape is another.
+    pub fn negative_then_prompt(&self) -> Result<Tensor> {
+        negative_then_prompt("negative_prompt_embeds", self.negative.as_ref(), &self.prompt)
+    }
+
+    /// What the UNet sees with each step: with `classifier_free` guidance [`negative_then_prompt`](Self::negative_then_prompt), else the prompts.
+    ///
+    /// # Errors
+    /// Those of [`negative_then_prompt`](Self::negative_then_prompt).
+    pub fn text(&self, classifier_free: bool) -> Result<Tensor> {
+        if classifier_free { self.negative_then_prompt() } else { Ok(self.prompt.clone()) }
+    }
+
+    /// Of the pooled embeddings what [`text`](Self::text) is of the others.
+    ///
+    /// # Errors
+    /// When there are none of the negative prompts, or their shape is another.
+    pub fn pooled_text(&self, classifier_free: bool) -> Result<Option<Tensor>> {
+        let text = |pooled: &PooledPromptEmbeds| {
+            if !classifier_free {
+                return Ok(pooled.prompt.clone());
+            }
+            negative_then_prompt("negative_pooled_prompt_embeds", pooled.negative.as_ref(), &pooled.prompt)
+        };
+        self.pooled.as_ref().map(text).transpose()
+    }
+
+    /// Whether both are the very same tensors.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let ids = |embeds: &Self| {
+            let id = |tensor: &Option<Tensor>| tensor.as_ref().map(Tensor::id);
+            let pooled = embeds.pooled.as_ref().map(|pooled| (pooled.prompt.id(), id(&pooled.negative)));
+            (embeds.prompt.id(), id(&embeds.negative), pooled)
+        };
+        ids(self) == ids(other)
+    }
+
+    /// Each prompt `count` times in a row, for as many pictures of it.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn repeat_each(&self, count: usize) -> Result<Self> {
+        let repeat = |embeds: &Tensor| -> Result<Tensor> {
+            let mut shape = embeds.dims().to_vec();
+            shape.insert(1, count);
+            Ok(embeds.unsqueeze(1)?.expand(shape)?.contiguous()?.flatten(0, 1)?)
+        };
+        let repeat_some = |embeds: &Option<Tensor>| embeds.as_ref().map(repeat).transpose();
+        let pooled = match &self.pooled {
+            Some(PooledPromptEmbeds { prompt, negative }) => {
+                Some(PooledPromptEmbeds { prompt: repeat(prompt)?, negative: repeat_some(negative)? })
+            }
+            None => None,
+        };
+        Ok(Self { prompt: repeat(&self.prompt)?, negative: repeat_some(&self.negative)?, pooled })
+    }
+}
+
+fn negative_then_prompt(name: &'static str, negative: Option<&Tensor>, prompt: &Tensor) -> Result<Tensor> {
+    let Some(negative) = negative else {
+        return argument(name, "are missing, but guidance needs them");
+    };
+    if negative.dims() != prompt.dims() {
+        let problem = format!("are {:?}, but those of the prompts are {:?}", negative.dims(), prompt.dims());
+        return argument(name, problem);
+    }
+    Ok(Tensor::cat(&[negative, prompt], 0)?)
+}
