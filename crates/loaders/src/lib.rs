@@ -18,6 +18,7 @@ mod packed;
 #[cfg(feature = "hub")]
 mod pipeline_files;
 mod repository;
+mod same_component;
 mod single_file;
 mod state_dict;
 mod textual_inversion;
@@ -39,6 +40,7 @@ pub use hub::{Download, Hub};
 pub use hub_id::HubId;
 pub use model_index::{ComponentClass, KNOWN_PIPELINES, MODEL_INDEX, ModelIndex};
 pub use repository::Repository;
+pub use same_component::{has_same_files, is_same_component};
 pub use state_dict::StateDict;
 pub use textual_inversion::{
     TextEncoderPlace, TextualInversion, TextualInversionError, TokenVectors, load_textual_inversion,
