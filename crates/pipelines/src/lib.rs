@@ -29,7 +29,8 @@ pub use prompt_embeds::{PooledPromptEmbeds, PromptEmbeds};
 pub use safety_checker::SafetyChecker;
 pub use scheduler_config::load_scheduler_config;
 pub use stable_diffusion::{
-    ClipEncoder, ImageToImage, InitImage, MicroConditions, Schedule, StableDiffusionPipeline,
-    StableDiffusionPipelineOutput, TextEncoders, TextToImage, XlEncoders, seeded_generators,
+    ClipEncoder, ImageToImage, InitImage, MicroConditions, ProjectedClipEncoder, Replacements, Schedule,
+    SharedParts, StableDiffusionPipeline, StableDiffusionPipelineOutput, TextEncoders, TextToImage,
+    XlEncoders, check_refiner, seeded_generators,
 };
 pub use timesteps::{first_step, first_step_from, steps_until};

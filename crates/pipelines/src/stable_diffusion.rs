@@ -8,6 +8,7 @@ mod load_text_encoders;
 mod lora;
 mod micro_conditions;
 mod output;
+mod refiner;
 mod request;
 mod text_encoders;
 mod textual_inversion;
@@ -23,10 +24,12 @@ use candle_diffusers_schedulers::{
 use serde_json::{Map, Value};
 
 pub use image_to_image::{ImageToImage, InitImage};
+pub use load::Replacements;
 pub use micro_conditions::MicroConditions;
 pub use output::StableDiffusionPipelineOutput;
+pub use refiner::{SharedParts, check_refiner};
 pub use request::{Schedule, TextToImage};
-pub use text_encoders::{ClipEncoder, TextEncoders, XlEncoders};
+pub use text_encoders::{ClipEncoder, ProjectedClipEncoder, TextEncoders, XlEncoders};
 
 use micro_conditions::time_ids;
 
@@ -88,7 +91,8 @@ impl StableDiffusionPipeline {
         noise: &mut dyn NoiseSource,
         on_step_end: &mut StepCallback,
     ) -> Result<StableDiffusionPipelineOutput> {
-        self.generate_tensor(request, noise, on_step_end)?.into_pictures()
+        let latents = self.generate_latents(request, noise, on_step_end)?;
+        self.pictures(&latents)
     }
 
     /// Like [`generate`](Self::generate), with the pictures as one tensor `(batch, 3, height, width)`, values from 0 to 1.
@@ -244,6 +248,14 @@ impl StableDiffusionPipeline {
         let factor = self.vae.config().vae_scale_factor();
         let shape = [count, self.unet.config().in_channels, height / factor, width / factor];
         prepare_latents(shape, self.scheduler.as_ref(), noise, self.dtype, &self.device)
+    }
+
+    /// The pictures of latents as the last step has left them: decoded, and checked where there is a safety checker.
+    ///
+    /// # Errors
+    /// When the shape does not fit.
+    pub fn pictures(&self, latents: &Tensor) -> Result<StableDiffusionPipelineOutput> {
+        self.finish(latents)?.into_pictures()
     }
 
     /// Latents as pictures, `(batch, 3, height, width)` with values about -1 to 1.

@@ -4,12 +4,13 @@ use candle_core::Tensor;
 use candle_diffusers_schedulers::NoiseSource;
 use image::RgbImage;
 
-use super::{StableDiffusionPipeline, StableDiffusionPipelineOutput, TextToImage};
+use super::request::check_share;
+use super::{StableDiffusionPipeline, StableDiffusionPipelineOutput, TextEncoders, TextToImage};
 use crate::denoise::{StepCallback, denoise};
 use crate::error::{Result, argument};
 use crate::image_processor::{from_pictures, normalize, resize};
 use crate::latents::{encode_pictures, repeat_all};
-use crate::timesteps::first_step;
+use crate::timesteps::{first_step, first_step_from};
 
 /// What to paint from what. The picture gets noise as at one of the schedule's steps, and is denoised from there.
 #[derive(Clone, Debug)]
@@ -21,6 +22,9 @@ pub struct ImageToImage {
     pub image: InitImage,
     /// How much of the schedule is gone through, 0 to 1: near 0 the picture stays as it is, at 1 little of it is left.
     pub strength: f64,
+    /// Where another model has stopped ([`TextToImage::denoising_end`]), for this one to go on from there, more than 0 and less than 1. The image
+    /// is as it left it, so that no noise is added, and strength has no meaning.
+    pub denoising_start: Option<f64>,
 }
 
 /// The pictures that [`ImageToImage`] begins with: one, or as many as there will be.
@@ -44,7 +48,7 @@ impl StableDiffusionPipeline {
         on_step_end: &mut StepCallback,
     ) -> Result<StableDiffusionPipelineOutput> {
         let latents = self.image_to_image_latents(request, noise, on_step_end)?;
-        self.finish(&latents)?.into_pictures()
+        self.pictures(&latents)
     }
 
     /// Like [`image_to_image`](Self::image_to_image), with the latents `(batch, channels, height / factor, width / factor)` as the last
@@ -58,9 +62,9 @@ impl StableDiffusionPipeline {
         noise: &mut dyn NoiseSource,
         on_step_end: &mut StepCallback,
     ) -> Result<Tensor> {
-        let ImageToImage { text, image, strength } = request;
+        let ImageToImage { text, image, .. } = request;
         self.check(text)?;
-        check_strength(*strength)?;
+        request.check_part()?;
         if text.latents.is_some() {
             return argument("latents", "are given, but image to image begins with an image");
         }
@@ -75,39 +79,74 @@ impl StableDiffusionPipeline {
         let batch = text.batch_size();
         let image = self.fit_image(image, text, batch)?;
         self.set_schedule(&text.schedule)?;
-        // Some schedulers take more timesteps than were asked for: counted are those that were.
-        let steps = text.schedule.steps();
-        let Some(first) = first_step(steps, *strength) else {
-            let problem = format!(
-                "is {strength}, which of {steps} steps leaves none; expected at least {}",
-                1.0 / steps as f64
-            );
-            return argument("strength", problem);
-        };
-        let steps = self.steps(first, text)?;
+        let steps = self.steps(self.first_step(request)?, text)?;
         let prompt_embeds = self.encode_request(text)?;
-        let image = match image {
-            InitImage::Pictures(pictures) => {
-                let pictures = from_pictures(&pictures)?.to_device(&self.device)?.to_dtype(self.dtype)?;
-                encode_pictures(&self.vae, &normalize(&pictures)?, batch, noise)?.to_dtype(self.dtype)?
+        let image = self.encode_image(image, batch, noise)?;
+        self.scheduler.set_begin_index(steps.start);
+        let timestep = self.scheduler.timesteps().get(steps.start).copied();
+        let latents = match (request.denoising_start, timestep) {
+            (None, Some(timestep)) => {
+                let start = noise.randn(image.dims(), self.dtype, &self.device)?;
+                self.scheduler.add_noise(&image, &start, &[timestep])?
             }
-            InitImage::Latents(latents) => {
-                repeat_all(&latents.to_device(&self.device)?.to_dtype(self.dtype)?, batch)?
-            }
-        };
-        let start = noise.randn(image.dims(), self.dtype, &self.device)?;
-        self.scheduler.set_begin_index(first);
-        let timestep = self.scheduler.timesteps().get(first).copied();
-        let latents = match timestep {
-            Some(timestep) => self.scheduler.add_noise(&image, &start, &[timestep])?,
-            // The loop says that no step is left.
-            None => image,
+            _ => image,
         };
         let factor = self.vae.config().vae_scale_factor();
         let (_, _, height, width) = latents.dims4()?;
         let size = (height * factor, width * factor);
         let numbers = text.micro_conditions.image_to_image(size, self.requires_aesthetics_score);
         denoise(latents, self.denoising(text, steps, prompt_embeds, numbers)?, noise, on_step_end)
+    }
+
+    /// The first step that is taken.
+    fn first_step(&self, request: &ImageToImage) -> Result<usize> {
+        // Some schedulers take more timesteps than were asked for: counted are those that were.
+        let steps = request.text.schedule.steps();
+        if let Some(start) = request.denoising_start {
+            let first = first_step_from(self.scheduler.as_ref(), start);
+            if first < self.scheduler.timesteps().len() {
+                return Ok(first);
+            }
+            return argument(
+                "denoising_start",
+                format!(
+                    "is {start}, which of {steps} steps leaves none; give more steps or an earlier start"
+                ),
+            );
+        }
+        let strength = request.strength;
+        match first_step(steps, strength) {
+            Some(first) => Ok(first),
+            None => argument(
+                "strength",
+                format!(
+                    "is {strength}, which of {steps} steps leaves none; expected at least {}",
+                    1.0 / steps as f64
+                ),
+            ),
+        }
+    }
+
+    /// The image's latents as the UNet sees them, one for each of the batch.
+    fn encode_image(&self, image: InitImage, batch: usize, noise: &mut dyn NoiseSource) -> Result<Tensor> {
+        let pictures = match image {
+            InitImage::Latents(latents) => {
+                return repeat_all(&latents.to_device(&self.device)?.to_dtype(self.dtype)?, batch);
+            }
+            InitImage::Pictures(pictures) => {
+                normalize(&from_pictures(&pictures)?.to_device(&self.device)?.to_dtype(self.dtype)?)?
+            }
+        };
+        let encode_dtype = match self.text_encoders {
+            TextEncoders::Clip(_) => self.vae.dtype(),
+            TextEncoders::Xl(_) => self.vae.config().encode_dtype(self.dtype),
+        };
+        let latents = if encode_dtype == self.vae.dtype() {
+            encode_pictures(&self.vae, &pictures, batch, noise)?
+        } else {
+            encode_pictures(&self.vae.to_dtype(encode_dtype)?, &pictures, batch, noise)?
+        };
+        Ok(latents.to_dtype(self.dtype)?)
     }
 
     /// Pictures of the size that will be painted; latents as they are, when they are of this model.
@@ -165,9 +204,17 @@ impl StableDiffusionPipeline {
     }
 }
 
-fn check_strength(strength: f64) -> Result<()> {
-    if (0.0..=1.0).contains(&strength) {
-        return Ok(());
+impl ImageToImage {
+    /// Whether the part of the schedule that is gone through is one.
+    fn check_part(&self) -> Result<()> {
+        match (self.denoising_start, self.text.denoising_end) {
+            (Some(start), Some(end)) if start >= end => argument(
+                "denoising_start",
+                format!("is {start}, expected less than denoising_end, which is {end}"),
+            ),
+            (Some(start), _) => check_share("denoising_start", start),
+            (None, _) if (0.0..=1.0).contains(&self.strength) => Ok(()),
+            (None, _) => argument("strength", format!("is {}, expected 0 to 1", self.strength)),
+        }
     }
-    argument("strength", format!("is {strength}, expected 0 to 1"))
 }

@@ -5,12 +5,11 @@ use candle_diffusers_loaders::{
     LoadOptions, ModelIndex, ReadOptions, Repository, check_variant, load_unet, load_vae,
 };
 use candle_diffusers_models::{AutoencoderKLConfig, Error as ModelError, UNet2DConditionConfig};
-use candle_diffusers_schedulers::Scheduler;
 use serde_json::{Map, Value};
 
-use super::StableDiffusionPipeline;
 use super::load_scheduler::{load_other_scheduler, load_scheduler};
 use super::load_text_encoders::{check_text, load_clip, load_xl, read_flag};
+use super::{SharedParts, StableDiffusionPipeline};
 use crate::error::{Error, Result};
 use crate::safety_checker::SafetyChecker;
 
@@ -35,43 +34,33 @@ impl StableDiffusionPipeline {
     /// # Errors
     /// When a file is missing or damaged, a config has a field that is not supported, or the folder is of another kind of model.
     pub fn load(repository: &Repository, options: &LoadOptions) -> Result<Self> {
-        Self::load_parts(repository, options, |family, class_name| {
-            load_scheduler(repository, family, class_name)
-        })
+        Self::load_with(repository, options, Replacements::default())
     }
 
-    /// Like [`load`](Self::load) and then [`set_scheduler`](Self::set_scheduler), also where the folder's own scheduler is one that
-    /// this library does not have.
+    /// Like [`load`](Self::load), with something else instead of the folder's own parts, which then need not be such as this library has.
     ///
     /// # Errors
-    /// Those of both.
-    pub fn load_with_scheduler(
+    /// Those of [`load`](Self::load), and those of [`set_scheduler`](Self::set_scheduler).
+    pub fn load_with(
         repository: &Repository,
         options: &LoadOptions,
-        class_name: &str,
-        overrides: &Map<String, Value>,
-    ) -> Result<Self> {
-        Self::load_parts(repository, options, |family, folders_class| {
-            load_other_scheduler(repository, family, folders_class, class_name, overrides)
-        })
-    }
-
-    /// `scheduler` is given the class that model_index.json names, and makes a scheduler and its config.
-    fn load_parts(
-        repository: &Repository,
-        options: &LoadOptions,
-        scheduler: impl FnOnce(Family, &str) -> Result<(Box<dyn Scheduler>, Value)>,
+        replacements: Replacements,
     ) -> Result<Self> {
         let index = ModelIndex::load(repository)?;
         let family = family(repository, &index)?;
         if let Some(variant) = &options.variant {
             check_variant(repository, &index, variant)?;
         }
-        let (scheduler, scheduler_config) = scheduler(family, &index.component("scheduler")?.class_name)?;
+        let folders_class = &index.component("scheduler")?.class_name;
+        let (scheduler, scheduler_config) = match replacements.scheduler {
+            Some((class_name, overrides)) => {
+                load_other_scheduler(repository, family, folders_class, class_name, overrides)?
+            }
+            None => load_scheduler(repository, family, folders_class)?,
+        };
         let unet_json = repository.read_json("unet/config.json")?;
         let unet_config = in_file(repository, "unet", UNet2DConditionConfig::from_json(&unet_json))?;
-        let vae_json = repository.read_json("vae/config.json")?;
-        let vae_config = in_file(repository, "vae", AutoencoderKLConfig::from_json(&vae_json))?;
+        let vae_config = read_vae_config(repository)?;
         check_channels(repository, &unet_config, &vae_config)?;
         let requires_aesthetics_score = read_flag(&index, "requires_aesthetics_score", false)?;
         let (text_encoders, sample_size, vae_dtype) = match family {
@@ -81,12 +70,16 @@ impl StableDiffusionPipeline {
             }
             Family::Xl => {
                 let vae_dtype = vae_config.decode_dtype(options.dtype);
-                (load_xl(repository, &index, options)?, unet_config.sample_size, vae_dtype)
+                let shared = replacements.shared.text_encoder_2;
+                (load_xl(repository, &index, options, shared)?, unet_config.sample_size, vae_dtype)
             }
         };
         check_text(repository, &unet_config, &text_encoders, requires_aesthetics_score)?;
         let unet = load_unet(repository, "unet", options)?;
-        let vae = load_vae(repository, "vae", &LoadOptions { dtype: vae_dtype, ..options.clone() })?;
+        let vae = match replacements.shared.vae {
+            Some(vae) => vae,
+            None => load_vae(repository, "vae", &LoadOptions { dtype: vae_dtype, ..options.clone() })?,
+        };
         // Pipelines of Stable Diffusion XL have none.
         let safety_checker = match family {
             Family::Clip => SafetyChecker::load(repository, &index, options)?,
@@ -108,6 +101,15 @@ impl StableDiffusionPipeline {
     }
 }
 
+/// What is taken instead of a folder's own parts.
+#[derive(Debug, Default)]
+pub struct Replacements<'a> {
+    /// A scheduler of this class with the folder's settings, but for these fields: see [`StableDiffusionPipeline::set_scheduler`].
+    pub scheduler: Option<(&'a str, &'a Map<String, Value>)>,
+    /// Models of another pipeline.
+    pub shared: SharedParts,
+}
+
 /// What differs in how models are loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Family {
@@ -118,7 +120,7 @@ pub(super) enum Family {
 }
 
 /// Only models that this pipeline reads as they are meant.
-fn family(repository: &Repository, index: &ModelIndex) -> Result<Family> {
+pub(super) fn family(repository: &Repository, index: &ModelIndex) -> Result<Family> {
     let (family, components): (_, &[&str]) = match index.class_name.as_str() {
         "StableDiffusionPipeline" | "StableDiffusionImg2ImgPipeline" => {
             (Family::Clip, &["unet", "vae", "text_encoder", "tokenizer"])
@@ -141,6 +143,12 @@ fn family(repository: &Repository, index: &ModelIndex) -> Result<Family> {
         index.component(component)?;
     }
     Ok(family)
+}
+
+/// The config of a repository's VAE.
+pub(super) fn read_vae_config(repository: &Repository) -> Result<AutoencoderKLConfig> {
+    let json = repository.read_json("vae/config.json")?;
+    in_file(repository, "vae", AutoencoderKLConfig::from_json(&json))
 }
 
 /// Says in which component's config a mistake is.

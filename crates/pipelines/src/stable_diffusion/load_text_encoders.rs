@@ -6,7 +6,7 @@ use candle_diffusers_loaders::{
 use candle_diffusers_models::UNet2DConditionConfig;
 use serde_json::Value;
 
-use super::{ClipEncoder, TextEncoders, XlEncoders};
+use super::{ClipEncoder, ProjectedClipEncoder, TextEncoders, XlEncoders};
 use crate::error::{Error, Result};
 
 /// How many numbers Stable Diffusion XL is told of a picture: its size, its cut, and the size that it was brought to.
@@ -26,31 +26,34 @@ fn load_first(repository: &Repository, options: &LoadOptions) -> Result<ClipEnco
     })
 }
 
-/// The same for Stable Diffusion XL; a refiner's index has no first text encoder.
+/// The same for Stable Diffusion XL, with the second text encoder of another pipeline where it is shared; a refiner's index has no first one.
 pub(super) fn load_xl(
     repository: &Repository,
     index: &ModelIndex,
     options: &LoadOptions,
+    shared: Option<ProjectedClipEncoder>,
 ) -> Result<TextEncoders> {
-    let tokenizer_2 = ClipTokenizer::load(repository, "tokenizer_2")?;
     let first = match index.components.contains_key("text_encoder") {
         true => Some(load_first(repository, options)?),
         false => None,
     };
-    if let Some(ClipEncoder { tokenizer, .. }) = &first
-        && tokenizer.max_length() != tokenizer_2.max_length()
+    let second = match shared {
+        Some(shared) => shared,
+        None => ProjectedClipEncoder {
+            tokenizer: ClipTokenizer::load(repository, "tokenizer_2")?,
+            text_encoder: load_text_encoder_with_projection(repository, "text_encoder_2", options)?,
+        },
+    };
+    let lengths = first.as_ref().map(|first| (first.tokenizer.max_length(), second.tokenizer.max_length()));
+    if let Some((length, length_2)) = lengths
+        && length != length_2
     {
-        let problem = format!(
-            "reads {} tokens and the first tokenizer {}, expected the same number",
-            tokenizer_2.max_length(),
-            tokenizer.max_length()
-        );
+        let problem =
+            format!("reads {length_2} tokens and the first tokenizer {length}, expected the same number");
         return Err(Error::Folder { file: repository.display("tokenizer_2"), problem });
     }
-    let text_encoder_2 = load_text_encoder_with_projection(repository, "text_encoder_2", options)?;
     let force_zeros_for_empty_prompt = read_flag(index, "force_zeros_for_empty_prompt", true)?;
-    let encoders = XlEncoders { first, tokenizer_2, text_encoder_2, force_zeros_for_empty_prompt };
-    Ok(TextEncoders::Xl(Box::new(encoders)))
+    Ok(TextEncoders::Xl(Box::new(XlEncoders { first, second, force_zeros_for_empty_prompt })))
 }
 
 /// A setting of model_index.json.
@@ -90,7 +93,7 @@ pub(super) fn check_text(
         }
         (TextEncoders::Xl(encoders), Some(added)) => {
             let numbers = if requires_aesthetics_score { SCORE_NUMBERS } else { SIZE_NUMBERS };
-            let pooled = encoders.text_encoder_2.projection_dim();
+            let pooled = encoders.second.text_encoder.projection_dim();
             let expected = pooled + numbers * added.time_embed_dim;
             if added.input_dim == expected {
                 return Ok(());

@@ -28,15 +28,22 @@ pub struct ClipEncoder {
     pub text_encoder: ClipTextModel,
 }
 
+/// A CLIP text encoder with a projection and the tokenizer that belongs to it.
+#[derive(Clone, Debug)]
+pub struct ProjectedClipEncoder {
+    /// Words to token ids.
+    pub tokenizer: ClipTokenizer,
+    /// Token ids to embeddings.
+    pub text_encoder: ClipTextModelWithProjection,
+}
+
 /// The text encoders of Stable Diffusion XL. What they make of each token stands side by side; the second's pooled output goes beside it.
 #[derive(Clone, Debug)]
 pub struct XlEncoders {
     /// The first, which the refiner lacks.
     pub first: Option<ClipEncoder>,
-    /// Words to token ids, for the second.
-    pub tokenizer_2: ClipTokenizer,
     /// The second.
-    pub text_encoder_2: ClipTextModelWithProjection,
+    pub second: ProjectedClipEncoder,
     /// Whether no negative prompt means embeddings of zeros, not those of an empty text.
     pub force_zeros_for_empty_prompt: bool,
 }
@@ -86,7 +93,7 @@ impl TextEncoders {
             Self::Clip(clip) => clip.text_encoder.hidden_size(),
             Self::Xl(encoders) => {
                 let first = encoders.first.as_ref().map_or(0, |first| first.text_encoder.hidden_size());
-                first + encoders.text_encoder_2.text_model().hidden_size()
+                first + encoders.second.text_encoder.text_model().hidden_size()
             }
         }
     }
@@ -105,7 +112,7 @@ impl TextEncoders {
         match self {
             Self::Clip(clip) => models.text_encoder = Some(&clip.text_encoder),
             Self::Xl(encoders) => {
-                models.text_encoder_2 = Some(&encoders.text_encoder_2);
+                models.text_encoder_2 = Some(&encoders.second.text_encoder);
                 if let Some(first) = &encoders.first {
                     models.text_encoder = Some(&first.text_encoder);
                 }
@@ -172,8 +179,9 @@ impl XlEncoders {
             }
             None => texts,
         };
-        let layers = layers_to_run(self.text_encoder_2.text_model(), clip_skip)?;
-        let output = self.text_encoder_2.forward(&token_ids(&self.tokenizer_2, texts_2, device)?)?;
+        let ProjectedClipEncoder { tokenizer, text_encoder } = &self.second;
+        let layers = layers_to_run(text_encoder.text_model(), clip_skip)?;
+        let output = text_encoder.forward(&token_ids(tokenizer, texts_2, device)?)?;
         embeds.push(output.hidden_states[layers].clone());
         Ok((Tensor::cat(&embeds, 2)?, output.text_embeds))
     }

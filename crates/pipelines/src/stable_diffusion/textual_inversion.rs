@@ -4,7 +4,7 @@ use candle_diffusers_loaders::{
     TextEncoderPlace, TextualInversion, load_textual_inversion, unload_textual_inversion,
 };
 
-use super::{ClipEncoder, StableDiffusionPipeline, TextEncoders, XlEncoders};
+use super::{ClipEncoder, ProjectedClipEncoder, StableDiffusionPipeline, TextEncoders, XlEncoders};
 use crate::error::{Result, argument};
 
 impl StableDiffusionPipeline {
@@ -44,9 +44,9 @@ impl StableDiffusionPipeline {
             unload_textual_inversion(tokenizer, text_encoder, tokens)?;
         }
         if let TextEncoders::Xl(encoders) = &mut self.text_encoders {
-            let XlEncoders { tokenizer_2, text_encoder_2, .. } = encoders.as_mut();
+            let ProjectedClipEncoder { tokenizer, text_encoder } = &mut encoders.second;
             // It has the same embeddings as the first, so that this cannot fail where that has not.
-            unload_textual_inversion(tokenizer_2, text_encoder_2.text_model_mut(), tokens)?;
+            unload_textual_inversion(tokenizer, text_encoder.text_model_mut(), tokens)?;
         }
         Ok(())
     }
@@ -69,12 +69,13 @@ fn add_to_xl(encoders: &mut XlEncoders, embeddings: &[TextualInversion]) -> Resu
     for embedding in embeddings {
         embedding.vectors(TextEncoderPlace::Second)?;
     }
-    let XlEncoders { first, tokenizer_2, text_encoder_2, .. } = encoders;
+    let XlEncoders { first, second, .. } = encoders;
     if let Some(ClipEncoder { tokenizer, text_encoder }) = first {
         load_textual_inversion(tokenizer, text_encoder, embeddings, TextEncoderPlace::First)?;
     }
-    let encoder_2 = text_encoder_2.text_model_mut();
-    let added = load_textual_inversion(tokenizer_2, encoder_2, embeddings, TextEncoderPlace::Second);
+    let ProjectedClipEncoder { tokenizer, text_encoder } = second;
+    let encoder = text_encoder.text_model_mut();
+    let added = load_textual_inversion(tokenizer, encoder, embeddings, TextEncoderPlace::Second);
     if added.is_err()
         && let Some(ClipEncoder { tokenizer, text_encoder }) = first
     {

@@ -50,7 +50,7 @@ fn request(name: &str, case: &Value, fixture: &Fixture) -> ImageToImage {
         eta: case["eta"].as_f64().unwrap_or(0.0),
         ..Default::default()
     };
-    ImageToImage { text, image, strength: case["strength"].as_f64().unwrap() }
+    ImageToImage { text, image, strength: case["strength"].as_f64().unwrap(), denoising_start: None }
 }
 
 fn pipeline(case: &Value) -> StableDiffusionPipeline {
@@ -116,7 +116,7 @@ fn what_cannot_be_painted_is_told_before_the_work() {
     let mut pipeline = load("sd1");
     let picture = |width, height| InitImage::Pictures(vec![RgbImage::new(width, height)]);
     let text = TextToImage { prompts: vec!["a".into()], schedule: Schedule::Steps(5), ..Default::default() };
-    let request = ImageToImage { text, image: picture(32, 32), strength: 0.8 };
+    let request = ImageToImage { text, image: picture(32, 32), strength: 0.8, denoising_start: None };
     let with_size = |width| ImageToImage {
         text: TextToImage { width: Some(width), ..request.text.clone() },
         ..request.clone()

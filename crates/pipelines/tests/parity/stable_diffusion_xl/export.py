@@ -7,6 +7,7 @@ import warnings
 import diffusers
 import fixture
 import numpy as np
+import safetensors.torch
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -73,6 +74,56 @@ def make_models():
         pipeline.save_pretrained(here / name)
 
 
+LORA_LAYERS = {
+    "unet": ("lora_unet", ["down_blocks.1.attentions.0.transformer_blocks.1.attn2.to_k", "mid_block.attentions.0.proj_in", "add_embedding.linear_1"]),
+    "text_encoder": ("lora_te1", ["encoder.layers.0.self_attn.q_proj", "encoder.layers.1.mlp.fc1"]),
+    "text_encoder_2": ("lora_te2", ["encoder.layers.0.self_attn.out_proj", "encoder.layers.2.mlp.fc2"]),
+}
+LORA_RANK, LORA_ALPHA = 2, 1.5
+
+
+def make_lora():
+    """A file as kohya's scripts write it."""
+    pipeline = StableDiffusionXLPipeline.from_pretrained(here / "base")
+    generator, tensors = torch.Generator().manual_seed(8), {}
+    for component, (prefix, layers) in LORA_LAYERS.items():
+        for layer in layers:
+            out, inner = lora_layer(pipeline, component, layer).weight.shape
+            name = f"{prefix}_{'' if component == 'unet' else 'text_model_'}{layer.replace('.', '_')}"
+            tensors[f"{name}.lora_down.weight"] = torch.randn(LORA_RANK, inner, generator=generator)
+            tensors[f"{name}.lora_up.weight"] = torch.randn(out, LORA_RANK, generator=generator)
+            tensors[f"{name}.alpha"] = torch.tensor(LORA_ALPHA)
+    safetensors.torch.save_file(tensors, here / "lora.safetensors")
+
+
+def lora_layer(pipeline, component, layer):
+    modules = dict(getattr(pipeline, component).named_modules())
+    return modules.get(layer) or modules[f"text_model.{layer}"]
+
+
+def apply_lora(pipeline):
+    """The definition: W + alpha / rank * up @ down."""
+    tensors = safetensors.torch.load_file(here / "lora.safetensors")
+    for component, (prefix, layers) in LORA_LAYERS.items():
+        for layer in layers:
+            name = f"{prefix}_{'' if component == 'unet' else 'text_model_'}{layer.replace('.', '_')}"
+            delta = tensors[f"{name}.lora_up.weight"] @ tensors[f"{name}.lora_down.weight"]
+            lora_layer(pipeline, component, layer).weight.data += LORA_ALPHA / LORA_RANK * delta
+
+
+def make_embedding():
+    generator = torch.Generator().manual_seed(9)
+    vectors = {"clip_l": torch.randn(2, 8, generator=generator), "clip_g": torch.randn(2, 12, generator=generator)}
+    safetensors.torch.save_file(vectors, here / "embedding.safetensors")
+
+
+def load_embedding(pipeline):
+    vectors = safetensors.torch.load_file(here / "embedding.safetensors")
+    encoders = (("clip_l", pipeline.text_encoder, pipeline.tokenizer), ("clip_g", pipeline.text_encoder_2, pipeline.tokenizer_2))
+    for key, text_encoder, tokenizer in encoders:
+        pipeline.load_textual_inversion(vectors[key], token="<cat>", text_encoder=text_encoder, tokenizer=tokenizer)
+
+
 def load(cls, case, name):
     pipeline = cls.from_pretrained(here / name)
     pipeline.set_progress_bar_config(disable=True)
@@ -81,6 +132,10 @@ def load(cls, case, name):
         pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, **case.get("overrides", {}))
     pipeline.register_to_config(**case.get("index", {}))
     pipeline.vae.register_to_config(**case.get("vae", {}))
+    if case.get("lora"):
+        apply_lora(pipeline)
+    if case.get("embedding"):
+        load_embedding(pipeline)
     return pipeline
 
 
@@ -93,7 +148,7 @@ def picture(width, height):
 
 def arguments(name, case):
     """What a base is asked for; a list in the case is one value for each prompt, or (height, width)."""
-    plain = ("eta", "clip_skip", "guidance_rescale", "num_images_per_prompt", "timesteps", "sigmas", "aesthetic_score", "negative_aesthetic_score")
+    plain = ("eta", "clip_skip", "guidance_rescale", "num_images_per_prompt", "timesteps", "sigmas")
     kwargs = {key: case[key] for key in plain if key in case}
     for key in case.get("conditions", {}):
         kwargs[key] = tuple(case["conditions"][key]) if isinstance(case["conditions"][key], list) else case["conditions"][key]
@@ -129,23 +184,23 @@ def paint(name, case):
         pictures = [Image.fromarray(one) for one in pixels]
         kwargs |= dict(image=pictures if len(pictures) > 1 else pictures[0], strength=case["strength"])
 
+    scores = {key: case[key] for key in ("aesthetic_score", "negative_aesthetic_score") if key in case}
+
     def run(output_type):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         generator = generators if len(generators) > 1 else generators[0]
         given = dict(generator=generator, output_type=output_type)
-        if "image" in case:
-            pipeline = load(StableDiffusionXLImg2ImgPipeline, case, case.get("model", "base"))
-            return pipeline(**kwargs, **given).images
-        base = load(StableDiffusionXLPipeline, case, "base")
+        begin = kwargs | scores if "image" in case else kwargs | size
+        base_class = StableDiffusionXLImg2ImgPipeline if "image" in case else StableDiffusionXLPipeline
+        base = load(base_class, case, case.get("model", "base"))
         if "split" not in case:
-            return base(**kwargs, **size, **given).images
-        latents = base(**kwargs, **size, generator=generator, output_type="latent", denoising_end=case["split"]).images
+            return base(**begin, **given).images
+        latents = base(**begin, generator=generator, output_type="latent", denoising_end=case["split"]).images
         refiner = load(StableDiffusionXLImg2ImgPipeline, case, "refiner")
         # As its users do: what the refiner does not read is left out.
-        left_out = ("prompt_2", "negative_prompt_2", "latents", "clip_skip")
+        left_out = ("prompt_2", "negative_prompt_2", "latents", "image", "strength")
         told = {key: value for key, value in kwargs.items() if key not in left_out}
-        tensors[f"{name}.base_latents"] = latents
-        return refiner(**told, image=latents, denoising_start=case["split"], **given).images
+        return refiner(**told, **scores, image=latents, denoising_start=case["split"], **given).images
 
     tensors[f"{name}.latents"] = run("latent")
     tensors[f"{name}.pictures"] = torch.from_numpy(np.stack([np.array(one) for one in run("pil")]))
@@ -153,6 +208,8 @@ def paint(name, case):
 
 tensors = {}
 make_models()
+make_lora()
+make_embedding()
 for name, case in json.loads((here / "cases.json").read_text()).items():
     paint(name, case)
 fixture.save(tensors)

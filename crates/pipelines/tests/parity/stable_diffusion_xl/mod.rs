@@ -2,14 +2,16 @@
 
 use std::path::Path;
 
-use candle_core::Tensor;
-use candle_diffusers_loaders::{LoadOptions, Repository};
+use candle_core::{DType, Tensor, TensorId};
+use candle_diffusers_loaders::{LoadOptions, Repository, TextualInversion};
+use candle_diffusers_models::layers::Layers;
 use candle_diffusers_pipelines::{
-    MicroConditions, PooledPromptEmbeds, PromptEmbeds, Schedule, StableDiffusionPipeline, TextToImage,
-    denormalize, to_pictures,
+    ImageToImage, InitImage, MicroConditions, PooledPromptEmbeds, PromptEmbeds, Replacements, Schedule,
+    SharedParts, StableDiffusionPipeline, TextEncoders, TextToImage, check_refiner, denormalize, to_pictures,
 };
 use candle_diffusers_schedulers::{NoiseSource, TorchGenerator};
 use candle_diffusers_test_support::{Fixture, relative_difference, values};
+use image::RgbImage;
 use serde_json::{Value, json};
 
 use crate::text_to_image::{go_on, numbers, strings};
@@ -57,14 +59,22 @@ fn copy_folder(from: &Path, to: &Path) {
 }
 
 /// The case's model with the case's scheduler.
-fn pipeline(case: &Value, model: &str) -> StableDiffusionPipeline {
+fn pipeline(case: &Value, model: &str, shared: SharedParts) -> StableDiffusionPipeline {
     let folder =
         changed_copy(model, &[("model_index.json", &case["index"]), ("vae/config.json", &case["vae"])]);
     let repository = Repository::folder(folder.path()).unwrap();
-    let mut pipeline = StableDiffusionPipeline::load(&repository, &LoadOptions::default()).unwrap();
+    let replacements = Replacements { shared, ..Default::default() };
+    let mut pipeline =
+        StableDiffusionPipeline::load_with(&repository, &LoadOptions::default(), replacements).unwrap();
     if let Some(class_name) = case["scheduler"].as_str() {
         let overrides = case["overrides"].as_object().cloned().unwrap_or_default();
         pipeline.set_scheduler(class_name, &overrides).unwrap();
+    }
+    if case["lora"].as_bool().is_some() {
+        pipeline.load_lora_weights(format!("{FOLDER}/lora.safetensors"), "lora").unwrap();
+    }
+    if case["embedding"].as_bool().is_some() {
+        pipeline.load_textual_inversion(format!("{FOLDER}/embedding.safetensors"), Some("<cat>")).unwrap();
     }
     pipeline
 }
@@ -159,19 +169,67 @@ fn differences(
     (pixels > 2.0 || latents > 1e-4).then_some(found)
 }
 
-#[test]
-fn pictures_equal_the_reference() {
+/// The pictures of a case's image.
+fn init_image(name: &str, fixture: &Fixture) -> InitImage {
+    let pixels = fixture.get(&format!("{name}.image"));
+    let (count, height, width, _) = pixels.dims4().unwrap();
+    let picture = |i: usize| {
+        let bytes = pixels.get(i).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        RgbImage::from_raw(width as u32, height as u32, bytes).unwrap()
+    };
+    InitImage::Pictures((0..count).map(picture).collect())
+}
+
+/// Begins and, where the case has a split, refines a case: the pipeline that has taken the last step, and its latents.
+fn paint(name: &str, case: &Value, fixture: &Fixture) -> (StableDiffusionPipeline, Tensor) {
+    let mut base = pipeline(case, case["model"].as_str().unwrap_or("base"), SharedParts::default());
+    let request = request(name, case, fixture);
+    with_noise(case, |noise| {
+        let split = case["split"].as_f64();
+        let begun = TextToImage { denoising_end: split, ..request.clone() };
+        let latents = match case["strength"].as_f64() {
+            Some(strength) => {
+                let text = TextToImage { width: None, height: None, ..begun };
+                let image = init_image(name, fixture);
+                let request = ImageToImage { text, image, strength, denoising_start: None };
+                base.image_to_image_latents(&request, noise, &mut go_on).unwrap()
+            }
+            None => base.generate_latents(&begun, noise, &mut go_on).unwrap(),
+        };
+        let Some(_) = split else { return (base, latents) };
+        let mut refiner = pipeline(case, "refiner", base.shared_parts());
+        let text = TextToImage { prompts_2: vec![], width: None, height: None, ..request };
+        let image = InitImage::Latents(latents);
+        let request = ImageToImage { text, image, strength: 0.3, denoising_start: split };
+        let latents = refiner.image_to_image_latents(&request, noise, &mut go_on).unwrap();
+        (refiner, latents)
+    })
+}
+
+#[track_caller]
+fn check(is_asked_for: impl Fn(&Value) -> bool) {
     let fixture = fixture();
     let mut wrong = Vec::new();
-    for (name, case) in cases().iter().filter(|(_, case)| case["image"].is_null() && case["split"].is_null())
-    {
-        let mut pipeline = pipeline(case, "base");
-        let request = request(name, case, &fixture);
-        let latents =
-            with_noise(case, |noise| pipeline.generate_latents(&request, noise, &mut go_on).unwrap());
+    for (name, case) in cases().iter().filter(|(_, case)| is_asked_for(case)) {
+        let (pipeline, latents) = paint(name, case, &fixture);
         wrong.extend(differences(name, &pipeline, &latents, &fixture));
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn pictures_equal_the_reference() {
+    check(|case| case["image"].is_null() && case["split"].is_null());
+}
+
+#[test]
+fn pictures_from_pictures_equal_the_reference() {
+    check(|case| !case["image"].is_null() && case["split"].is_null());
+}
+
+#[test]
+fn refined_pictures_equal_the_reference() {
+    check(|case| !case["split"].is_null());
 }
 
 #[test]
@@ -208,9 +266,7 @@ fn requests_that_cannot_be_met_name_the_argument() {
         ..Default::default()
     };
     let embeds = |pooled| {
-        let zeros = |shape: &[usize]| {
-            Tensor::zeros(shape, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap()
-        };
+        let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &candle_core::Device::Cpu).unwrap();
         let pooled =
             if pooled { Some(PooledPromptEmbeds { prompt: zeros(&[1, 10]), negative: None }) } else { None };
         let prompt_embeds =
@@ -309,5 +365,180 @@ fn folders_whose_parts_do_not_belong_together_are_refused() {
         let problem =
             StableDiffusionPipeline::load(&repository, &LoadOptions::default()).err().unwrap().to_string();
         assert!(problem.contains(expected) && !problem.contains('\n'), "{problem}");
+    }
+}
+
+#[test]
+fn what_cannot_be_refined_is_told_before_the_work() {
+    let mut refiner = load("refiner");
+    let latents = Tensor::zeros((1, 4, 8, 8), DType::F32, &candle_core::Device::Cpu).unwrap();
+    let text = TextToImage { prompts: vec!["a".into()], schedule: Schedule::Steps(5), ..Default::default() };
+    let request = ImageToImage {
+        text: text.clone(),
+        image: InitImage::Latents(latents),
+        strength: 0.3,
+        denoising_start: Some(0.8),
+    };
+    let problems = [
+        (
+            ImageToImage { denoising_start: Some(0.0), ..request.clone() },
+            "denoising_start: is 0, expected more",
+        ),
+        (
+            ImageToImage { denoising_start: Some(1.0), ..request.clone() },
+            "denoising_start: is 1, expected more",
+        ),
+        (
+            ImageToImage { denoising_start: Some(f64::NAN), ..request.clone() },
+            "denoising_start: is NaN, expected",
+        ),
+        (
+            ImageToImage { denoising_start: Some(0.9999), ..request.clone() },
+            "denoising_start: is 0.9999, which of 5 steps leaves none",
+        ),
+        (
+            ImageToImage {
+                text: TextToImage { denoising_end: Some(0.8), ..text.clone() },
+                ..request.clone()
+            },
+            "denoising_start: is 0.8, expected less than denoising_end, which is 0.8",
+        ),
+        (
+            ImageToImage { text: TextToImage { prompts_2: vec!["b".into()], ..text }, ..request },
+            "prompts_2: are given, but the model has one text encoder",
+        ),
+    ];
+    for (request, expected) in problems {
+        let problem = refiner
+            .image_to_image_latents(&request, &mut TorchGenerator::new(0), &mut go_on)
+            .unwrap_err()
+            .to_string();
+        assert!(problem.starts_with(expected), "{problem}");
+    }
+}
+
+#[test]
+fn models_that_do_not_belong_together_are_told_by_their_small_files() {
+    let open = |path: &Path| Repository::folder(path).unwrap();
+    let [base, refiner] = ["base", "refiner"].map(|name| open(&Path::new(FOLDER).join(name)));
+    check_refiner(&base, &refiner).unwrap();
+    check_refiner(&base, &base).unwrap();
+    let sd1 = open(&Path::new(FOLDER).with_file_name("text_to_image").join("sd1"));
+    for (base, refiner) in [(&sd1, &refiner), (&base, &sd1), (&sd1, &sd1)] {
+        let problem = check_refiner(base, refiner).unwrap_err().to_string();
+        assert!(problem.contains("only two models of Stable Diffusion XL"), "{problem}");
+    }
+    let wider = changed_copy("refiner", &[("vae/config.json", &json!({"latent_channels": 8}))]);
+    let problem = check_refiner(&base, &open(wider.path())).unwrap_err().to_string();
+    assert!(problem.contains("has latents of (8, 4)") && problem.contains("of (4, 4)"), "{problem}");
+}
+
+#[test]
+fn what_base_and_refiner_have_in_common_is_held_once() {
+    let base = load("base");
+    let open = |path: &Path| Repository::folder(path).unwrap();
+    let own = open(&Path::new(FOLDER).join("base"));
+    let shared_with = |other: &Repository| {
+        let shared = base.shared_parts().that_are_the_same(&own, other, None).unwrap();
+        (shared.text_encoder_2.is_some(), shared.vae.is_some())
+    };
+    assert_eq!(shared_with(&open(&Path::new(FOLDER).join("refiner"))), (true, true));
+    let changes: [(&str, Value, (bool, bool)); 4] = [
+        ("vae/config.json", json!({"scaling_factor": 0.5}), (true, false)),
+        ("vae/config.json", json!({"_name_or_path": "elsewhere"}), (true, true)),
+        ("text_encoder_2/config.json", json!({"hidden_act": "quick_gelu"}), (false, true)),
+        ("tokenizer_2/tokenizer_config.json", json!({"pad_token": "<|endoftext|>"}), (false, true)),
+    ];
+    for (file, change, expected) in changes {
+        let other = changed_copy("refiner", &[(file, &change)]);
+        assert_eq!(shared_with(&open(other.path())), expected, "{file}: {change}");
+    }
+    let other = changed_copy("refiner", &[]);
+    let weights = other.path().join("vae/diffusion_pytorch_model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(weights, bytes).unwrap();
+    assert_eq!(shared_with(&open(other.path())), (true, false));
+
+    let refiner = StableDiffusionPipeline::load_with(
+        &open(&Path::new(FOLDER).join("refiner")),
+        &LoadOptions::default(),
+        Replacements { shared: base.shared_parts(), ..Default::default() },
+    )
+    .unwrap();
+    let of_vae = |pipeline: &StableDiffusionPipeline| biases(&pipeline.vae);
+    let of_text_encoder = |pipeline: &StableDiffusionPipeline| match &pipeline.text_encoders {
+        TextEncoders::Xl(encoders) => biases(&encoders.second.text_encoder),
+        TextEncoders::Clip(_) => vec![],
+    };
+    assert!(!of_vae(&base).is_empty() && of_vae(&base) == of_vae(&refiner));
+    assert!(!of_text_encoder(&base).is_empty() && of_text_encoder(&base) == of_text_encoder(&refiner));
+    assert!(of_vae(&base) != of_vae(&load("refiner")));
+}
+
+/// The tensors of the layers' biases, which packing leaves as they are.
+fn biases(model: &dyn Layers) -> Vec<TensorId> {
+    model.layers().into_iter().filter_map(|(_, layer)| Some(layer.bias()?.id())).collect()
+}
+
+#[test]
+fn embeddings_go_to_both_text_encoders_or_to_none() {
+    let mut base = load("base");
+    let request = TextToImage {
+        prompts: vec!["a <cat> <dog>".into()],
+        schedule: Schedule::Steps(2),
+        ..Default::default()
+    };
+    let embeds =
+        |pipeline: &StableDiffusionPipeline| values(&pipeline.encode_prompt(&request).unwrap().prompt);
+    let without = embeds(&base);
+    let mut embedding =
+        TextualInversion::read(format!("{FOLDER}/embedding.safetensors"), Some("<cat>")).unwrap();
+    let first_only = TextualInversion { text_encoder_2: None, token: "<dog>".into(), ..embedding[0].clone() };
+    let wide = TextualInversion {
+        text_encoder_2: embedding[0].text_encoder.clone(),
+        token: "<dog>".into(),
+        ..embedding[0].clone()
+    };
+    for (bad, expected) in [(first_only, "has no vectors for the text_encoder_2"), (wide, "have the width 8")]
+    {
+        embedding.push(bad);
+        let problem = base.add_textual_inversions(&embedding).unwrap_err().to_string();
+        assert!(problem.contains(expected), "{problem}");
+        assert_eq!(embeds(&base), without, "{problem}");
+        embedding.pop();
+    }
+    base.add_textual_inversions(&embedding).unwrap();
+    assert_ne!(embeds(&base), without);
+    base.unload_textual_inversion(&["<cat>"]).unwrap();
+    assert_eq!(embeds(&base), without);
+    let mut refiner = load("refiner");
+    refiner.add_textual_inversions(&embedding).unwrap();
+    refiner.unload_textual_inversion(&[""; 0]).unwrap();
+}
+
+#[test]
+fn half_precision_decodes_as_the_config_asks() {
+    let repository = Repository::folder(format!("{FOLDER}/base")).unwrap();
+    let text = TextToImage {
+        prompts: vec!["a red circle".into()],
+        schedule: Schedule::Steps(2),
+        ..Default::default()
+    };
+    let image = InitImage::Pictures(vec![RgbImage::from_pixel(32, 32, image::Rgb([200, 30, 30]))]);
+    let request = ImageToImage { text: text.clone(), image, strength: 0.5, denoising_start: None };
+    for (dtype, decoded_in) in [(DType::F16, DType::F32), (DType::BF16, DType::BF16)] {
+        let options = LoadOptions { dtype, ..Default::default() };
+        let mut pipeline = StableDiffusionPipeline::load(&repository, &options).unwrap();
+        assert_eq!(pipeline.vae.dtype(), decoded_in);
+        let mut noise = TorchGenerator::new(0);
+        let painted = pipeline.generate_latents(&text, &mut noise, &mut go_on).unwrap();
+        let repainted = pipeline.image_to_image_latents(&request, &mut noise, &mut go_on).unwrap();
+        for latents in [painted, repainted] {
+            assert_eq!(latents.dtype(), dtype);
+            let pictures = pipeline.decode_latents(&latents).unwrap();
+            assert_eq!(pictures.dtype(), decoded_in);
+            assert!(values(&pictures).into_iter().all(f64::is_finite));
+        }
     }
 }
