@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::device::DeviceChoice;
 use crate::lora::LoraArguments;
 use crate::scheduler_names;
+use crate::xl_arguments::XlArguments;
 
 /// Paint with diffusion models.
 ///
@@ -120,6 +121,8 @@ pub(crate) struct GenerateArguments {
     /// A file that is there is replaced
     #[arg(long, short, value_name = "FILE", default_value = "out.png")]
     pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) xl: XlArguments,
 }
 
 /// Convert checkpoints between one file and a folder in diffusers' layout, and LoRA files between layouts

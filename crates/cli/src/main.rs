@@ -9,13 +9,16 @@ mod generate;
 mod inspect;
 mod lora;
 mod loras;
+mod models;
 mod output;
+mod painter;
 mod parameters;
 mod progress;
 mod prompts;
 mod scaled_file;
 mod scheduler_names;
 mod terminal;
+mod xl_arguments;
 
 use std::process::ExitCode;
 

@@ -24,7 +24,14 @@ pub(crate) fn read(arguments: &GenerateArguments) -> Result<Vec<String>> {
     for prompt in &prompts {
         check_length("the prompt", prompt)?;
     }
-    check_length("--negative-prompt", arguments.negative_prompt.as_deref().unwrap_or_default())?;
+    let others = [
+        ("--negative-prompt", &arguments.negative_prompt),
+        ("--prompt-2", &arguments.xl.prompt_2),
+        ("--negative-prompt-2", &arguments.xl.negative_prompt_2),
+    ];
+    for (flag, text) in others {
+        check_length(flag, text.as_deref().unwrap_or_default())?;
+    }
     Ok(prompts)
 }
 

@@ -19,4 +19,5 @@ mod program;
 mod safety_checker;
 mod shapes;
 mod single_file;
+mod stable_diffusion_xl;
 mod usage;
