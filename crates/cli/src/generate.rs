@@ -57,30 +57,42 @@ pub(crate) fn run(arguments: &GenerateArguments, progress: &Progress) -> Result<
         what: if count == 1 { String::new() } else { format!("picture {} of {count} ", index + 1) },
     });
     let mut base = Brush::new(pipeline);
-    let Some(refiner) = refiner else {
-        for job in jobs {
+    match &refiner {
+        None => jobs.into_iter().try_for_each(|job| {
             let draft = painter.begin(&mut base, &job)?;
-            painter.write(&base, &job, &draft)?;
+            painter.write(&base, &job, &draft)
+        }),
+        Some(refiner) => {
+            let load = |shared| load_refiner(arguments, &model, refiner, shared, &embeddings, progress);
+            paint_refined(&mut painter, jobs, base, load)
+        }
+    }
+}
+
+/// Begins each picture with the base, and finishes it with the refiner. To save memory all are begun before the refiner is loaded, and
+/// the base is gone by then.
+fn paint_refined(
+    painter: &mut Painter,
+    jobs: impl Iterator<Item = Job>,
+    mut base: Brush,
+    load_refiner: impl FnOnce(SharedParts) -> Result<Brush>,
+) -> Result<()> {
+    let shared = base.pipeline.shared_parts();
+    if !painter.arguments.xl.low_memory {
+        let mut refiner = load_refiner(shared)?;
+        for job in jobs {
+            let begun = painter.begin(&mut base, &job)?;
+            let refined = painter.refine(&mut refiner, &job, begun)?;
+            painter.write(&refiner, &job, &refined)?;
         }
         return Ok(());
-    };
-    let load_refiner = |shared| load_refiner(arguments, &model, &refiner, shared, &embeddings, progress);
-    if arguments.xl.low_memory {
-        let begun = jobs.map(|job| Ok((painter.begin(&mut base, &job)?, job))).collect::<Result<Vec<_>>>()?;
-        let shared = base.pipeline.shared_parts();
-        drop(base);
-        let mut refiner = load_refiner(shared)?;
-        for (draft, job) in begun {
-            let draft = painter.refine(&mut refiner, &job, draft)?;
-            painter.write(&refiner, &job, &draft)?;
-        }
-    } else {
-        let mut refiner = load_refiner(base.pipeline.shared_parts())?;
-        for job in jobs {
-            let draft = painter.begin(&mut base, &job)?;
-            let draft = painter.refine(&mut refiner, &job, draft)?;
-            painter.write(&refiner, &job, &draft)?;
-        }
+    }
+    let begun = jobs.map(|job| Ok((painter.begin(&mut base, &job)?, job))).collect::<Result<Vec<_>>>()?;
+    drop(base);
+    let mut refiner = load_refiner(shared)?;
+    for (begun, job) in begun {
+        let refined = painter.refine(&mut refiner, &job, begun)?;
+        painter.write(&refiner, &job, &refined)?;
     }
     Ok(())
 }
