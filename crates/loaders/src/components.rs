@@ -3,6 +3,7 @@
 use candle_diffusers_models::{
     AutoencoderKL, AutoencoderKLConfig, ClipTextConfig, ClipTextModel, ClipTextModelWithProjection,
     SafetyCheckerConfig, StableDiffusionSafetyChecker, UNet2DConditionConfig, UNet2DConditionModel,
+    UNet2DConfig, UNet2DModel, VQModel, VQModelConfig,
 };
 
 use crate::{LoadOptions, Repository, Result, load_model};
@@ -70,5 +71,25 @@ pub fn load_safety_checker(
 ) -> Result<StableDiffusionSafetyChecker> {
     load_model(repository, folder, options, |config, builder| {
         StableDiffusionSafetyChecker::new(&SafetyCheckerConfig::from_json(config)?, builder)
+    })
+}
+
+/// The UNet of unconditional diffusion in `folder` (`unet`) of `repository`.
+///
+/// # Errors
+/// As [`load_model`]; a field of the config that is set and not supported is named.
+pub fn load_unet_2d(repository: &Repository, folder: &str, options: &LoadOptions) -> Result<UNet2DModel> {
+    load_model(repository, folder, options, |config, builder| {
+        UNet2DModel::new(&UNet2DConfig::from_json(config)?, builder)
+    })
+}
+
+/// The autoencoder in `folder` (`vqvae`) of `repository`.
+///
+/// # Errors
+/// As [`load_model`]; a field of the config that is set and not supported is named.
+pub fn load_vq_model(repository: &Repository, folder: &str, options: &LoadOptions) -> Result<VQModel> {
+    load_model(repository, folder, options, |config, builder| {
+        VQModel::new(&VQModelConfig::from_json(config)?, builder)
     })
 }

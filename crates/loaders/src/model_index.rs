@@ -17,13 +17,18 @@ pub const KNOWN_PIPELINES: &[&str] = &[
     "StableDiffusionXLPipeline",
     "StableDiffusionXLImg2ImgPipeline",
     "StableDiffusionXLInpaintPipeline",
+    "DDPMPipeline",
+    "DDIMPipeline",
+    "LDMPipeline",
+    "LatentDiffusionUncondPipeline",
 ];
 
 /// The components that are loaded and the classes they may have. What is not here (an image encoder) is not
 /// loaded and may be anything; schedulers and safety checkers are judged by whoever builds them.
 const KNOWN_COMPONENTS: &[(&str, &[&str])] = &[
-    ("unet", &["UNet2DConditionModel"]),
+    ("unet", &["UNet2DConditionModel", "UNet2DModel"]),
     ("vae", &["AutoencoderKL"]),
+    ("vqvae", &["VQModel"]),
     ("text_encoder", &["CLIPTextModel", "CLIPTextModelWithProjection"]),
     ("text_encoder_2", &["CLIPTextModel", "CLIPTextModelWithProjection"]),
     ("tokenizer", &["CLIPTokenizer", "CLIPTokenizerFast"]),

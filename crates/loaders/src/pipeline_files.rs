@@ -35,7 +35,9 @@ pub(crate) fn pipeline_files(
     let mut has_variant = false;
     for component in index.components.keys().map(String::as_str) {
         match component {
-            "scheduler" => needed.push(required(join(component, "scheduler_config.json"))?),
+            "scheduler" => {
+                needed.push(required(join(folder_of(files, component), "scheduler_config.json"))?);
+            }
             "tokenizer" | "tokenizer_2" => {
                 let paths = TOKENIZER_FILES.map(|file| join(component, file));
                 needed.extend(paths.into_iter().filter(|path| files.contains(path)));
@@ -44,11 +46,12 @@ pub(crate) fn pipeline_files(
             "feature_extractor" if index.components.contains_key("safety_checker") => {
                 needed.push(required(join(component, "preprocessor_config.json"))?)
             }
-            "unet" | "vae" | "text_encoder" | "text_encoder_2" | "safety_checker" => {
-                needed.push(required(join(component, "config.json"))?);
-                let weights = choose_weights(&join(name, component), &names_in(files, component), variant)?;
+            "unet" | "vae" | "text_encoder" | "text_encoder_2" | "safety_checker" | "vqvae" => {
+                let folder = folder_of(files, component);
+                needed.push(required(join(folder, "config.json"))?);
+                let weights = choose_weights(&join(name, folder), &names_in(files, folder), variant)?;
                 has_variant |= weights.of_variant;
-                needed.push(join(component, &weights.name));
+                needed.push(join(folder, &weights.name));
             }
             // Not loaded: image encoders and the like.
             _ => {}
@@ -64,8 +67,22 @@ pub(crate) fn pipeline_files(
     }
 }
 
+/// The folder of a component: its own, or the top where that has none and is the model itself, as in the oldest unconditional ones.
+fn folder_of<'a>(files: &BTreeSet<String>, component: &'a str) -> &'a str {
+    let has_own = files.iter().any(|path| path.starts_with(&format!("{component}/")));
+    let at_top = match component {
+        "unet" => files.contains("config.json"),
+        "scheduler" => files.contains("scheduler_config.json"),
+        _ => false,
+    };
+    if at_top && !has_own { "" } else { component }
+}
+
 /// The names of the files directly in `folder`.
 fn names_in(files: &BTreeSet<String>, folder: &str) -> Vec<String> {
-    let inside = |path: &String| path.strip_prefix(folder)?.strip_prefix('/').map(str::to_string);
+    let inside = |path: &String| match folder {
+        "" => Some(path.to_string()),
+        _ => path.strip_prefix(folder)?.strip_prefix('/').map(str::to_string),
+    };
     files.iter().filter_map(inside).filter(|name| !name.contains('/')).collect()
 }

@@ -76,6 +76,17 @@ impl<'a> ConfigReader<'a> {
         Ok(self.optional_size(field)?.unwrap_or(default))
     }
 
+    /// Height and width: one size for both, or a list of two.
+    pub(crate) fn sides(&mut self, field: &str) -> Result<Option<(usize, usize)>> {
+        match self.value(field) {
+            Some(Value::Array(values)) if values.len() == 2 => {
+                let sizes = self.sizes(field, &[])?;
+                Ok(Some((sizes[0], sizes[1])))
+            }
+            _ => Ok(self.optional_size(field)?.map(|size| (size, size))),
+        }
+    }
+
     /// Whether the field is there and null.
     pub(crate) fn is_null(&mut self, field: &str) -> bool {
         self.read.insert(field.into());

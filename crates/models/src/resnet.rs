@@ -1,9 +1,10 @@
 //! The residual block that UNets and autoencoders are made of (`ResnetBlock2D` of diffusers' `models/resnet.py`).
 
 use candle_core::Tensor;
-use candle_diffusers_kernels::{add_per_channel, scale_shift_per_channel};
+use candle_diffusers_kernels::{add_per_channel, scale_shift_per_channel, upsample_nearest2d};
 use candle_nn::VarBuilder;
 
+use crate::config::ConfigReader;
 use crate::error::{Error, Result};
 use crate::layers::{Activation, Conv2d, GroupNorm, LayerList, Layers, Linear};
 
@@ -14,6 +15,29 @@ pub enum TimeScaleShift {
     Add,
     /// `scale_shift`: scales and shifts the second normalisation.
     ScaleShift,
+}
+
+impl TimeScaleShift {
+    pub(crate) fn read(reader: &mut ConfigReader) -> Result<Self> {
+        reader.choice("resnet_time_scale_shift", "default", "\"default\" or \"scale_shift\"", |word| {
+            match word {
+                "default" => Some(Self::Add),
+                "scale_shift" => Some(Self::ScaleShift),
+                _ => None,
+            }
+        })
+    }
+}
+
+/// Whether a [`ResnetBlock2D`] changes the picture's size, on the skip as well, before its first convolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResnetSampling {
+    /// No.
+    Keep,
+    /// Halves it: means of two by two pixels.
+    Halve,
+    /// Doubles it: each pixel becomes four.
+    Double,
 }
 
 /// What the [`ResnetBlock2D`]s of one model share.
@@ -45,6 +69,7 @@ pub struct ResnetBlock2D {
     conv2: Conv2d,
     conv_shortcut: Option<Conv2d>,
     config: ResnetConfig,
+    sampling: ResnetSampling,
 }
 
 impl ResnetBlock2D {
@@ -54,6 +79,20 @@ impl ResnetBlock2D {
         in_channels: usize,
         out_channels: usize,
         config: ResnetConfig,
+        vb: VarBuilder,
+    ) -> Result<Self> {
+        Self::with_sampling(in_channels, out_channels, config, ResnetSampling::Keep, vb)
+    }
+
+    /// A block that may halve or double the picture.
+    ///
+    /// # Errors
+    /// When a tensor is missing or wrongly shaped, or `groups` does not divide the channels.
+    pub fn with_sampling(
+        in_channels: usize,
+        out_channels: usize,
+        config: ResnetConfig,
+        sampling: ResnetSampling,
         vb: VarBuilder,
     ) -> Result<Self> {
         let norm1 = GroupNorm::new(config.groups, in_channels, config.eps, vb.pp("norm1"))?;
@@ -73,16 +112,19 @@ impl ResnetBlock2D {
         } else {
             Some(Conv2d::same_size(in_channels, out_channels, 1, vb.pp("conv_shortcut"))?)
         };
-        Ok(Self { norm1, conv1, time_emb_proj, norm2, conv2, conv_shortcut, config })
+        Ok(Self { norm1, conv1, time_emb_proj, norm2, conv2, conv_shortcut, config, sampling })
     }
 
-    /// `(batch, in_channels, height, width)` to `(batch, out_channels, height, width)`; `temb` is `(batch, temb_channels)`.
+    /// `(batch, in_channels, height, width)` to `(batch, out_channels, height, width)`, or half or twice the height and width; `temb` is `(batch, temb_channels)`.
     ///
     /// # Errors
     /// When shapes do not fit, or `temb` is given to a block without one or the other way round.
     pub fn forward(&self, x: &Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
         let time = self.project_time(temb)?;
-        let mut hidden = self.conv1.forward(&self.normalize(&self.norm1, x)?)?;
+        let normed = self.sampling.apply(self.normalize(&self.norm1, x)?)?;
+        let x = &self.sampling.apply(x.clone())?;
+        let mut hidden = self.conv1.forward(&normed)?;
+        drop(normed);
         hidden = match (time, self.config.time_scale_shift) {
             (None, _) => self.normalize(&self.norm2, &hidden)?,
             (Some(time), TimeScaleShift::Add) => match self.config.activation {
@@ -130,6 +172,16 @@ impl ResnetBlock2D {
                 Err(Error::Input { model: "ResnetBlock2D", input: "temb", problem: problem.into() })
             }
         }
+    }
+}
+
+impl ResnetSampling {
+    fn apply(self, x: Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::Keep => x,
+            Self::Halve => x.avg_pool2d(2)?,
+            Self::Double => upsample_nearest2d(&x)?,
+        })
     }
 }
 

@@ -12,6 +12,7 @@ mod safety_checker;
 mod scheduler_config;
 mod stable_diffusion;
 mod timesteps;
+mod unconditional;
 
 pub use denoise::{Denoising, Guidance, StepCallback, StepEnd, TimeIds, denoise};
 pub use error::{Error, Result};
@@ -34,3 +35,4 @@ pub use stable_diffusion::{
     XlEncoders, check_refiner, seeded_generators,
 };
 pub use timesteps::{first_step, first_step_from, steps_until};
+pub use unconditional::{Unconditional, UnconditionalCallback, UnconditionalPipeline, UnconditionalStepEnd};

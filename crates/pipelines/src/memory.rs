@@ -1,7 +1,7 @@
 //! How much memory a picture takes, so that one too large is refused before the work.
 
 use candle_core::{DType, Device};
-use candle_diffusers_models::{AutoencoderKLConfig, UNet2DConditionConfig};
+use candle_diffusers_models::{AutoencoderKLConfig, UNet2DConditionConfig, UNet2DConfig};
 use sysinfo::{MemoryRefreshKind, System};
 
 use crate::error::{Result, argument};
@@ -33,6 +33,18 @@ pub fn working_memory(
     let unet = UNET_COPIES * 2.0 * batch as f64 * latent_pixels * unet.block_out_channels[0] as f64 * bytes;
     let pictures = batch as f64 * pixels * 3.0 * 4.0;
     decoder.max(unet) + pictures
+}
+
+/// The same for a UNet that paints without a text: it sees each picture once.
+pub(crate) fn unconditional_memory(
+    unet: &UNet2DConfig,
+    dtype: DType,
+    batch: usize,
+    width: usize,
+    height: usize,
+) -> f64 {
+    let numbers = batch as f64 * width as f64 * height as f64 * unet.block_out_channels[0] as f64;
+    UNET_COPIES * numbers * dtype.size_in_bytes() as f64
 }
 
 /// An error where `bytes` are more than this machine has.

@@ -84,27 +84,38 @@ impl AutoencoderKLConfig {
         let mut reader = ConfigReader::new(MODEL, config)?;
         let default = Self::default();
         let config = Self {
-            in_channels: reader.size("in_channels", default.in_channels)?,
-            out_channels: reader.size("out_channels", default.out_channels)?,
-            block_out_channels: reader.sizes("block_out_channels", &default.block_out_channels)?,
-            layers_per_block: reader.size("layers_per_block", default.layers_per_block)?,
-            act_fn: reader.choice("act_fn", "silu", ACTIVATIONS, read_activation)?,
-            latent_channels: reader.size("latent_channels", default.latent_channels)?,
-            norm_num_groups: reader.size("norm_num_groups", default.norm_num_groups)?,
-            sample_size: read_sample_size(&mut reader, default.sample_size)?,
-            scaling_factor: reader.number("scaling_factor", default.scaling_factor)?,
             shift_factor: read_optional_number(&mut reader, "shift_factor")?,
             latents_mean: read_optional_numbers(&mut reader, "latents_mean")?,
             latents_std: read_optional_numbers(&mut reader, "latents_std")?,
             force_upcast: reader.bool("force_upcast", default.force_upcast)?,
             use_quant_conv: reader.bool("use_quant_conv", default.use_quant_conv)?,
             use_post_quant_conv: reader.bool("use_post_quant_conv", default.use_post_quant_conv)?,
-            mid_block_add_attention: reader
-                .bool("mid_block_add_attention", default.mid_block_add_attention)?,
+            ..Self::read_shared(&mut reader, default.latent_channels)?
         };
-        config.check(&mut reader)?;
+        config.check_latents(&reader)?;
         reader.ignore_training_state();
         reader.finish()?;
+        Ok(config)
+    }
+
+    /// The fields that `VQModel` has too.
+    pub(crate) fn read_shared(reader: &mut ConfigReader, latent_channels: usize) -> Result<Self> {
+        let default = Self::default();
+        let config = Self {
+            in_channels: reader.size("in_channels", default.in_channels)?,
+            out_channels: reader.size("out_channels", default.out_channels)?,
+            block_out_channels: reader.sizes("block_out_channels", &default.block_out_channels)?,
+            layers_per_block: reader.size("layers_per_block", default.layers_per_block)?,
+            act_fn: reader.choice("act_fn", "silu", ACTIVATIONS, read_activation)?,
+            latent_channels: reader.size("latent_channels", latent_channels)?,
+            norm_num_groups: reader.size("norm_num_groups", default.norm_num_groups)?,
+            sample_size: read_sample_size(reader, default.sample_size)?,
+            scaling_factor: reader.number("scaling_factor", default.scaling_factor)?,
+            mid_block_add_attention: reader
+                .bool("mid_block_add_attention", default.mid_block_add_attention)?,
+            ..default
+        };
+        config.check(reader)?;
         Ok(config)
     }
 
@@ -135,6 +146,10 @@ impl AutoencoderKLConfig {
         if self.scaling_factor == 0.0 {
             return Err(reader.error("scaling_factor", "a number other than 0, as latents are divided by it"));
         }
+        Ok(())
+    }
+
+    fn check_latents(&self, reader: &ConfigReader) -> Result<()> {
         for (field, values) in [("latents_mean", &self.latents_mean), ("latents_std", &self.latents_std)] {
             if values.as_ref().is_some_and(|values| values.len() != self.latent_channels) {
                 let expected = format!("{} numbers, as many as latent_channels", self.latent_channels);

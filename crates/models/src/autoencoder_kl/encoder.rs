@@ -22,6 +22,18 @@ impl Encoder {
     /// # Errors
     /// When a tensor is missing or wrongly shaped.
     pub fn new(config: &AutoencoderKLConfig, vb: VarBuilder) -> Result<Self> {
+        Self::with_out_channels(config, 2 * config.latent_channels, vb)
+    }
+
+    /// An encoder to so many channels.
+    ///
+    /// # Errors
+    /// When a tensor is missing or wrongly shaped.
+    pub fn with_out_channels(
+        config: &AutoencoderKLConfig,
+        out_channels: usize,
+        vb: VarBuilder,
+    ) -> Result<Self> {
         let channels = &config.block_out_channels;
         let (Some(&first), Some(&last)) = (channels.first(), channels.last()) else {
             return Err(super::model::no_blocks());
@@ -45,11 +57,11 @@ impl Encoder {
             down_blocks,
             mid_block: AutoencoderMidBlock2D::new(last, config, vb.pp("mid_block"))?,
             conv_norm_out: GroupNorm::new(config.norm_num_groups, last, NORM_EPS, vb.pp("conv_norm_out"))?,
-            conv_out: Conv2d::same_size(last, 2 * config.latent_channels, 3, vb.pp("conv_out"))?,
+            conv_out: Conv2d::same_size(last, out_channels, 3, vb.pp("conv_out"))?,
         })
     }
 
-    /// `(batch, in_channels, height, width)` to `(batch, 2 * latent_channels, height / factor, width / factor)`, where each halving
+    /// `(batch, in_channels, height, width)` to `(batch, out_channels, height / factor, width / factor)`, where each halving
     /// rounds down.
     ///
     /// # Errors

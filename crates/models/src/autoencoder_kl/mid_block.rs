@@ -1,18 +1,18 @@
 use candle_core::Tensor;
-use candle_diffusers_kernels::{add, pixels_to_tokens, tokens_to_pixels};
 use candle_nn::VarBuilder;
 
 use super::AutoencoderKLConfig;
 use super::config::NORM_EPS;
 use crate::error::Result;
-use crate::layers::{GroupNorm, LayerList, Layers, Linear};
+use crate::layers::{LayerList, Layers};
+use crate::pixel_attention::{PixelAttention, PixelAttentionConfig};
 use crate::resnet::ResnetBlock2D;
 
 /// The middle of an encoder or decoder: a residual block, attention, a residual block (`UNetMidBlock2D` in diffusers).
 #[derive(Clone, Debug)]
 pub struct AutoencoderMidBlock2D {
     first: ResnetBlock2D,
-    attention: Option<AutoencoderAttention>,
+    attention: Option<PixelAttention>,
     second: ResnetBlock2D,
 }
 
@@ -24,8 +24,7 @@ impl AutoencoderMidBlock2D {
             ResnetBlock2D::new(channels, channels, config.resnet_config(), vb.pp("resnets").pp(index))
         };
         let attention = if config.mid_block_add_attention {
-            let attention = vb.pp("attentions.0");
-            Some(AutoencoderAttention::new(channels, config.norm_num_groups, attention)?)
+            Some(PixelAttention::new(attention_config(channels, config), vb.pp("attentions.0"))?)
         } else {
             None
         };
@@ -53,56 +52,13 @@ impl Layers for AutoencoderMidBlock2D {
     }
 }
 
-/// Attention of all pixels to each other with one head as wide as the channels, normalised before and added to its input.
-#[derive(Clone, Debug)]
-pub struct AutoencoderAttention {
-    group_norm: GroupNorm,
-    to_q: Linear,
-    to_k: Linear,
-    to_v: Linear,
-    to_out: Linear,
-    scale: f64,
-}
-
-impl AutoencoderAttention {
-    /// State-dict keys: `group_norm`, `to_q`, `to_k`, `to_v`, `to_out.0`.
-    ///
-    /// # Errors
-    /// When a tensor is missing or wrongly shaped, or `groups` does not divide the channels.
-    pub fn new(channels: usize, groups: usize, vb: VarBuilder) -> Result<Self> {
-        let linear = |name| Linear::new(channels, channels, vb.pp(name));
-        Ok(Self {
-            group_norm: GroupNorm::new(groups, channels, NORM_EPS, vb.pp("group_norm"))?,
-            to_q: linear("to_q")?,
-            to_k: linear("to_k")?,
-            to_v: linear("to_v")?,
-            to_out: linear("to_out.0")?,
-            scale: (channels as f64).powf(-0.5),
-        })
-    }
-
-    /// `(batch, channels, height, width)`, same shape out.
-    ///
-    /// # Errors
-    /// When shapes do not fit.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (_, _, height, width) = x.dims4()?;
-        let pixels = pixels_to_tokens(&self.group_norm.forward(x)?)?;
-        let query = self.to_q.forward(&pixels)?;
-        let key = self.to_k.forward(&pixels)?;
-        let value = self.to_v.forward(&pixels)?;
-        let mixed = candle_diffusers_kernels::attention(&query, &key, &value, 1, self.scale, None)?;
-        let mixed = tokens_to_pixels(&self.to_out.forward(&mixed)?, height, width)?;
-        Ok(add(&mixed, x)?)
-    }
-}
-
-impl Layers for AutoencoderAttention {
-    fn list_layers(&self, list: &mut LayerList) {
-        list.add("group_norm", &self.group_norm);
-        list.add("to_q", &self.to_q);
-        list.add("to_k", &self.to_k);
-        list.add("to_v", &self.to_v);
-        list.add("to_out.0", &self.to_out);
+/// One head as wide as the channels.
+fn attention_config(channels: usize, config: &AutoencoderKLConfig) -> PixelAttentionConfig {
+    PixelAttentionConfig {
+        channels,
+        head_dim: channels,
+        groups: Some(config.norm_num_groups),
+        eps: NORM_EPS,
+        output_scale_factor: 1.0,
     }
 }

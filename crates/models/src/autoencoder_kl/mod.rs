@@ -13,6 +13,6 @@ pub use config::AutoencoderKLConfig;
 pub use decoder::{Decoder, UpDecoderBlock2D};
 pub use distribution::DiagonalGaussianDistribution;
 pub use encoder::{DownEncoderBlock2D, Encoder};
-pub use mid_block::{AutoencoderAttention, AutoencoderMidBlock2D};
+pub use mid_block::AutoencoderMidBlock2D;
 pub use model::{AutoencoderKL, BatchSlicing};
 pub use tiling::Tiling;

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::class_embedding::ClassEmbedType;
 use crate::config::ConfigReader;
 use crate::error::{Error, Result};
 use crate::layers::Activation;
@@ -17,21 +18,6 @@ pub enum BlockType {
     CrossAttention,
     /// `DownBlock2D`, `UpBlock2D`, `UNetMidBlock2D`.
     Plain,
-}
-
-/// Where class labels enter (`class_embed_type` and `num_class_embeds`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClassEmbedType {
-    /// A table of this many vectors; labels are indices.
-    Table(usize),
-    /// Labels are embedded as timesteps are.
-    Timestep,
-    /// Labels are vectors that are added as they are.
-    Identity,
-    /// Labels are vectors of this width, through two linear layers.
-    Projection(usize),
-    /// Labels are vectors of this width, through one linear layer.
-    SimpleProjection(usize),
 }
 
 /// What SDXL feeds besides the prompt (`addition_embed_type` `text_time`).
@@ -125,7 +111,7 @@ impl UNet2DConditionConfig {
         let block_out_channels = reader.sizes("block_out_channels", &[320, 640, 1280, 1280])?;
         let blocks = block_out_channels.len();
         let config = Self {
-            sample_size: read_sample_size(reader)?,
+            sample_size: reader.sides("sample_size")?,
             in_channels: reader.size("in_channels", 4)?,
             out_channels: reader.size("out_channels", 4)?,
             center_input_sample: reader.bool("center_input_sample", false)?,
@@ -152,16 +138,7 @@ impl UNet2DConditionConfig {
             class_embed_type: read_class_embed_type(reader)?,
             addition_embed_type: read_addition_embed_type(reader)?,
             upcast_attention: reader.bool("upcast_attention", false)?,
-            resnet_time_scale_shift: reader.choice(
-                "resnet_time_scale_shift",
-                "default",
-                "\"default\" or \"scale_shift\"",
-                |word| match word {
-                    "default" => Some(TimeScaleShift::Add),
-                    "scale_shift" => Some(TimeScaleShift::ScaleShift),
-                    _ => None,
-                },
-            )?,
+            resnet_time_scale_shift: TimeScaleShift::read(reader)?,
             time_embedding_dim: reader.optional_size("time_embedding_dim")?,
             time_embedding_act_fn: read_optional_activation(reader, "time_embedding_act_fn")?,
             timestep_post_act: read_optional_activation(reader, "timestep_post_act")?,
@@ -235,16 +212,6 @@ impl UNet2DConditionConfig {
     /// Width of the time embedding.
     pub fn time_embed_dim(&self) -> usize {
         self.time_embedding_dim.unwrap_or(self.block_out_channels.first().map_or(0, |channels| channels * 4))
-    }
-}
-
-fn read_sample_size(reader: &mut ConfigReader) -> Result<Option<(usize, usize)>> {
-    match reader.value("sample_size") {
-        Some(Value::Array(values)) if values.len() == 2 => {
-            let sizes = reader.sizes("sample_size", &[])?;
-            Ok(Some((sizes[0], sizes[1])))
-        }
-        _ => Ok(reader.optional_size("sample_size")?.map(|size| (size, size))),
     }
 }
 

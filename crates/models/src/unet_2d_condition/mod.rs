@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use candle_diffusers_kernels::add;
 use candle_nn::VarBuilder;
 
-pub use config::{BlockType, ClassEmbedType, TextTimeEmbed, UNet2DConditionConfig};
+pub use config::{BlockType, TextTimeEmbed, UNet2DConditionConfig};
 
 use crate::error::{Error, Result};
 use crate::layers::{Activation, Conv2d, GroupNorm, LayerList, Layers};

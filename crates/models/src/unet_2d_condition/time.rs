@@ -3,11 +3,12 @@
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
-use super::config::{ClassEmbedType, TextTimeEmbed, UNet2DConditionConfig};
+use super::config::{TextTimeEmbed, UNet2DConditionConfig};
 use super::{MODEL, TextTime, UNetConditions};
+use crate::class_embedding::{ClassEmbedding, ClassEmbeddingSizes};
 use crate::embeddings::{TimestepEmbedding, TimestepEmbeddingConfig, Timesteps, to_floats};
 use crate::error::{Error, Result};
-use crate::layers::{Activation, Embedding, LayerList, Layers, Linear};
+use crate::layers::{Activation, LayerList, Layers};
 
 /// Everything that makes the time embedding.
 #[derive(Clone, Debug)]
@@ -18,16 +19,6 @@ pub(super) struct TimeEmbeddings {
     class_embeddings_concat: bool,
     added: Option<AddedEmbedding>,
     time_embed_act: Option<Activation>,
-}
-
-/// `class_embedding` in its forms.
-#[derive(Clone, Debug)]
-enum ClassEmbedding {
-    Table(Embedding),
-    Timestep(TimestepEmbedding),
-    Identity,
-    Projection(TimestepEmbedding),
-    SimpleProjection(Linear),
 }
 
 /// `add_time_proj` and `add_embedding` of SDXL.
@@ -57,6 +48,7 @@ impl TimeEmbeddings {
             post_activation: config.timestep_post_act,
             cond_proj_dim: config.time_cond_proj_dim,
         };
+        let class_sizes = ClassEmbeddingSizes { time_channels: input, width, activation: config.act_fn };
         let added = match config.addition_embed_type {
             Some(TextTimeEmbed { time_embed_dim, input_dim }) => {
                 let plain = TimestepEmbeddingConfig::default();
@@ -68,7 +60,10 @@ impl TimeEmbeddings {
         Ok(Self {
             time_proj: sinusoidal(input),
             time_embedding: TimestepEmbedding::new(input, width, time_config, vb.pp("time_embedding"))?,
-            class_embedding: ClassEmbedding::new(config, vb.pp("class_embedding"))?,
+            class_embedding: match config.class_embed_type {
+                Some(kind) => Some(ClassEmbedding::new(kind, class_sizes, vb.pp("class_embedding"))?),
+                None => None,
+            },
             class_embeddings_concat: config.class_embeddings_concat,
             added,
             time_embed_act: config.time_embedding_act_fn,
@@ -87,13 +82,15 @@ impl TimeEmbeddings {
         if values.len() == 1 {
             values.resize(batch, values[0]);
         }
-        let sinusoids =
-            self.time_proj.forward(&values)?.to_device(sample.device())?.to_dtype(sample.dtype())?;
-        let mut emb = self.time_embedding.forward(&sinusoids, conditions.timestep_cond)?;
+        let project = |numbers: &[f32]| -> Result<Tensor> {
+            let sinusoids = self.time_proj.forward(numbers)?;
+            Ok(sinusoids.to_device(sample.device())?.to_dtype(sample.dtype())?)
+        };
+        let mut emb = self.time_embedding.forward(&project(&values)?, conditions.timestep_cond)?;
         match (&self.class_embedding, conditions.class_labels) {
             (None, None) => {}
             (Some(embedding), Some(labels)) => {
-                let class = embedding.forward(labels, &self.time_proj, sample)?;
+                let class = embedding.forward(labels, project, sample)?;
                 emb = if self.class_embeddings_concat {
                     Tensor::cat(&[emb, class], 1)?
                 } else {
@@ -122,49 +119,6 @@ impl Layers for TimeEmbeddings {
         list.add("class_embedding", &self.class_embedding);
         if let Some(added) = &self.added {
             list.add("add_embedding", &added.embedding);
-        }
-    }
-}
-
-impl ClassEmbedding {
-    fn new(config: &UNet2DConditionConfig, vb: VarBuilder) -> Result<Option<Self>> {
-        let width = config.time_embed_dim();
-        let Some(kind) = config.class_embed_type else { return Ok(None) };
-        Ok(Some(match kind {
-            ClassEmbedType::Table(count) => Self::Table(Embedding::new(count, width, vb)?),
-            ClassEmbedType::Timestep => {
-                let with_act_fn = TimestepEmbeddingConfig { activation: config.act_fn, ..Default::default() };
-                Self::Timestep(TimestepEmbedding::new(config.block_out_channels[0], width, with_act_fn, vb)?)
-            }
-            ClassEmbedType::Identity => Self::Identity,
-            ClassEmbedType::Projection(dim) => {
-                Self::Projection(TimestepEmbedding::new(dim, width, TimestepEmbeddingConfig::default(), vb)?)
-            }
-            ClassEmbedType::SimpleProjection(dim) => Self::SimpleProjection(Linear::new(dim, width, vb)?),
-        }))
-    }
-
-    fn forward(&self, labels: &Tensor, time_proj: &Timesteps, sample: &Tensor) -> Result<Tensor> {
-        let vectors = || labels.to_dtype(sample.dtype());
-        match self {
-            Self::Table(table) => table.forward(labels),
-            Self::Timestep(embedding) => {
-                let sinusoids = time_proj.forward(&to_floats(labels)?)?;
-                embedding.forward(&sinusoids.to_device(sample.device())?.to_dtype(sample.dtype())?, None)
-            }
-            Self::Identity => Ok(vectors()?),
-            Self::Projection(embedding) => embedding.forward(&vectors()?, None),
-            Self::SimpleProjection(linear) => linear.forward(&vectors()?),
-        }
-    }
-}
-
-impl Layers for ClassEmbedding {
-    fn list_layers(&self, list: &mut LayerList) {
-        match self {
-            Self::Timestep(embedding) | Self::Projection(embedding) => embedding.list_layers(list),
-            Self::SimpleProjection(linear) => linear.list_layers(list),
-            Self::Table(_) | Self::Identity => {}
         }
     }
 }

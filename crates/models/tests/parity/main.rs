@@ -7,8 +7,10 @@ mod autoencoder_kl;
 mod blocks;
 mod clip_text;
 mod safety_checker;
+mod unet_2d;
 mod unet_2d_condition;
 mod unet_blocks;
+mod vq_model;
 
 use std::collections::HashMap;
 

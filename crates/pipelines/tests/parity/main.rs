@@ -10,3 +10,4 @@ mod single_file;
 mod stable_diffusion_xl;
 mod text_to_image;
 mod textual_inversion;
+mod unconditional;

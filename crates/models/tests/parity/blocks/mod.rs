@@ -1,11 +1,11 @@
 use candle_core::{DType, Device, Tensor};
 use candle_diffusers_models::autoencoder_kl::{
-    AutoencoderAttention, AutoencoderMidBlock2D, Decoder, DownEncoderBlock2D, Encoder, UpDecoderBlock2D,
+    AutoencoderMidBlock2D, Decoder, DownEncoderBlock2D, Encoder, UpDecoderBlock2D,
 };
 use candle_diffusers_models::layers::Activation;
 use candle_diffusers_models::{
-    AutoencoderKLConfig, DiagonalGaussianDistribution, Downsample2D, ResnetBlock2D, ResnetConfig, Result,
-    TimeScaleShift, Upsample2D,
+    AutoencoderKLConfig, DiagonalGaussianDistribution, Downsample2D, PixelAttention, PixelAttentionConfig,
+    ResnetBlock2D, ResnetConfig, Result, TimeScaleShift, Upsample2D,
 };
 use candle_diffusers_test_support::{Fixture, assert_close};
 use candle_nn::VarBuilder;
@@ -101,7 +101,14 @@ fn config(layers: usize) -> AutoencoderKLConfig {
 
 #[test]
 fn the_blocks_of_an_autoencoder_equal_the_reference() {
-    check("attention", |vb, x| AutoencoderAttention::new(8, 4, vb)?.forward(x));
+    let attention = PixelAttentionConfig {
+        channels: 8,
+        head_dim: 8,
+        groups: Some(4),
+        eps: 1e-6,
+        output_scale_factor: 1.0,
+    };
+    check("attention", |vb, x| PixelAttention::new(attention, vb)?.forward(x));
     check("mid", |vb, x| AutoencoderMidBlock2D::new(8, &config(1), vb)?.forward(x.clone()));
     let without = AutoencoderKLConfig { mid_block_add_attention: false, ..config(1) };
     check("mid_without_attention", |vb, x| AutoencoderMidBlock2D::new(8, &without, vb)?.forward(x.clone()));
