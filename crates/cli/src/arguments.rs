@@ -33,10 +33,10 @@ pub(crate) enum Command {
 /// The same model, prompt, settings and seed give the picture that the Python library diffusers paints. A PNG carries its
 /// parameters in a `parameters` text chunk, in the form that web UIs read; `diffuse inspect out.png` shows them.
 #[derive(Debug, Args)]
-#[command(group = clap::ArgGroup::new("text").required(true).args(["prompt_words", "prompt", "prompts_file"]))]
+#[command(group = clap::ArgGroup::new("text").args(["prompt_words", "prompt", "prompts_file"]))]
 pub(crate) struct GenerateArguments {
-    /// What to paint
-    #[arg(value_name = "PROMPT")]
+    /// What to paint; models that paint without a text (DDPM, DDIM, unconditional latent diffusion) need none
+    #[arg(value_name = "PROMPT", required_unless_present_any = ["prompt", "prompts_file", "model"])]
     pub(crate) prompt_words: Option<String>,
     /// What to paint, as a flag
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
@@ -74,9 +74,9 @@ pub(crate) struct GenerateArguments {
         allow_hyphen_values = true
     )]
     pub(crate) strength: f64,
-    /// Denoising steps
-    #[arg(long, value_name = "N", default_value_t = 50, allow_negative_numbers = true)]
-    pub(crate) steps: usize,
+    /// Denoising steps [default: 50, or 1000 for models of DDPM]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) steps: Option<usize>,
     /// How closely the prompt is followed; 1 or less turns guidance off [default: 7.5, or 5 for Stable Diffusion XL]
     #[arg(long, value_name = "X", allow_hyphen_values = true)]
     pub(crate) guidance_scale: Option<f64>,
@@ -108,6 +108,9 @@ pub(crate) struct GenerateArguments {
     /// else its name]
     #[arg(long = "embedding", value_name = "FILE[:TOKEN]")]
     pub(crate) embeddings: Vec<OsString>,
+    /// Which of its classes a model paints that knows classes by their numbers
+    #[arg(long, value_name = "N")]
+    pub(crate) class_label: Option<u32>,
     /// Do not check pictures with the model's safety checker, nor load or fetch it
     #[arg(long)]
     pub(crate) no_safety_checker: bool,
@@ -123,6 +126,17 @@ pub(crate) struct GenerateArguments {
     pub(crate) output: PathBuf,
     #[command(flatten)]
     pub(crate) xl: XlArguments,
+}
+
+impl GenerateArguments {
+    pub(crate) fn has_prompt(&self) -> bool {
+        self.prompt_words.is_some() || self.prompt.is_some() || self.prompts_file.is_some()
+    }
+
+    /// Denoising steps of models that paint from a text.
+    pub(crate) fn text_steps(&self) -> usize {
+        self.steps.unwrap_or(50)
+    }
 }
 
 /// Convert checkpoints between one file and a folder in diffusers' layout, and LoRA files between layouts

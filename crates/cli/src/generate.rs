@@ -4,14 +4,16 @@ use anyhow::{Result, ensure};
 use candle_diffusers_loaders::lora::UnmatchedKeys;
 use candle_diffusers_loaders::{Repository, TextualInversion};
 use candle_diffusers_pipelines::{Schedule, SharedParts, StableDiffusionPipeline, first_step, load_picture};
+use clap::CommandFactory;
+use clap::error::ErrorKind;
 
-use crate::arguments::GenerateArguments;
+use crate::arguments::{Arguments, GenerateArguments};
 use crate::models::{self, NamedModel};
 use crate::output::{self, Outputs};
 use crate::painter::{Brush, Description, Job, Painter};
 use crate::progress::Progress;
 use crate::scaled_file::ScaledFile;
-use crate::{embeddings, loras, prompts};
+use crate::{embeddings, loras, prompts, unconditional};
 
 /// More files than anyone means to write to one folder at once.
 const MAX_PICTURES: usize = 100_000;
@@ -20,7 +22,8 @@ const MAX_PICTURES: usize = 100_000;
 pub(crate) fn run(arguments: &GenerateArguments, progress: &Progress) -> Result<()> {
     check_numbers(arguments)?;
     let prompts = prompts::read(arguments)?;
-    let count = prompts.len().saturating_mul(arguments.num_images);
+    // A model that needs no prompt paints as if there were one.
+    let count = prompts.len().max(1).saturating_mul(arguments.num_images);
     ensure!(
         count <= MAX_PICTURES,
         "these would be {count} pictures; at most {MAX_PICTURES} are made at once"
@@ -33,18 +36,23 @@ pub(crate) fn run(arguments: &GenerateArguments, progress: &Progress) -> Result<
     let embeddings = embeddings::read(&arguments.embeddings)?;
     let loras = loras::read(&arguments.lora)?;
     let model = models::open_model(arguments, progress)?;
+    let seed = arguments.seed.unwrap_or_else(random_seed);
+    if unconditional::is_unconditional(&model.repository) {
+        return unconditional::run(arguments, &outputs, &model, seed, progress);
+    }
+    check_is_for_text(arguments, &model);
     arguments.xl.check_model(&model.repository, init_image.is_some())?;
     let refiner = models::open_refiner(arguments, &model.repository, progress)?;
 
     let mut pipeline = models::load_pipeline(arguments, &model.repository, SharedParts::default(), progress)?;
     if refiner.is_some() {
-        pipeline.check_denoising_split(&Schedule::Steps(arguments.steps), arguments.xl.denoising_split)?;
+        pipeline
+            .check_denoising_split(&Schedule::Steps(arguments.text_steps()), arguments.xl.denoising_split)?;
     }
     pipeline.add_textual_inversions(&embeddings)?;
     apply_loras(arguments, &mut pipeline, &loras, progress)?;
     let refiner_name = refiner.as_ref().map(|refiner| refiner.name.clone());
     let description = Description::new(arguments, &pipeline, model.name.clone(), refiner_name, loras);
-    let seed = arguments.seed.unwrap_or_else(random_seed);
     let mut unsaid = assumptions(&model.repository);
     if arguments.seed.is_none() {
         unsaid.push(format!("seed: {seed}"));
@@ -139,7 +147,7 @@ fn check_numbers(arguments: &GenerateArguments) -> Result<()> {
     let strength = arguments.strength;
     ensure!((0.0..=1.0).contains(&strength), "--strength is {strength}, expected 0 to 1");
     let at_least_one = [
-        ("--steps", Some(arguments.steps)),
+        ("--steps", arguments.steps),
         ("--num-images", Some(arguments.num_images)),
         ("--width", arguments.width),
         ("--height", arguments.height),
@@ -147,13 +155,26 @@ fn check_numbers(arguments: &GenerateArguments) -> Result<()> {
     for (flag, value) in at_least_one {
         ensure!(value != Some(0), "{flag} is 0, expected 1 or more");
     }
-    let steps = arguments.steps;
+    let steps = arguments.text_steps();
     ensure!(
         arguments.init_image.is_none() || first_step(steps, strength).is_some(),
         "--strength is {strength}, which of {steps} steps leaves none; expected at least {}",
         1.0 / steps as f64
     );
     arguments.xl.check_numbers()
+}
+
+/// Ends the program as for any mistake of the command line where a model that paints from a text has none: only the model shows it.
+fn check_is_for_text(arguments: &GenerateArguments, model: &NamedModel) {
+    let model = &model.name;
+    let problem = if !arguments.has_prompt() {
+        format!("{model} paints from a text: a PROMPT, --prompt or --prompts-file is missing")
+    } else if arguments.class_label.is_some() {
+        format!("--class-label is for models that paint a class, and {model} paints from a text")
+    } else {
+        return;
+    };
+    Arguments::command().error(ErrorKind::MissingRequiredArgument, problem).exit()
 }
 
 fn apply_loras(

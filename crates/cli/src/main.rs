@@ -18,6 +18,7 @@ mod prompts;
 mod scaled_file;
 mod scheduler_names;
 mod terminal;
+mod unconditional;
 mod xl_arguments;
 
 use std::process::ExitCode;

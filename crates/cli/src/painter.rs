@@ -178,7 +178,7 @@ impl Painter<'_> {
         ) -> candle_diffusers_pipelines::Result<Tensor>,
     ) -> Result<Tensor> {
         let Self { progress, unsaid, arguments, .. } = self;
-        let bar = progress.steps(what.to_string(), arguments.steps);
+        let bar = progress.steps(what.to_string(), arguments.text_steps());
         Ok(paint(&mut |step| {
             for line in unsaid.drain(..) {
                 progress.suspend(|| terminal::note(&line));
@@ -198,7 +198,7 @@ impl Painter<'_> {
             negative_prompt: arguments.negative_prompt.clone().unwrap_or_default(),
             settings: Vec::new(),
         };
-        parameters.set("Steps", arguments.steps);
+        parameters.set("Steps", arguments.text_steps());
         parameters.set("Sampler", &description.sampler);
         if let Some(schedule_type) = &description.schedule_type {
             parameters.set("Schedule type", schedule_type);
@@ -233,7 +233,7 @@ impl Painter<'_> {
 /// What is asked of every picture, whatever its prompt.
 fn request(arguments: &GenerateArguments) -> TextToImage {
     TextToImage {
-        schedule: Schedule::Steps(arguments.steps),
+        schedule: Schedule::Steps(arguments.text_steps()),
         guidance_scale: arguments.guidance_scale,
         guidance_rescale: arguments.guidance_rescale,
         eta: arguments.eta,

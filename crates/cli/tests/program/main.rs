@@ -20,4 +20,5 @@ mod safety_checker;
 mod shapes;
 mod single_file;
 mod stable_diffusion_xl;
+mod unconditional;
 mod usage;
