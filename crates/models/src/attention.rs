@@ -1,8 +1,9 @@
 //! Multi-head attention with its projections (`Attention` of diffusers' `models/attention_processor.py`).
 
-use candle_core::Tensor;
+use candle_core::{D, DType, Tensor};
 use candle_nn::VarBuilder;
 
+use crate::attention_processor::{AttentionInput, AttentionLayer, AttentionProcessor};
 use crate::error::Result;
 use crate::layers::{LayerList, Layers, Linear};
 use crate::text_cache::TextCache;
@@ -22,7 +23,7 @@ pub struct AttentionConfig {
 
 /// Projections to queries, keys and values, attention, and a projection back. State-dict keys `to_q`, `to_k`, `to_v` and
 /// `to_out.0`.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Attention {
     to_q: Linear,
     to_k: Linear,
@@ -30,6 +31,22 @@ pub struct Attention {
     to_out: Linear,
     heads: usize,
     scale: f64,
+    layer: AttentionLayer,
+}
+
+impl Clone for Attention {
+    /// Shares the tensors; what is changed in one is not changed in the other.
+    fn clone(&self) -> Self {
+        Self {
+            to_q: self.to_q.clone(),
+            to_k: self.to_k.clone(),
+            to_v: self.to_v.clone(),
+            to_out: self.to_out.clone(),
+            heads: self.heads,
+            scale: self.scale,
+            layer: self.layer.detached_copy(),
+        }
+    }
 }
 
 impl Attention {
@@ -63,6 +80,7 @@ impl Attention {
             to_out: Linear::new(inner, query_dim, vb.pp("to_out.0"))?,
             heads,
             scale: (head_dim as f64).powf(-0.5),
+            layer: AttentionLayer::default(),
         })
     }
 
@@ -78,8 +96,7 @@ impl Attention {
         mask: Option<&Tensor>,
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
-        let (key, value) = self.key_and_value(context)?;
-        self.attend(hidden_states, &key, &value, mask, residual)
+        self.forward_input(AttentionInput { hidden_states, context, mask, cache: None }, residual)
     }
 
     /// [`forward`](Self::forward) with a text as `context`, whose keys and values are in the cache from then on.
@@ -94,28 +111,116 @@ impl Attention {
         residual: Option<&Tensor>,
         cache: &TextCache,
     ) -> Result<Tensor> {
-        let (key, value) = cache.key_and_value(self.to_k.layer(), text, || self.key_and_value(text))?;
-        self.attend(hidden_states, &key, &value, mask, residual)
+        let input = AttentionInput { hidden_states, context: text, mask, cache: Some(cache) };
+        self.forward_input(input, residual)
     }
 
-    fn key_and_value(&self, context: &Tensor) -> Result<(Tensor, Tensor)> {
-        Ok((self.to_k.forward(context)?, self.to_v.forward(context)?))
-    }
-
-    fn attend(
-        &self,
-        hidden_states: &Tensor,
-        key: &Tensor,
-        value: &Tensor,
-        mask: Option<&Tensor>,
-        residual: Option<&Tensor>,
-    ) -> Result<Tensor> {
-        let query = self.to_q.forward(hidden_states)?;
-        let mixed = candle_diffusers_kernels::attention(&query, key, value, self.heads, self.scale, mask)?;
+    fn forward_input(&self, input: AttentionInput<'_>, residual: Option<&Tensor>) -> Result<Tensor> {
+        if let Some(processor) = self.layer.processor() {
+            return self.forward_processed(processor.as_ref(), input, residual);
+        }
+        let query = self.query(input.hidden_states)?;
+        let (key, value) = self.key_and_value(&input)?;
+        let mixed = self.attend(&query, &key, &value, input.mask)?;
         match residual {
             Some(residual) => self.to_out.forward_add(&mixed, residual),
             None => self.to_out.forward(&mixed),
         }
+    }
+
+    fn forward_processed(
+        &self,
+        processor: &dyn AttentionProcessor,
+        input: AttentionInput<'_>,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let output = processor.forward(self, input)?;
+        match residual {
+            Some(residual) => Ok(candle_diffusers_kernels::add(&output, residual)?),
+            None => Ok(output),
+        }
+    }
+
+    /// How many heads there are.
+    pub fn heads(&self) -> usize {
+        self.heads
+    }
+
+    /// What scores are multiplied by.
+    pub fn scale(&self) -> f64 {
+        self.scale
+    }
+
+    /// `(batch, tokens, query_dim)` to queries `(batch, tokens, heads * head_dim)`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn query(&self, hidden_states: &Tensor) -> Result<Tensor> {
+        self.to_q.forward(hidden_states)
+    }
+
+    /// Keys and values of what is looked at, each `(batch, context_tokens, heads * head_dim)`; those of a text from the cache where there is one.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn key_and_value(&self, input: &AttentionInput<'_>) -> Result<(Tensor, Tensor)> {
+        let context = input.context;
+        let project = || Ok((self.to_k.forward(context)?, self.to_v.forward(context)?));
+        match input.cache {
+            Some(cache) => cache.key_and_value(self.to_k.layer(), context, project),
+            None => project(),
+        }
+    }
+
+    /// Attention itself, in one pass and without stored scores: `(batch, tokens, heads * head_dim)`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn attend(
+        &self,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+        mask: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        Ok(candle_diffusers_kernels::attention(query, key, value, self.heads, self.scale, mask)?)
+    }
+
+    /// How much each token looks at each of the context, in float32: `(batch, heads, tokens, context_tokens)`, where the last dimension sums to 1.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn probabilities(&self, query: &Tensor, key: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+        let (query, key) = (self.split_heads(query)?, self.split_heads(key)?);
+        let mut scores = (query.matmul(&key.transpose(2, 3)?.contiguous()?)? * self.scale)?;
+        if let Some(mask) = mask {
+            scores = scores.broadcast_add(&mask.to_dtype(DType::F32)?)?;
+        }
+        Ok(candle_nn::ops::softmax(&scores, D::Minus1)?)
+    }
+
+    /// Values by their [`probabilities`](Self::probabilities): `(batch, tokens, heads * head_dim)` in the dtype of `value`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn mix(&self, probabilities: &Tensor, value: &Tensor) -> Result<Tensor> {
+        let mixed = probabilities.matmul(&self.split_heads(value)?)?;
+        Ok(mixed.transpose(1, 2)?.flatten_from(2)?.to_dtype(value.dtype())?)
+    }
+
+    /// What has been mixed, projected back: `(batch, tokens, query_dim)`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn output(&self, mixed: &Tensor) -> Result<Tensor> {
+        self.to_out.forward(mixed)
+    }
+
+    /// `(batch, tokens, heads * head_dim)` to `(batch, heads, tokens, head_dim)`, in float32.
+    fn split_heads(&self, x: &Tensor) -> Result<Tensor> {
+        let (batch, tokens, width) = x.dims3()?;
+        let heads = x.to_dtype(DType::F32)?.reshape((batch, tokens, self.heads, width / self.heads))?;
+        Ok(heads.transpose(1, 2)?.contiguous()?)
     }
 }
 
@@ -125,5 +230,6 @@ impl Layers for Attention {
         list.add("to_k", &self.to_k);
         list.add("to_v", &self.to_v);
         list.add("to_out.0", &self.to_out);
+        list.add_attention(&self.layer);
     }
 }

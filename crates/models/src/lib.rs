@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod attention;
+mod attention_processor;
 pub mod autoencoder_kl;
 mod class_embedding;
 pub mod clip;
@@ -18,6 +19,7 @@ pub mod unet_2d;
 pub mod unet_2d_condition;
 mod vq_model;
 
+pub use attention_processor::{AttentionInput, AttentionLayer, AttentionProcessor};
 pub use autoencoder_kl::{
     AutoencoderKL, AutoencoderKLConfig, BatchSlicing, DiagonalGaussianDistribution, Tiling,
 };

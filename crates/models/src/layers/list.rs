@@ -3,6 +3,8 @@ use std::collections::HashMap;
 use candle_core::Tensor;
 
 use super::Layer;
+use crate::attention_processor::AttentionLayer;
+use crate::error::{Error, Result};
 
 /// What is made of layers: it can list all linear layers and convolutions in it, for whatever changes them from outside.
 ///
@@ -38,6 +40,46 @@ pub trait Layers {
     /// Adds every part that has layers to the list.
     fn list_layers(&self, list: &mut LayerList);
 
+    /// All attention layers by their names, `down_blocks.0.attentions.0.transformer_blocks.0.attn2`: those of UNets and
+    /// autoencoders, to be given another processor.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use candle_diffusers_models::{AttentionProcessor, layers::Layers};
+    /// /// Gives all attentions to a text this processor.
+    /// fn replace(unet: &impl Layers, processor: Arc<dyn AttentionProcessor>) {
+    ///     for (name, layer) in unet.attentions() {
+    ///         if name.ends_with("attn2") {
+    ///             layer.set_processor(Some(processor.clone()));
+    ///         }
+    ///     }
+    /// }
+    ///
+    /// /// Computes as the model does again.
+    /// fn restore(unet: &impl Layers) {
+    ///     unet.attentions().iter().for_each(|(_, layer)| drop(layer.set_processor(None)));
+    /// }
+    /// ```
+    fn attentions(&self) -> Vec<(String, AttentionLayer)> {
+        let mut list = LayerList::default();
+        self.list_layers(&mut list);
+        list.attentions
+    }
+
+    /// The attention layer called `name`.
+    ///
+    /// # Errors
+    /// When there is none of that name; the error says which there are.
+    fn attention(&self, name: &str) -> Result<AttentionLayer> {
+        let attentions = self.attentions();
+        if let Some((_, layer)) = attentions.iter().find(|(known, _)| known == name) {
+            return Ok(layer.clone());
+        }
+        let names: Vec<&str> = attentions.iter().map(|(name, _)| name.as_str()).collect();
+        let problem = format!("is {name:?}, expected one of: {}", names.join(", "));
+        Err(Error::Input { model: "attention", input: "name", problem })
+    }
+
     /// All layers by their names in the state dict, without `.weight` and `.bias`: `down_blocks.0.resnets.0.conv1`.
     fn layers(&self) -> Vec<(String, Layer)> {
         let mut list = LayerList::default();
@@ -52,6 +94,7 @@ pub struct LayerList {
     found: Vec<(String, Layer)>,
     /// The weights and biases of norms by their names.
     norms: Vec<(String, Tensor)>,
+    attentions: Vec<(String, AttentionLayer)>,
     /// The name of what lists its parts now.
     prefix: String,
 }
@@ -83,6 +126,11 @@ impl LayerList {
         for (name, tensor) in [("weight", weight), ("bias", bias)] {
             self.norms.push((format!("{}.{name}", self.prefix), tensor.clone()));
         }
+    }
+
+    /// Adds the attention that lists its parts now.
+    pub(crate) fn add_attention(&mut self, layer: &AttentionLayer) {
+        self.attentions.push((self.prefix.clone(), layer.clone()));
     }
 
     /// All tensors by their names in the state dict.

@@ -3,6 +3,7 @@
 // Clippy knows the test functions only, not what they call.
 #![allow(clippy::unwrap_used)]
 
+mod attention_processors;
 mod autoencoder_kl;
 mod blocks;
 mod clip_text;
