@@ -13,9 +13,13 @@ use candle_diffusers_loaders::{ClipTokenizer, LoadOptions, Repository};
 use candle_diffusers_models::attention::Attention;
 use candle_diffusers_models::layers::Layers;
 use candle_diffusers_models::{AttentionInput, AttentionProcessor};
-use candle_diffusers_pipelines::{Schedule, StableDiffusionPipeline, TextToImage, seeded_generators};
+use candle_diffusers_pipelines::{
+    Schedule, StableDiffusionPipeline, TextEncoders, TextToImage, seeded_generators,
+};
 use image::imageops::{self, FilterType};
 use image::{ImageBuffer, Luma, Rgb, RgbImage};
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 type Heat = ImageBuffer<Luma<f32>, Vec<f32>>;
 
@@ -50,7 +54,7 @@ impl AttentionProcessor for Recorder {
     }
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() -> Outcome<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [folder, prompt, output] = &arguments[..] else {
         return Err("usage: attention_maps FOLDER PROMPT OUTPUT.png".into());
@@ -64,11 +68,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
 
-    let request = TextToImage {
-        prompts: vec![prompt.clone()],
-        schedule: Schedule::Steps(25),
-        ..Default::default()
-    };
+    let request =
+        TextToImage { prompts: vec![prompt.clone()], schedule: Schedule::Steps(25), ..Default::default() };
     let go_on = &mut |_: candle_diffusers_pipelines::StepEnd| Ok(ControlFlow::Continue(()));
     let painted = pipeline.generate(&request, &mut seeded_generators(0, 1), go_on)?;
     let picture = painted.images.first().ok_or("nothing was painted")?;
@@ -76,7 +77,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let (height, width) = pipeline.sample_size.ok_or("the model does not say its size")?;
     let sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
-    for (index, (word, tokens)) in words(&pipeline.tokenizer, prompt)?.into_iter().enumerate() {
+    for (index, (word, tokens)) in words(tokenizer(&pipeline.text_encoders), prompt)?.into_iter().enumerate()
+    {
         let heat = heat(&sums, tokens, [height, width])?;
         let letters: String = word.chars().filter(|letter| letter.is_alphanumeric()).collect();
         let path = Path::new(output).with_extension("");
@@ -88,10 +90,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// Each word with the places of its tokens, after the one that begins a text.
-fn words(
-    tokenizer: &ClipTokenizer,
-    prompt: &str,
-) -> Result<Vec<(String, Range<usize>)>, Box<dyn std::error::Error>> {
+fn words(tokenizer: &ClipTokenizer, prompt: &str) -> Outcome<Vec<(String, Range<usize>)>> {
     let mut start = 1;
     let mut words = Vec::new();
     for word in prompt.split_whitespace() {
@@ -105,11 +104,7 @@ fn words(
 }
 
 /// How much the tokens were looked at from each latent pixel, 0 to 1.
-fn heat(
-    sums: &Sums,
-    tokens: Range<usize>,
-    [height, width]: [usize; 2],
-) -> Result<Heat, Box<dyn std::error::Error>> {
+fn heat(sums: &Sums, tokens: Range<usize>, [height, width]: [usize; 2]) -> Outcome<Heat> {
     let mut heat = Heat::new(width as u32, height as u32);
     for (&pixels, (sum, count)) in sums {
         let looked_at = sum.narrow(1, tokens.start, tokens.len())?.sum(D::Minus1)?;
@@ -140,4 +135,12 @@ fn paint_over(picture: &RgbImage, heat: &Heat) -> RgbImage {
         *pixel = Rgb([0, 1, 2].map(|i| ((f32::from(pixel[i]) + 255.0 * colour[i]) / 2.0) as u8));
     }
     painted
+}
+
+/// Both of Stable Diffusion XL's cut texts up alike.
+fn tokenizer(text_encoders: &TextEncoders) -> &ClipTokenizer {
+    match text_encoders {
+        TextEncoders::Clip(encoder) => &encoder.tokenizer,
+        TextEncoders::Xl(encoders) => &encoders.tokenizer_2,
+    }
 }

@@ -10,7 +10,9 @@ use candle_diffusers_loaders::{ClipTokenizer, LoadOptions, Repository};
 use candle_diffusers_models::attention::Attention;
 use candle_diffusers_models::layers::Layers;
 use candle_diffusers_models::{AttentionInput, AttentionProcessor};
-use candle_diffusers_pipelines::{Schedule, StableDiffusionPipeline, TextToImage, seeded_generators};
+use candle_diffusers_pipelines::{
+    Schedule, StableDiffusionPipeline, TextEncoders, TextToImage, seeded_generators,
+};
 
 /// Multiplies what is looked at in some tokens by a factor.
 #[derive(Debug)]
@@ -43,7 +45,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Err("usage: scale_word FOLDER PROMPT WORD FACTOR OUTPUT.png".into());
     };
     let mut pipeline = StableDiffusionPipeline::load(&Repository::folder(folder)?, &LoadOptions::default())?;
-    let tokens = tokens_of(&pipeline.tokenizer, prompt, word)?;
+    let tokens = tokens_of(tokenizer(&pipeline.text_encoders), prompt, word)?;
     let processor = Arc::new(ScaleWord { tokens, factor: factor.parse()? });
     for (name, layer) in pipeline.unet.attentions() {
         // The second attention of each block is the one that looks at the text.
@@ -51,11 +53,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             layer.set_processor(Some(processor.clone()));
         }
     }
-    let request = TextToImage {
-        prompts: vec![prompt.clone()],
-        schedule: Schedule::Steps(25),
-        ..Default::default()
-    };
+    let request =
+        TextToImage { prompts: vec![prompt.clone()], schedule: Schedule::Steps(25), ..Default::default() };
     let go_on = &mut |_: candle_diffusers_pipelines::StepEnd| Ok(ControlFlow::Continue(()));
     let painted = pipeline.generate(&request, &mut seeded_generators(0, 1), go_on)?;
     painted.images.first().ok_or("nothing was painted")?.save(output)?;
@@ -77,4 +76,12 @@ fn tokens_of(
         start = end;
     }
     Err(format!("{word:?} is no word of the prompt").into())
+}
+
+/// Both of Stable Diffusion XL's cut texts up alike.
+fn tokenizer(text_encoders: &TextEncoders) -> &ClipTokenizer {
+    match text_encoders {
+        TextEncoders::Clip(encoder) => &encoder.tokenizer,
+        TextEncoders::Xl(encoders) => &encoders.tokenizer_2,
+    }
 }

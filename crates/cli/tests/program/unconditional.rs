@@ -70,7 +70,8 @@ fn what_is_for_a_text_is_refused() {
         &["--clip-skip", "1"],
     ] {
         let flag = if flags.len() == 1 { "a prompt" } else { flags[0] };
-        let arguments = [&["generate", "--model", &model("ddpm")][..], flags].concat();
+        let model = model("ddpm");
+        let arguments = [&["generate", "--model", &model][..], flags].concat();
         Workplace::new().refuse(arguments, &[flag, "ddpm paints without one"]);
     }
 }

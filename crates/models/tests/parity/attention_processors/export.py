@@ -32,12 +32,12 @@ class Scaling:
 
 unet = fixture.randomize(
     UNet2DConditionModel(
-        sample_size=8, block_out_channels=[8, 8], norm_num_groups=4, layers_per_block=1, cross_attention_dim=6, attention_head_dim=2,
+        sample_size=4, block_out_channels=[4, 4], norm_num_groups=2, layers_per_block=1, cross_attention_dim=6, attention_head_dim=2,
         down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
     )  # fmt: skip
 ).eval()
 generator = torch.Generator().manual_seed(1)
-sample, text = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 5, 6, generator=generator)
+sample, text = torch.randn(2, 4, 4, 4, generator=generator), torch.randn(2, 5, 6, generator=generator)
 mask = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 1, 1, 1]])
 tensors = {f"model.{key}": value for key, value in unet.state_dict().items()}
 tensors |= {"sample": sample, "text": text, "mask": mask}

@@ -6,8 +6,8 @@ use candle_core::{D, DType, Device, Tensor};
 use candle_diffusers_models::attention::Attention;
 use candle_diffusers_models::layers::Layers;
 use candle_diffusers_models::{
-    AttentionInput, AttentionProcessor, AutoencoderKL, AutoencoderKLConfig, Result, TextCache, UNet2DConditionConfig,
-    UNet2DConditionModel, UNet2DConfig, UNet2DModel, UNetConditions,
+    AttentionInput, AttentionProcessor, AutoencoderKL, AutoencoderKLConfig, Result, TextCache,
+    UNet2DConditionConfig, UNet2DConditionModel, UNet2DConfig, UNet2DModel, UNetConditions,
 };
 use candle_diffusers_test_support::{Fixture, assert_close, relative_difference};
 use candle_nn::VarBuilder;
@@ -19,7 +19,7 @@ const ONE: &str = "down_blocks.0.attentions.0.transformer_blocks.0.attn2";
 fn load() -> (UNet2DConditionModel, Fixture) {
     let fixture = Fixture::open(format!("{FOLDER}/attention_processors.safetensors"));
     let config = json!({
-        "sample_size": 8, "block_out_channels": [8, 8], "norm_num_groups": 4, "layers_per_block": 1,
+        "sample_size": 4, "block_out_channels": [4, 4], "norm_num_groups": 2, "layers_per_block": 1,
         "cross_attention_dim": 6, "attention_head_dim": 2,
         "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
         "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"]
@@ -29,7 +29,12 @@ fn load() -> (UNet2DConditionModel, Fixture) {
     (UNet2DConditionModel::new(&config, weights).unwrap(), fixture)
 }
 
-fn run(model: &UNet2DConditionModel, fixture: &Fixture, mask: Option<&Tensor>, cache: Option<&TextCache>) -> Tensor {
+fn run(
+    model: &UNet2DConditionModel,
+    fixture: &Fixture,
+    mask: Option<&Tensor>,
+    cache: Option<&TextCache>,
+) -> Tensor {
     let conditions = UNetConditions { encoder_attention_mask: mask, text_cache: cache, ..Default::default() };
     model.forward(fixture.get("sample"), &[321.0], fixture.get("text"), conditions).unwrap()
 }
@@ -55,7 +60,8 @@ impl AttentionProcessor for Scaling {
 
 #[test]
 fn names_are_the_references() {
-    let names: Value = serde_json::from_str(&std::fs::read_to_string(format!("{FOLDER}/names.json")).unwrap()).unwrap();
+    let names: Value =
+        serde_json::from_str(&std::fs::read_to_string(format!("{FOLDER}/names.json")).unwrap()).unwrap();
     let zeros = || VarBuilder::zeros(DType::F32, &Device::Cpu);
     let blocks = |extra: Value| {
         let mut config = json!({"block_out_channels": [4, 4], "norm_num_groups": 2});
@@ -72,7 +78,8 @@ fn names_are_the_references() {
         "up_block_types": ["AttnUpBlock2D", "UpBlock2D"]
     }));
     let unconditional = UNet2DModel::new(&UNet2DConfig::from_json(&unconditional).unwrap(), zeros()).unwrap();
-    let models: [(&str, &dyn Layers); 3] = [("unet", &load().0), ("vae", &vae), ("unconditional", &unconditional)];
+    let models: [(&str, &dyn Layers); 3] =
+        [("unet", &load().0), ("vae", &vae), ("unconditional", &unconditional)];
     for (model, layers) in models {
         let mut found: Vec<String> = layers.attentions().into_iter().map(|(name, _)| name).collect();
         found.sort();
@@ -83,7 +90,9 @@ fn names_are_the_references() {
 #[test]
 fn what_processors_see_and_give_equals_the_reference() {
     let (model, fixture) = load();
-    for (case, ending, mask) in [("cross", "attn2", None), ("masked", "attn2", Some("mask")), ("self", "attn1", None)] {
+    for (case, ending, mask) in
+        [("cross", "attn2", None), ("masked", "attn2", Some("mask")), ("self", "attn1", None)]
+    {
         let mask = mask.map(|name| fixture.get(name));
         let mut scaling = Vec::new();
         for (name, layer) in model.attentions() {
@@ -149,11 +158,16 @@ fn the_models_own_steps_give_its_own_result() {
     for (dtype, bound) in [(DType::F16, 1e-2), (DType::BF16, 6e-2)] {
         let weights = VarBuilder::from_tensors(fixture.state_dict("model."), dtype, &Device::Cpu);
         let half = UNet2DConditionModel::new(model.config(), weights).unwrap();
-        half.attentions().iter().for_each(|(_, layer)| drop(layer.set_processor(Some(Arc::new(Scaling::default())))));
+        half.attentions()
+            .iter()
+            .for_each(|(_, layer)| drop(layer.set_processor(Some(Arc::new(Scaling::default())))));
         let input = |name: &str| fixture.get(name).to_dtype(dtype).unwrap();
         let output = half.forward(&input("sample"), &[321.0], &input("text"), Default::default()).unwrap();
         assert_eq!(output.dtype(), dtype);
-        model.attentions().iter().for_each(|(_, layer)| drop(layer.set_processor(Some(Arc::new(Scaling::default())))));
+        model
+            .attentions()
+            .iter()
+            .for_each(|(_, layer)| drop(layer.set_processor(Some(Arc::new(Scaling::default())))));
         assert_close(dtype.as_str(), &output, &run(&model, &fixture, None, None), bound);
     }
 }
@@ -161,5 +175,8 @@ fn the_models_own_steps_give_its_own_result() {
 #[test]
 fn a_layer_that_is_not_there_is_named() {
     let error = load().0.attention("down_blocks.0.attn2").unwrap_err().to_string();
-    assert!(error.contains("name is \"down_blocks.0.attn2\", expected one of: ") && error.contains(ONE), "{error}");
+    assert!(
+        error.contains("name is \"down_blocks.0.attn2\", expected one of: ") && error.contains(ONE),
+        "{error}"
+    );
 }
