@@ -141,6 +141,6 @@ fn paint_over(picture: &RgbImage, heat: &Heat) -> RgbImage {
 fn tokenizer(text_encoders: &TextEncoders) -> &ClipTokenizer {
     match text_encoders {
         TextEncoders::Clip(encoder) => &encoder.tokenizer,
-        TextEncoders::Xl(encoders) => &encoders.tokenizer_2,
+        TextEncoders::Xl(encoders) => &encoders.second.tokenizer,
     }
 }

@@ -82,6 +82,6 @@ fn tokens_of(
 fn tokenizer(text_encoders: &TextEncoders) -> &ClipTokenizer {
     match text_encoders {
         TextEncoders::Clip(encoder) => &encoder.tokenizer,
-        TextEncoders::Xl(encoders) => &encoders.tokenizer_2,
+        TextEncoders::Xl(encoders) => &encoders.second.tokenizer,
     }
 }
