@@ -4,6 +4,9 @@ use serde_json::Value;
 pub(super) fn family(unet: &Value) -> &'static str {
     let is = |field: &str, value: &str| unet.get(field).and_then(Value::as_str) == Some(value);
     let number = |field: &str| unet.get(field).and_then(Value::as_u64);
+    if is("_class_name", "UNet2DModel") {
+        return "unconditional";
+    }
     if is("addition_embed_type", "text_time") {
         // Six sizes and crops for the base; five, one of them a score, for the refiner, whose text is that of one encoder.
         let time_ids = number("projection_class_embeddings_input_dim")
@@ -20,6 +23,9 @@ pub(super) fn family(unet: &Value) -> &'static str {
 
 /// What a UNet paints from besides a text, by the channels that it sees.
 pub(super) fn task(unet: &Value, latent_channels: u64) -> Option<&'static str> {
+    if family(unet) == "unconditional" {
+        return None;
+    }
     match unet.get("in_channels").and_then(Value::as_u64)? {
         channels if channels == latent_channels => Some("text-to-image"),
         channels if channels == latent_channels.checked_mul(2)? => Some("instruct-pix2pix"),
@@ -46,8 +52,10 @@ mod tests {
             "cross_attention_dim": 1280, "addition_embed_type": "text_time", "use_linear_projection": true,
             "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2560, "in_channels": 4,
         });
-        let families = [&sd1, &sd2, &sdxl, &refiner].map(family);
-        assert_eq!(families, ["sd1", "sd2", "sdxl", "sdxl-refiner"]);
+        let ddpm = json!({"_class_name": "UNet2DModel", "in_channels": 4});
+        let families = [&sd1, &sd2, &sdxl, &refiner, &ddpm].map(family);
+        assert_eq!(families, ["sd1", "sd2", "sdxl", "sdxl-refiner", "unconditional"]);
+        assert_eq!(task(&ddpm, 4), None);
         let tasks = [&sd1, &sd2, &sdxl].map(|unet| task(unet, 4));
         assert_eq!(tasks, [Some("text-to-image"), Some("inpainting"), Some("instruct-pix2pix")]);
     }
