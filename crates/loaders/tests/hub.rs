@@ -252,6 +252,23 @@ fn a_safety_checker_is_downloaded_unless_it_is_left_out() {
 }
 
 #[test]
+fn the_oldest_repositories_have_all_at_their_top() {
+    let server = Server::new();
+    let index = r#"{"_class_name":"DDPMPipeline","scheduler":["diffusers","DDPMScheduler"],"unet":["diffusers","UNet2DModel"]}"#;
+    let needed =
+        ["config.json", "diffusion_pytorch_model.safetensors", "model_index.json", "scheduler_config.json"];
+    {
+        let files = &mut server.state.lock().unwrap().files;
+        files.retain(|path, _| !path.contains('/'));
+        files.extend(needed.map(|path| (path.to_string(), b"{}".to_vec())));
+        files.insert("model_index.json".into(), index.as_bytes().to_vec());
+    }
+    server.load("owner/model", None, &[]).unwrap();
+    assert_eq!(server.cached(), needed);
+    server.load("owner/model", None, &[("HF_HUB_OFFLINE", "1")]).unwrap();
+}
+
+#[test]
 fn the_cache_has_the_layout_of_the_python_library() {
     let server = Server::new();
     server.load("owner/model@v1/x", None, &[]).unwrap();
