@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::device::DeviceChoice;
 use crate::lora::LoraArguments;
 use crate::scheduler_names;
+use crate::start::Margins;
 use crate::xl_arguments::XlArguments;
 
 /// Paint with diffusion models.
@@ -65,15 +66,34 @@ pub(crate) struct GenerateArguments {
     /// Paint from this picture (PNG, JPEG or WebP) instead of from noise alone; without --width and --height the result has its size
     #[arg(long, value_name = "FILE")]
     pub(crate) init_image: Option<PathBuf>,
-    /// How far the result may be from --init-image: 0 is the picture itself, at 1 little of it is left
+    /// How far the result may be from --init-image: 0 is the picture itself, at 1 little of it is left [default: 0.8; with --mask 1,
+    /// or 0.9999 for Stable Diffusion XL]
+    #[arg(long, value_name = "X", requires = "init_image", allow_hyphen_values = true)]
+    pub(crate) strength: Option<f64>,
+    /// Paint only a part of --init-image anew (inpainting): what is white in this picture, which has the same size
+    #[arg(long, value_name = "FILE", requires = "init_image")]
+    pub(crate) mask: Option<PathBuf>,
+    /// Give the mask soft edges, so many pixels wide: there the result passes into --init-image
     #[arg(
         long,
-        value_name = "X",
-        default_value_t = 0.8,
+        value_name = "PIXELS",
+        default_value_t = 0.0,
         requires = "init_image",
         allow_hyphen_values = true
     )]
-    pub(crate) strength: f64,
+    pub(crate) mask_blur: f32,
+    /// Paint the mask's part in the model's full size, with so many pixels around it, and put it back
+    #[arg(long, value_name = "PIXELS", requires = "init_image", allow_negative_numbers = true)]
+    pub(crate) padding_mask_crop: Option<u32>,
+    /// Make --init-image larger, by pixels at its left, top, right and bottom, and paint what is new
+    #[arg(long, value_name = "L,T,R,B", requires = "init_image", allow_hyphen_values = true)]
+    pub(crate) outpaint: Option<Margins>,
+    /// With --mask or --outpaint: what is black in the mask comes back exactly (the default)
+    #[arg(long, overrides_with = "no_keep_unmasked")]
+    pub(crate) keep_unmasked: bool,
+    /// With --mask or --outpaint: the whole picture comes from the model, which changes it a little everywhere
+    #[arg(long)]
+    pub(crate) no_keep_unmasked: bool,
     /// Denoising steps [default: 50, or 1000 for models of DDPM]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) steps: Option<usize>,
@@ -131,6 +151,11 @@ pub(crate) struct GenerateArguments {
 impl GenerateArguments {
     pub(crate) fn has_prompt(&self) -> bool {
         self.prompt_words.is_some() || self.prompt.is_some() || self.prompts_file.is_some()
+    }
+
+    /// Whether only a part of a picture is painted.
+    pub(crate) fn is_inpainting(&self) -> bool {
+        self.mask.is_some() || self.outpaint.is_some()
     }
 
     /// Denoising steps of models that paint from a text.

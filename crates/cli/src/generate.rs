@@ -3,7 +3,7 @@ use std::hash::{BuildHasher, RandomState};
 use anyhow::{Result, ensure};
 use candle_diffusers_loaders::lora::UnmatchedKeys;
 use candle_diffusers_loaders::{Repository, TextualInversion};
-use candle_diffusers_pipelines::{Schedule, SharedParts, StableDiffusionPipeline, first_step, load_picture};
+use candle_diffusers_pipelines::{Schedule, SharedParts, StableDiffusionPipeline, first_step};
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 
@@ -13,6 +13,7 @@ use crate::output::{self, Outputs};
 use crate::painter::{Brush, Description, Job, Painter};
 use crate::progress::Progress;
 use crate::scaled_file::ScaledFile;
+use crate::start::Start;
 use crate::{embeddings, loras, prompts, unconditional};
 
 /// More files than anyone means to write to one folder at once.
@@ -32,7 +33,7 @@ pub(crate) fn run(arguments: &GenerateArguments, progress: &Progress) -> Result<
     output::finish_writing_on_interrupt();
 
     // Small files first: what is wrong with them is told before a model is loaded.
-    let init_image = arguments.init_image.as_deref().map(load_picture).transpose()?;
+    let start = Start::read(arguments)?;
     let embeddings = embeddings::read(&arguments.embeddings)?;
     let loras = loras::read(&arguments.lora)?;
     let model = models::open_model(arguments, progress)?;
@@ -41,7 +42,7 @@ pub(crate) fn run(arguments: &GenerateArguments, progress: &Progress) -> Result<
         return unconditional::run(arguments, &outputs, &model, seed, progress);
     }
     check_is_for_text(arguments, &model);
-    arguments.xl.check_model(&model.repository, init_image.is_some())?;
+    arguments.xl.check_model(&model.repository, arguments.init_image.is_some())?;
     let refiner = models::open_refiner(arguments, &model.repository, progress)?;
 
     let mut pipeline = models::load_pipeline(arguments, &model.repository, SharedParts::default(), progress)?;
@@ -57,7 +58,7 @@ pub(crate) fn run(arguments: &GenerateArguments, progress: &Progress) -> Result<
     if arguments.seed.is_none() {
         unsaid.push(format!("seed: {seed}"));
     }
-    let mut painter = Painter { arguments, init_image, progress, outputs: &outputs, unsaid, description };
+    let mut painter = Painter { arguments, start, progress, outputs: &outputs, unsaid, description };
     let jobs = (0..count).map(|index| Job {
         index,
         prompt: prompts[index / arguments.num_images].clone(),
@@ -136,7 +137,8 @@ fn check_numbers(arguments: &GenerateArguments) -> Result<()> {
         ("--guidance-scale", arguments.guidance_scale.unwrap_or_default()),
         ("--guidance-rescale", arguments.guidance_rescale),
         ("--eta", arguments.eta),
-        ("--strength", arguments.strength),
+        ("--strength", arguments.strength.unwrap_or_default()),
+        ("--mask-blur", arguments.mask_blur.into()),
     ];
     for (flag, value) in finite {
         ensure!(value.is_finite(), "{flag} is {value}, expected a finite number");
@@ -144,8 +146,9 @@ fn check_numbers(arguments: &GenerateArguments) -> Result<()> {
     let rescale = arguments.guidance_rescale;
     ensure!((0.0..=1.0).contains(&rescale), "--guidance-rescale is {rescale}, expected 0 to 1");
     ensure!(arguments.eta >= 0.0, "--eta is {}, expected 0 or more", arguments.eta);
-    let strength = arguments.strength;
+    let strength = Start::strength(arguments, false);
     ensure!((0.0..=1.0).contains(&strength), "--strength is {strength}, expected 0 to 1");
+    check_inpainting(arguments)?;
     let at_least_one = [
         ("--steps", arguments.steps),
         ("--num-images", Some(arguments.num_images)),
@@ -162,6 +165,28 @@ fn check_numbers(arguments: &GenerateArguments) -> Result<()> {
         1.0 / steps as f64
     );
     arguments.xl.check_numbers()
+}
+
+fn check_inpainting(arguments: &GenerateArguments) -> Result<()> {
+    let mask_blur = arguments.mask_blur;
+    ensure!(mask_blur >= 0.0, "--mask-blur is {mask_blur}, expected 0 or more pixels");
+    if arguments.is_inpainting() {
+        ensure!(
+            arguments.xl.refiner.is_none(),
+            "--refiner does not go with --mask and --outpaint yet; refine the result with --init-image and the refiner as --model"
+        );
+        return Ok(());
+    }
+    let flags = [
+        ("--mask-blur", mask_blur > 0.0),
+        ("--padding-mask-crop", arguments.padding_mask_crop.is_some()),
+        ("--keep-unmasked", arguments.keep_unmasked),
+        ("--no-keep-unmasked", arguments.no_keep_unmasked),
+    ];
+    for (flag, is_given) in flags {
+        ensure!(!is_given, "{flag} is for inpainting; give --mask or --outpaint too");
+    }
+    Ok(())
 }
 
 /// Ends the program as for any mistake of the command line where a model that paints from a text has none: only the model shows it.

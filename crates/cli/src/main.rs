@@ -17,6 +17,7 @@ mod progress;
 mod prompts;
 mod scaled_file;
 mod scheduler_names;
+mod start;
 mod terminal;
 mod unconditional;
 mod xl_arguments;

@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 use candle_diffusers_pipelines::{
-    ImageToImage, InitImage, PromptEmbeds, Schedule, StableDiffusionPipeline, StepEnd, TextToImage,
-    seeded_generators,
+    ImageToImage, InitImage, PromptEmbeds, Schedule, StableDiffusionPipeline, StepCallback, StepEnd,
+    TextToImage, seeded_generators,
 };
 use candle_diffusers_schedulers::TorchGenerator;
 use image::RgbImage;
@@ -16,6 +16,7 @@ use crate::output::Outputs;
 use crate::parameters::Parameters;
 use crate::progress::Progress;
 use crate::scaled_file::ScaledFile;
+use crate::start::Start;
 use crate::{loras, scheduler_names, terminal};
 
 /// A picture that is asked for.
@@ -61,7 +62,7 @@ impl Brush {
 /// Paints one picture after the other: on a CPU that is as fast as several together, and takes one picture's memory.
 pub(crate) struct Painter<'a> {
     pub(crate) arguments: &'a GenerateArguments,
-    pub(crate) init_image: Option<RgbImage>,
+    pub(crate) start: Start,
     pub(crate) progress: &'a Progress,
     pub(crate) outputs: &'a Outputs,
     /// What was assumed of the model, and a random seed: told when the work has begun, so that an error stands alone.
@@ -78,6 +79,7 @@ pub(crate) struct Description {
     sampler: String,
     schedule_type: Option<String>,
     guidance_scale: f64,
+    is_xl: bool,
 }
 
 impl Description {
@@ -96,6 +98,7 @@ impl Description {
             sampler: sampler.to_string(),
             schedule_type: schedule_type.map(|name| name.to_string()),
             guidance_scale: pipeline.guidance(&request(arguments)).scale,
+            is_xl: pipeline.is_xl(),
         }
     }
 }
@@ -116,15 +119,10 @@ impl Painter<'_> {
             ..request(self.arguments)
         };
         let mut noise = seeded_generators(job.seed, 1);
-        let image = self.init_image.clone();
-        let strength = self.arguments.strength;
-        let latents = self.with_steps_shown(&format!("{}painting", job.what), |on_step_end| match image {
-            Some(picture) => {
-                let image = InitImage::Pictures(vec![picture]);
-                let request = ImageToImage { text, image, strength, denoising_start: None };
-                base.pipeline.image_to_image_latents(&request, &mut noise, on_step_end)
-            }
-            None => base.pipeline.generate_latents(&text, &mut noise, on_step_end),
+        let (start, arguments) = (&self.start, self.arguments);
+        let show = Shown { progress: self.progress, unsaid: &mut self.unsaid, arguments };
+        let latents = show.steps(&format!("{}painting", job.what), |on_step_end| {
+            start.latents(arguments, &mut base.pipeline, text, &mut noise, on_step_end)
         })?;
         Ok(Draft { latents, noise })
     }
@@ -144,8 +142,9 @@ impl Painter<'_> {
             strength: 1.0,
             denoising_start: Some(self.arguments.xl.denoising_split),
         };
-        let latents = self.with_steps_shown(&format!("{}refining", job.what), |on_step_end| {
-            refiner.pipeline.image_to_image_latents(&request, &mut noise, on_step_end)
+        let show = Shown { progress: self.progress, unsaid: &mut self.unsaid, arguments: self.arguments };
+        let latents = show.steps(&format!("{}refining", job.what), |on_step_end| {
+            Ok(refiner.pipeline.image_to_image_latents(&request, &mut noise, on_step_end)?)
         })?;
         Ok(Draft { latents, noise })
     }
@@ -153,7 +152,9 @@ impl Painter<'_> {
     /// Decodes what the last brush has left, and writes it.
     pub(crate) fn write(&self, last: &Brush, job: &Job, draft: &Draft) -> Result<()> {
         let decoding = self.progress.activity(format!("{}decoding", job.what));
-        let output = last.pipeline.pictures(&draft.latents)?;
+        // One prompt, whatever it says: only its number matters to what is decoded.
+        let text = TextToImage { prompts: vec![job.prompt.clone()], ..request(self.arguments) };
+        let output = self.start.picture(self.arguments, &last.pipeline, text, &draft.latents)?;
         drop(decoding);
         if output.nsfw_content_detected.is_some_and(|flags| flags.contains(&true)) {
             let which = if job.what.is_empty() { "the picture " } else { &job.what };
@@ -168,24 +169,6 @@ impl Painter<'_> {
         let path = self.outputs.write(job.index, picture, &parameters.to_string())?;
         self.progress.suspend(|| terminal::note(&format!("wrote {}", path.display())));
         Ok(())
-    }
-
-    fn with_steps_shown(
-        &mut self,
-        what: &str,
-        paint: impl FnOnce(
-            &mut dyn FnMut(StepEnd<'_>) -> candle_diffusers_pipelines::Result<ControlFlow<()>>,
-        ) -> candle_diffusers_pipelines::Result<Tensor>,
-    ) -> Result<Tensor> {
-        let Self { progress, unsaid, arguments, .. } = self;
-        let bar = progress.steps(what.to_string(), arguments.text_steps());
-        Ok(paint(&mut |step| {
-            for line in unsaid.drain(..) {
-                progress.suspend(|| terminal::note(&line));
-            }
-            bar.set_done(step.index + 1, step.total);
-            Ok(ControlFlow::Continue(()))
-        })?)
     }
 
     fn describe(&self, job: &Job, picture: &RgbImage) -> Parameters {
@@ -212,7 +195,7 @@ impl Painter<'_> {
             parameters.set("Refiner switch at", arguments.xl.denoising_split);
         }
         if arguments.init_image.is_some() {
-            parameters.set("Denoising strength", arguments.strength);
+            parameters.set("Denoising strength", Start::strength(arguments, description.is_xl));
         }
         if let Some(clip_skip) = arguments.clip_skip {
             // Web UIs count the layer that is used from the end, from 1; diffusers the layers that are left out.
@@ -227,6 +210,27 @@ impl Painter<'_> {
         arguments.xl.describe(&mut parameters);
         parameters.set("Version", concat!("diffuse ", env!("CARGO_PKG_VERSION")));
         parameters
+    }
+}
+
+/// What is shown while steps are taken.
+struct Shown<'a> {
+    progress: &'a Progress,
+    unsaid: &'a mut Vec<String>,
+    arguments: &'a GenerateArguments,
+}
+
+impl Shown<'_> {
+    fn steps(self, what: &str, paint: impl FnOnce(&mut StepCallback) -> Result<Tensor>) -> Result<Tensor> {
+        let Self { progress, unsaid, arguments } = self;
+        let bar = progress.steps(what.to_string(), arguments.text_steps());
+        paint(&mut |step: StepEnd| {
+            for line in unsaid.drain(..) {
+                progress.suspend(|| terminal::note(&line));
+            }
+            bar.set_done(step.index + 1, step.total);
+            Ok(ControlFlow::Continue(()))
+        })
     }
 }
 

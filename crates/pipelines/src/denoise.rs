@@ -70,6 +70,47 @@ pub struct Denoising<'a> {
     pub guidance: Guidance,
     /// What the scheduler may be told.
     pub step_options: StepOptions,
+    /// What of a picture shall stay, where only a part of it is painted.
+    pub kept: Option<Kept>,
+}
+
+/// How a part of a picture is kept while the rest is painted; each tensor is of the whole batch.
+#[derive(Clone, Debug)]
+pub enum Kept {
+    /// By a model that was trained for it and sees more channels than the latents': these, `(batch, channels, height, width)`.
+    Seen(Tensor),
+    /// By any model: after each step, what the mask leaves out is the picture's again, with the noise of the next step.
+    Restored {
+        /// 1 where is painted, 0 where the picture stays, `(batch, 1, height, width)`.
+        mask: Tensor,
+        /// The picture's latents.
+        latents: Tensor,
+        /// What those get noise from, the same in each step.
+        noise: Tensor,
+    },
+}
+
+impl Kept {
+    /// The model's input with what it sees besides.
+    fn join(&self, input: Tensor) -> Result<Tensor> {
+        let Self::Seen(channels) = self else { return Ok(input) };
+        let both = if input.dim(0)? > channels.dim(0)? {
+            Tensor::cat(&[channels, channels], 0)?
+        } else {
+            channels.clone()
+        };
+        Ok(Tensor::cat(&[&input, &both], 1)?)
+    }
+
+    /// Latents after a step; `next` is the timestep of the next one.
+    fn restore(&self, painted: Tensor, scheduler: &dyn Scheduler, next: Option<f64>) -> Result<Tensor> {
+        let Self::Restored { mask, latents, noise } = self else { return Ok(painted) };
+        let shown = match next {
+            Some(timestep) => scheduler.add_noise(latents, noise, &[timestep])?,
+            None => latents.clone(),
+        };
+        Ok((mask.affine(-1.0, 1.0)?.broadcast_mul(&shown)? + mask.broadcast_mul(&painted)?)?)
+    }
 }
 
 /// Denoises `latents` `(batch, channels, height, width)` over the timesteps of the scheduler, and returns them.
@@ -85,7 +126,8 @@ pub fn denoise(
     noise: &mut dyn NoiseSource,
     on_step_end: &mut StepCallback,
 ) -> Result<Tensor> {
-    let Denoising { unet, scheduler, steps, mut prompt_embeds, time_ids, guidance, step_options } = denoising;
+    let Denoising { unet, scheduler, steps, mut prompt_embeds, time_ids, guidance, step_options, kept } =
+        denoising;
     let classifier_free = guidance.is_classifier_free(unet);
     let timestep_cond = match unet.config().time_cond_proj_dim {
         Some(dim) => {
@@ -109,6 +151,10 @@ pub fn denoise(
     for (index, &timestep) in timesteps.iter().enumerate() {
         let input = if classifier_free { Tensor::cat(&[&latents, &latents], 0)? } else { latents.clone() };
         let input = scheduler.scale_model_input(&input, timestep)?;
+        let input = match &kept {
+            Some(kept) => kept.join(input)?,
+            None => input,
+        };
         let added = match (&pooled, &time_ids) {
             (Some(text_embeds), Some(time_ids)) => Some(TextTime { text_embeds, time_ids }),
             _ => None,
@@ -124,6 +170,9 @@ pub fn denoise(
             model_output = classifier_free_guidance(&model_output, guidance.scale, guidance.rescale)?;
         }
         latents = scheduler.step(&model_output, timestep, &latents, noise, &step_options)?.prev_sample;
+        if let Some(kept) = &kept {
+            latents = kept.restore(latents, scheduler, timesteps.get(index + 1).copied())?;
+        }
         let before = prompt_embeds.clone();
         let step = StepEnd {
             index,

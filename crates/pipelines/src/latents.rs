@@ -48,16 +48,36 @@ pub fn encode_pictures(
     let count = pictures.dim(0)?;
     check_repeats("pictures", count, batch)?;
     let draws = if noise.generators().is_some() { batch } else { count };
+    repeat_all(&draw_latents(vae, pictures, draws, noise)?, batch)
+}
+
+/// Latents of pictures as [`encode_pictures`] gives them, but with one draw for each picture whatever `noise` is, from the first generators where it
+/// has several: as diffusers' inpainting encodes.
+///
+/// # Errors
+/// When shapes do not fit, or there are more pictures than generators.
+pub fn encode_each(vae: &AutoencoderKL, pictures: &Tensor, noise: &mut dyn NoiseSource) -> Result<Tensor> {
+    draw_latents(vae, pictures, pictures.dim(0)?, noise)
+}
+
+/// `draws` latents of pictures that are taken one after the other, again and again.
+fn draw_latents(
+    vae: &AutoencoderKL,
+    pictures: &Tensor,
+    draws: usize,
+    noise: &mut dyn NoiseSource,
+) -> Result<Tensor> {
+    let count = pictures.dim(0)?;
     // One after the other, as they are decoded.
     let distributions =
         (0..count).map(|i| Ok(vae.encode(&pictures.narrow(0, i, 1)?)?)).collect::<Result<Vec<_>>>()?;
     let mean = distributions[0].mean();
     let mut shape = mean.dims().to_vec();
     shape[0] = draws;
-    let noise = noise.randn(&shape, mean.dtype(), mean.device())?;
+    let noise = noise.randn_of_first(&shape, mean.dtype(), mean.device())?;
     let draw = |i: usize| Ok(distributions[i % count].sample(&noise.narrow(0, i, 1)?)?);
     let latents = Tensor::cat(&(0..draws).map(draw).collect::<Result<Vec<_>>>()?, 0)?;
-    repeat_all(&scale_latents(vae.config(), &latents)?, batch)
+    scale_latents(vae.config(), &latents)
 }
 
 /// A VAE's latents as a diffusion model sees them: times `scaling_factor`, and brought to mean 0 and deviation 1 where the config knows theirs.

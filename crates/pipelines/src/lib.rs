@@ -14,15 +14,16 @@ mod stable_diffusion;
 mod timesteps;
 mod unconditional;
 
-pub use denoise::{Denoising, Guidance, StepCallback, StepEnd, TimeIds, denoise};
+pub use denoise::{Denoising, Guidance, Kept, StepCallback, StepEnd, TimeIds, denoise};
 pub use error::{Error, Result};
 pub use guidance::{classifier_free_guidance, guidance_scale_embedding};
 pub use image_processor::{
-    ClipImageProcessor, Filter, denormalize, from_pictures, load_picture, normalize, resize, resize_with,
-    to_pictures,
+    ClipImageProcessor, Filter, Region, blur, denormalize, from_masks, from_pictures, load_mask,
+    load_picture, normalize, overlay, resize, resize_with, to_pictures,
 };
 pub use latents::{
-    decode_latents, encode_pictures, prepare_latents, scale_initial_latents, scale_latents, unscale_latents,
+    decode_latents, encode_each, encode_pictures, prepare_latents, scale_initial_latents, scale_latents,
+    unscale_latents,
 };
 pub use memory::working_memory;
 pub use prompt::{encode_prompt, maybe_convert_prompt};
@@ -30,8 +31,8 @@ pub use prompt_embeds::{PooledPromptEmbeds, PromptEmbeds};
 pub use safety_checker::SafetyChecker;
 pub use scheduler_config::load_scheduler_config;
 pub use stable_diffusion::{
-    ClipEncoder, ImageToImage, InitImage, MicroConditions, ProjectedClipEncoder, Replacements, Schedule,
-    SharedParts, StableDiffusionPipeline, StableDiffusionPipelineOutput, TextEncoders, TextToImage,
+    ClipEncoder, ImageToImage, InitImage, Inpainting, MicroConditions, ProjectedClipEncoder, Replacements,
+    Schedule, SharedParts, StableDiffusionPipeline, StableDiffusionPipelineOutput, TextEncoders, TextToImage,
     XlEncoders, check_refiner, seeded_generators,
 };
 pub use timesteps::{first_step, first_step_from, steps_until};

@@ -2,6 +2,7 @@
 //! `pipelines/stable_diffusion_xl/pipeline_stable_diffusion_xl.py`).
 
 mod image_to_image;
+mod inpainting;
 mod load;
 mod load_scheduler;
 mod load_text_encoders;
@@ -24,6 +25,7 @@ use candle_diffusers_schedulers::{
 use serde_json::{Map, Value};
 
 pub use image_to_image::{ImageToImage, InitImage};
+pub use inpainting::Inpainting;
 pub use load::Replacements;
 pub use micro_conditions::MicroConditions;
 pub use output::StableDiffusionPipelineOutput;
@@ -123,6 +125,13 @@ impl StableDiffusionPipeline {
         if self.requires_aesthetics_score {
             return argument("image", "is missing: this model is a refiner, which paints from a picture");
         }
+        let (found, expected) = (self.unet.config().in_channels, self.vae.config().latent_channels);
+        if found != expected {
+            let problem = format!(
+                "takes {found} channels, expected {expected}: it was trained for inpainting or editing, and needs a picture and a mask"
+            );
+            return argument("unet", problem);
+        }
         let (width, height) = self.picture_size(request)?;
         self.set_schedule(&request.schedule)?;
         let steps = self.steps(0, request)?;
@@ -210,7 +219,13 @@ impl StableDiffusionPipeline {
             prompt_embeds,
             time_ids,
             step_options: StepOptions { eta: request.eta, ..Default::default() },
+            kept: None,
         })
+    }
+
+    /// Whether this is Stable Diffusion XL.
+    pub fn is_xl(&self) -> bool {
+        matches!(self.text_encoders, TextEncoders::Xl(_))
     }
 
     /// How a request is guided: as it says, or else as is usual for the model.

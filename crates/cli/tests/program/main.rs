@@ -9,6 +9,7 @@ mod convert;
 mod embeddings;
 mod generate;
 mod image_to_image;
+mod inpainting;
 mod inspect;
 mod lora;
 mod lora_files;

@@ -1,6 +1,8 @@
 //! Between a VAE's tensors and pictures (diffusers' `image_processor.py`).
 
+mod blur;
 mod clip;
+mod region;
 mod resample;
 #[cfg(test)]
 mod tests;
@@ -8,9 +10,12 @@ mod tests;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage};
+use image::{DynamicImage, GrayImage, ImageBuffer, ImageDecoder, ImageReader, Pixel, RgbImage};
 
+pub use blur::blur;
 pub use clip::ClipImageProcessor;
+pub(crate) use region::resize_and_fill;
+pub use region::{Region, overlay};
 pub use resample::Filter;
 
 use crate::error::{Error, Result, argument};
@@ -22,6 +27,24 @@ use crate::error::{Error, Result, argument};
 /// # Errors
 /// When the file cannot be read, or is no such picture.
 pub fn load_picture(path: &Path) -> Result<RgbImage> {
+    Ok(load(path)?.into_rgb8())
+}
+
+/// A mask in a file, read as a picture is ([`load_picture`]) and made grey as Pillow does it: white is what is repainted.
+///
+/// # Errors
+/// Those of [`load_picture`].
+pub fn load_mask(path: &Path) -> Result<GrayImage> {
+    let picture = load_picture(path)?;
+    let grey = |pixel: &image::Rgb<u8>| {
+        let [red, green, blue] = pixel.0.map(u32::from);
+        image::Luma([((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16) as u8])
+    };
+    let (width, height) = picture.dimensions();
+    Ok(GrayImage::from_fn(width, height, |x, y| grey(picture.get_pixel(x, y))))
+}
+
+fn load(path: &Path) -> Result<DynamicImage> {
     let fail = |problem| Err(Error::Picture { file: path.display().to_string(), problem });
     let read = || -> image::ImageResult<DynamicImage> {
         let mut decoder = ImageReader::open(path)?.with_guessed_format()?.into_decoder()?;
@@ -31,7 +54,7 @@ pub fn load_picture(path: &Path) -> Result<RgbImage> {
         Ok(picture)
     };
     match read() {
-        Ok(picture) => Ok(picture.into_rgb8()),
+        Ok(picture) => Ok(picture),
         Err(image::ImageError::IoError(error)) => fail(format!("cannot be read: {error}")),
         Err(error) => fail(format!("is no PNG, JPEG or WebP picture that can be read: {error}")),
     }
@@ -50,6 +73,15 @@ pub fn resize(picture: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
 /// # Errors
 /// When a side is 0.
 pub fn resize_with(filter: Filter, picture: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
+    resized(filter, picture, width, height)
+}
+
+pub(crate) fn resized<P: Pixel<Subpixel = u8> + 'static>(
+    filter: Filter,
+    picture: &ImageBuffer<P, Vec<u8>>,
+    width: u32,
+    height: u32,
+) -> Result<ImageBuffer<P, Vec<u8>>> {
     let (old_width, old_height) = picture.dimensions();
     for (name, side) in [("picture", old_width.min(old_height)), ("width, height", width.min(height))] {
         if side == 0 {
@@ -58,8 +90,9 @@ pub fn resize_with(filter: Filter, picture: &RgbImage, width: u32, height: u32) 
     }
     let size = |width: u32, height: u32| [width as usize, height as usize];
     let (old_size, new_size) = (size(old_width, old_height), size(width, height));
-    let pixels = resample::resize(picture.as_raw(), 3, old_size, new_size, filter);
-    match RgbImage::from_raw(width, height, pixels) {
+    let channels = usize::from(P::CHANNEL_COUNT);
+    let pixels = resample::resize(picture.as_raw(), channels, old_size, new_size, filter);
+    match ImageBuffer::from_raw(width, height, pixels) {
         Some(resized) => Ok(resized),
         None => argument("width, height", format!("are {width}x{height}, too large for a picture")),
     }
@@ -81,6 +114,23 @@ pub fn from_pictures(pictures: &[RgbImage]) -> Result<Tensor> {
     let bytes: Vec<u8> = pictures.iter().flat_map(|picture| picture.as_raw()).copied().collect();
     let values: Vec<f32> = bytes.into_iter().map(|byte| f32::from(byte) / 255.0).collect();
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?.permute((0, 3, 1, 2))?.contiguous()?)
+}
+
+/// Masks of one size as a tensor `(batch, 1, height, width)` of float32 on the CPU: 1 where they are at least half white, else 0.
+///
+/// # Errors
+/// When there are none, or their sizes differ.
+pub fn from_masks(masks: &[GrayImage]) -> Result<Tensor> {
+    let Some(first) = masks.first() else { return argument("masks", "are missing") };
+    let (width, height) = first.dimensions();
+    if let Some(other) = masks.iter().find(|mask| mask.dimensions() != (width, height)) {
+        let (other_width, other_height) = other.dimensions();
+        let problem = format!("are {width}x{height} and {other_width}x{other_height}, expected one size");
+        return argument("masks", problem);
+    }
+    let marks = |byte: &u8| if *byte >= 128 { 1f32 } else { 0.0 };
+    let values: Vec<f32> = masks.iter().flat_map(|mask| mask.as_raw()).map(marks).collect();
+    Ok(Tensor::from_vec(values, (masks.len(), 1, height as usize, width as usize), &Device::Cpu)?)
 }
 
 /// From a picture's 0 to 1 to the -1 to 1 that a VAE encodes; any shape and dtype.

@@ -65,6 +65,13 @@ pub(super) fn resize(
     resized
 }
 
+/// What one new line is made of when a strip of no height at the first or last line is enlarged; the middle dimension of
+/// `(outer, size, inner)` becomes 1. Pillow's default filter for such, bicubic.
+pub(super) fn edge(pixels: &[u8], [outer, size, inner]: [usize; 3], is_last: bool) -> Vec<u8> {
+    let place = if is_last { size as f64 } else { 0.0 };
+    resize_lines(pixels, &[weights_at(place, 1.0, size, Filter::Bicubic)], [outer, size, inner])
+}
+
 /// What one new pixel is made of.
 struct Weights {
     /// Source pixels.
@@ -76,22 +83,23 @@ struct Weights {
 fn weights(size: usize, new_size: usize, filter: Filter) -> Vec<Weights> {
     let scale = size as f64 / new_size as f64;
     let filter_scale = scale.max(1.0);
+    (0..new_size).map(|index| weights_at((index as f64 + 0.5) * scale, filter_scale, size, filter)).collect()
+}
+
+/// Of a new pixel whose middle is at `center` of `size` old ones.
+fn weights_at(center: f64, filter_scale: f64, size: usize, filter: Filter) -> Weights {
     let support = filter.support() * filter_scale;
-    let weights_of = |index: usize| {
-        let center = (index as f64 + 0.5) * scale;
-        // Casts cut off towards zero, as C's do, and negative numbers become 0.
-        let start = (center - support + 0.5) as usize;
-        let end = ((center + support + 0.5) as usize).min(size);
-        let place = |x: usize| (x as f64 - center + 0.5) / filter_scale;
-        let weights: Vec<f64> = (start..end).map(|x| filter.weight(place(x))).collect();
-        let sum: f64 = weights.iter().sum();
-        let fixed = |weight: &f64| {
-            let weight = if sum == 0.0 { *weight } else { weight / sum };
-            (weight * f64::from(1u32 << PRECISION)).round() as i32
-        };
-        Weights { range: start..end, weights: weights.iter().map(fixed).collect() }
+    // Casts cut off towards zero, as C's do, and negative numbers become 0.
+    let start = (center - support + 0.5) as usize;
+    let end = ((center + support + 0.5) as usize).min(size);
+    let place = |x: usize| (x as f64 - center + 0.5) / filter_scale;
+    let weights: Vec<f64> = (start..end).map(|x| filter.weight(place(x))).collect();
+    let sum: f64 = weights.iter().sum();
+    let fixed = |weight: &f64| {
+        let weight = if sum == 0.0 { *weight } else { weight / sum };
+        (weight * f64::from(1u32 << PRECISION)).round() as i32
     };
-    (0..new_size).map(weights_of).collect()
+    Weights { range: start..end, weights: weights.iter().map(fixed).collect() }
 }
 
 fn lanczos(x: f64) -> f64 {

@@ -1,11 +1,12 @@
 //! Image to image (diffusers' `pipelines/stable_diffusion/pipeline_stable_diffusion_img2img.py`; SDEdit, Meng et al., 2021).
 
 use candle_core::Tensor;
+use candle_diffusers_models::AutoencoderKL;
 use candle_diffusers_schedulers::NoiseSource;
 use image::RgbImage;
 
 use super::request::check_share;
-use super::{StableDiffusionPipeline, StableDiffusionPipelineOutput, TextEncoders, TextToImage};
+use super::{Schedule, StableDiffusionPipeline, StableDiffusionPipelineOutput, TextEncoders, TextToImage};
 use crate::denoise::{StepCallback, denoise};
 use crate::error::{Result, argument};
 use crate::image_processor::{from_pictures, normalize, resize};
@@ -79,7 +80,8 @@ impl StableDiffusionPipeline {
         let batch = text.batch_size();
         let image = self.fit_image(image, text, batch)?;
         self.set_schedule(&text.schedule)?;
-        let steps = self.steps(self.first_step(request)?, text)?;
+        let first = self.first_step(&text.schedule, request.strength, request.denoising_start)?;
+        let steps = self.steps(first, text)?;
         let prompt_embeds = self.encode_request(text)?;
         let image = self.encode_image(image, batch, noise)?;
         self.scheduler.set_begin_index(steps.start);
@@ -98,11 +100,16 @@ impl StableDiffusionPipeline {
         denoise(latents, self.denoising(text, steps, prompt_embeds, numbers)?, noise, on_step_end)
     }
 
-    /// The first step that is taken.
-    fn first_step(&self, request: &ImageToImage) -> Result<usize> {
+    /// The first step that is taken: where another model stopped, or by the strength.
+    pub(super) fn first_step(
+        &self,
+        schedule: &Schedule,
+        strength: f64,
+        denoising_start: Option<f64>,
+    ) -> Result<usize> {
         // Some schedulers take more timesteps than were asked for: counted are those that were.
-        let steps = request.text.schedule.steps();
-        if let Some(start) = request.denoising_start {
+        let steps = schedule.steps();
+        if let Some(start) = denoising_start {
             let first = first_step_from(self.scheduler.as_ref(), start);
             if first < self.scheduler.timesteps().len() {
                 return Ok(first);
@@ -114,7 +121,6 @@ impl StableDiffusionPipeline {
                 ),
             );
         }
-        let strength = request.strength;
         match first_step(steps, strength) {
             Some(first) => Ok(first),
             None => argument(
@@ -137,16 +143,18 @@ impl StableDiffusionPipeline {
                 normalize(&from_pictures(&pictures)?.to_device(&self.device)?.to_dtype(self.dtype)?)?
             }
         };
-        let encode_dtype = match self.text_encoders {
+        let latents = encode_pictures(&self.encoding_vae()?, &pictures, batch, noise)?;
+        Ok(latents.to_dtype(self.dtype)?)
+    }
+
+    /// The VAE in the dtype that pictures are encoded in: Stable Diffusion XL's may want float32.
+    pub(super) fn encoding_vae(&self) -> Result<AutoencoderKL> {
+        let dtype = match self.text_encoders {
             TextEncoders::Clip(_) => self.vae.dtype(),
             TextEncoders::Xl(_) => self.vae.config().encode_dtype(self.dtype),
         };
-        let latents = if encode_dtype == self.vae.dtype() {
-            encode_pictures(&self.vae, &pictures, batch, noise)?
-        } else {
-            encode_pictures(&self.vae.to_dtype(encode_dtype)?, &pictures, batch, noise)?
-        };
-        Ok(latents.to_dtype(self.dtype)?)
+        // A clone has the same tensors.
+        Ok(if dtype == self.vae.dtype() { self.vae.clone() } else { self.vae.to_dtype(dtype)? })
     }
 
     /// Pictures of the size that will be painted; latents as they are, when they are of this model.
@@ -213,8 +221,14 @@ impl ImageToImage {
                 format!("is {start}, expected less than denoising_end, which is {end}"),
             ),
             (Some(start), _) => check_share("denoising_start", start),
-            (None, _) if (0.0..=1.0).contains(&self.strength) => Ok(()),
-            (None, _) => argument("strength", format!("is {}, expected 0 to 1", self.strength)),
+            (None, _) => check_strength(self.strength),
         }
     }
+}
+
+pub(super) fn check_strength(strength: f64) -> Result<()> {
+    if (0.0..=1.0).contains(&strength) {
+        return Ok(());
+    }
+    argument("strength", format!("is {strength}, expected 0 to 1"))
 }

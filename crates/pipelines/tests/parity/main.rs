@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod image_to_image;
+mod inpainting;
 mod lora;
 mod safety_checker;
 mod single_file;

@@ -19,6 +19,14 @@ pub trait NoiseSource {
     /// `dtype` itself (torch's draws for half precision are not those for float32 rounded), then moved to `device`.
     fn randn(&mut self, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor>;
 
+    /// [`randn`](Self::randn) from the first generators only, where there is one for each picture: as many as the shape's first dimension says.
+    ///
+    /// # Errors
+    /// Those of [`randn`](Self::randn), and when there are fewer generators.
+    fn randn_of_first(&mut self, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+        self.randn(shape, dtype, device)
+    }
+
     /// How many generators there are, one for each picture; none where one draws for all pictures, however many they are.
     fn generators(&self) -> Option<usize> {
         None
@@ -235,22 +243,32 @@ impl NoiseSource for Vec<TorchGenerator> {
     /// If the first dimension of `shape` is not the number of generators (and there is not exactly one), and as
     /// [`TorchGenerator`]'s.
     fn randn(&mut self, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
-        if let [generator] = self.as_mut_slice() {
-            return generator.randn(shape, dtype, device);
-        }
         match shape.first() {
-            Some(&batch) if batch == self.len() && batch > 0 => {}
-            _ => {
+            Some(&batch) if batch != self.len() && self.len() != 1 => {
                 let expected = format!(
                     "a first dimension of {}, the number of generators, or just one generator",
                     self.len()
                 );
+                Err(Error::Shape { what: "noise", found: shape.to_vec(), expected })
+            }
+            _ => self.randn_of_first(shape, dtype, device),
+        }
+    }
+
+    fn randn_of_first(&mut self, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+        if let [generator] = self.as_mut_slice() {
+            return generator.randn(shape, dtype, device);
+        }
+        match shape.first() {
+            Some(&batch) if batch <= self.len() && batch > 0 => {}
+            _ => {
+                let expected = format!("a first dimension of 1 to {}, the number of generators", self.len());
                 return Err(Error::Shape { what: "noise", found: shape.to_vec(), expected });
             }
         }
         let mut one = shape.to_vec();
-        one[0] = 1;
-        let noise = self.iter_mut().map(|generator| generator.randn(&one, dtype, &Device::Cpu));
+        let batch = std::mem::replace(&mut one[0], 1);
+        let noise = self.iter_mut().take(batch).map(|generator| generator.randn(&one, dtype, &Device::Cpu));
         let noise = noise.collect::<Result<Vec<_>>>()?;
         Ok(Tensor::cat(&noise, 0)?.to_device(device)?)
     }

@@ -1,0 +1,215 @@
+//! What a picture begins as: noise, another picture, or another picture of which a part is painted anew.
+
+use anyhow::{Result, bail, ensure};
+use candle_core::Tensor;
+use candle_diffusers_pipelines::{
+    ImageToImage, InitImage, Inpainting, StableDiffusionPipeline, StableDiffusionPipelineOutput,
+    StepCallback, TextToImage, blur, first_step, load_mask, load_picture, resize,
+};
+use candle_diffusers_schedulers::NoiseSource;
+use image::{GrayImage, Luma, RgbImage, imageops};
+
+use crate::arguments::GenerateArguments;
+
+/// As diffusers has it: Stable Diffusion XL's inpainting begins with a trace of the picture.
+const XL_INPAINTING_STRENGTH: f64 = 0.9999;
+
+pub(crate) enum Start {
+    Noise,
+    Picture(RgbImage),
+    /// White parts of the mask are painted.
+    Masked(RgbImage, GrayImage),
+}
+
+impl Start {
+    /// Reads the pictures that the command line names.
+    pub(crate) fn read(arguments: &GenerateArguments) -> Result<Self> {
+        let Some(path) = &arguments.init_image else { return Ok(Self::Noise) };
+        let picture = load_picture(path)?;
+        let mask = match &arguments.mask {
+            Some(mask_path) => {
+                let mask = load_mask(mask_path)?;
+                let ((width, height), (other_width, other_height)) =
+                    (mask.dimensions(), picture.dimensions());
+                ensure!(
+                    mask.dimensions() == picture.dimensions(),
+                    "{}: is {width}x{height}, expected {other_width}x{other_height}, the size of {}",
+                    mask_path.display(),
+                    path.display()
+                );
+                Some(mask)
+            }
+            None => None,
+        };
+        let (picture, mask) = match &arguments.outpaint {
+            Some(margins) => {
+                let mask = mask.unwrap_or(GrayImage::new(picture.width(), picture.height()));
+                (margins.extend(&picture)?, Some(margins.mark(&mask)?))
+            }
+            None => (picture, mask),
+        };
+        Ok(match mask {
+            Some(mask) => Self::Masked(picture, blur(&mask, arguments.mask_blur)),
+            None => Self::Picture(picture),
+        })
+    }
+
+    /// How much of the schedule is gone through.
+    pub(crate) fn strength(arguments: &GenerateArguments, is_xl: bool) -> f64 {
+        let usual = match arguments.is_inpainting() {
+            true if is_xl && first_step(arguments.text_steps(), XL_INPAINTING_STRENGTH).is_some() => {
+                XL_INPAINTING_STRENGTH
+            }
+            true => 1.0,
+            false => 0.8,
+        };
+        arguments.strength.unwrap_or(usual)
+    }
+
+    /// Takes the steps: the latents of a picture.
+    pub(crate) fn latents(
+        &self,
+        arguments: &GenerateArguments,
+        pipeline: &mut StableDiffusionPipeline,
+        text: TextToImage,
+        noise: &mut dyn NoiseSource,
+        on_step_end: &mut StepCallback,
+    ) -> Result<Tensor> {
+        Ok(match self {
+            Self::Noise => pipeline.generate_latents(&text, noise, on_step_end)?,
+            Self::Picture(picture) => {
+                let image = InitImage::Pictures(vec![picture.clone()]);
+                let strength = Self::strength(arguments, pipeline.is_xl());
+                let request = ImageToImage { text, image, strength, denoising_start: None };
+                pipeline.image_to_image_latents(&request, noise, on_step_end)?
+            }
+            Self::Masked(picture, mask) => {
+                let request = inpainting(arguments, pipeline, picture, mask, text)?;
+                pipeline.inpaint_latents(&request, noise, on_step_end)?
+            }
+        })
+    }
+
+    /// The picture that those are of.
+    pub(crate) fn picture(
+        &self,
+        arguments: &GenerateArguments,
+        pipeline: &StableDiffusionPipeline,
+        text: TextToImage,
+        latents: &Tensor,
+    ) -> Result<StableDiffusionPipelineOutput> {
+        Ok(match self {
+            Self::Noise | Self::Picture(_) => pipeline.pictures(latents)?,
+            Self::Masked(picture, mask) => {
+                let request = inpainting(arguments, pipeline, picture, mask, text)?;
+                pipeline.inpainted_pictures(&request, latents)?
+            }
+        })
+    }
+}
+
+fn inpainting(
+    arguments: &GenerateArguments,
+    pipeline: &StableDiffusionPipeline,
+    picture: &RgbImage,
+    mask: &GrayImage,
+    text: TextToImage,
+) -> Result<Inpainting> {
+    let (picture, mask, text) = match arguments.padding_mask_crop {
+        Some(_) => (picture.clone(), mask.clone(), text),
+        None => fit(arguments, pipeline, picture, mask, text)?,
+    };
+    Ok(Inpainting {
+        text,
+        pictures: vec![picture],
+        masks: vec![mask],
+        strength: Start::strength(arguments, pipeline.is_xl()),
+        padding_mask_crop: arguments.padding_mask_crop,
+        keep_unmasked: !arguments.no_keep_unmasked,
+    })
+}
+
+/// The picture and its mask in the size that the command line names; what is painted is the next lower size that the model can paint.
+fn fit(
+    arguments: &GenerateArguments,
+    pipeline: &StableDiffusionPipeline,
+    picture: &RgbImage,
+    mask: &GrayImage,
+    text: TextToImage,
+) -> Result<(RgbImage, GrayImage, TextToImage)> {
+    let side = |asked: Option<usize>, found: u32| asked.map_or(found, |asked| asked as u32);
+    let (width, height) = (side(arguments.width, picture.width()), side(arguments.height, picture.height()));
+    let factor = pipeline.vae.config().vae_scale_factor();
+    let painted = |asked: Option<usize>, side: u32| asked.unwrap_or(side as usize / factor * factor);
+    let text = TextToImage {
+        width: Some(painted(arguments.width, width)),
+        height: Some(painted(arguments.height, height)),
+        ..text
+    };
+    // Told of before resizing.
+    pipeline.picture_size(&text)?;
+    if picture.dimensions() == (width, height) {
+        return Ok((picture.clone(), mask.clone(), text));
+    }
+    let grey = imageops::resize(mask, width, height, imageops::FilterType::Triangle);
+    Ok((resize(picture, width, height)?, grey, text))
+}
+
+/// How many pixels a picture grows at each side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Margins {
+    left: u32,
+    top: u32,
+    right: u32,
+    bottom: u32,
+}
+
+/// No picture is larger.
+const MOST: u32 = 1 << 16;
+
+impl std::str::FromStr for Margins {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let sides: Result<Vec<u32>, _> = text.split(',').map(|side| side.trim().parse()).collect();
+        match sides.as_deref() {
+            Ok([0, 0, 0, 0]) => Err("a picture that grows at no side has nothing to paint".into()),
+            Ok(&[left, top, right, bottom])
+                if [left, top, right, bottom].iter().all(|side| *side <= MOST) =>
+            {
+                Ok(Self { left, top, right, bottom })
+            }
+            _ => Err(format!("expected left,top,right,bottom in pixels up to {MOST}, such as 0,0,128,0")),
+        }
+    }
+}
+
+impl Margins {
+    fn size(self, width: u32, height: u32) -> Result<(u32, u32)> {
+        let grown = |side: u32, before: u32, behind: u32| {
+            side.checked_add(before)?.checked_add(behind).filter(|side| *side <= MOST)
+        };
+        match (grown(width, self.left, self.right), grown(height, self.top, self.bottom)) {
+            (Some(width), Some(height)) => Ok((width, height)),
+            _ => bail!("--outpaint makes {width}x{height} larger than {MOST} pixels a side; ask for less"),
+        }
+    }
+
+    /// The picture with its edges drawn out.
+    fn extend(self, picture: &RgbImage) -> Result<RgbImage> {
+        let (width, height) = self.size(picture.width(), picture.height())?;
+        let inside = |place: u32, before: u32, size: u32| place.saturating_sub(before).min(size - 1);
+        ensure!(picture.width() > 0 && picture.height() > 0, "the picture has no pixels");
+        Ok(RgbImage::from_fn(width, height, |x, y| {
+            *picture.get_pixel(inside(x, self.left, picture.width()), inside(y, self.top, picture.height()))
+        }))
+    }
+
+    /// The mask in the middle of what is painted.
+    fn mark(self, mask: &GrayImage) -> Result<GrayImage> {
+        let (width, height) = self.size(mask.width(), mask.height())?;
+        let mut marked = GrayImage::from_pixel(width, height, Luma([255]));
+        imageops::replace(&mut marked, mask, self.left.into(), self.top.into());
+        Ok(marked)
+    }
+}

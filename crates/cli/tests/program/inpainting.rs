@@ -1,0 +1,125 @@
+//! `diffuse generate --init-image --mask` and `--outpaint`.
+
+use image::{GrayImage, Luma, Rgb, RgbImage};
+use serde_json::Value;
+
+use crate::program::Workplace;
+use crate::shapes::colour;
+
+const STAR: &str = "a large white star in the center on a blue background";
+const BLUE: Rgb<u8> = Rgb([40, 80, 220]);
+const FLAGS: [&str; 8] = ["--steps", "20", "--guidance-scale", "4", "--seed", "3", "--dtype", "f32"];
+
+fn pixels(workplace: &Workplace, name: &str) -> RgbImage {
+    image::open(workplace.path(name)).unwrap().to_rgb8()
+}
+
+/// White in the middle 44 by 44 pixels.
+fn middle(x: u32, y: u32) -> bool {
+    (10..54).contains(&x) && (10..54).contains(&y)
+}
+
+fn workplace() -> Workplace {
+    let workplace = Workplace::new();
+    // With something that no model paints, to know it again.
+    let blue = RgbImage::from_fn(64, 64, |x, y| if (x + y) % 16 == 0 { Rgb([45, 85, 215]) } else { BLUE });
+    blue.save(workplace.path("blue.png")).unwrap();
+    let mask = GrayImage::from_fn(64, 64, |x, y| Luma([if middle(x, y) { 255 } else { 0 }]));
+    mask.save(workplace.path("mask.png")).unwrap();
+    workplace
+}
+
+#[test]
+fn a_star_comes_where_the_mask_is() {
+    let workplace = workplace();
+    let paint = |flags: &[&str]| {
+        let fixed = ["generate", STAR, "--init-image", "blue.png", "--mask", "mask.png"];
+        workplace.succeed([&fixed[..], &FLAGS, flags].concat());
+        pixels(&workplace, "out.png")
+    };
+    let (blue, star) = (pixels(&workplace, "blue.png"), paint(&[]));
+    assert_eq!(colour(&star, 28, 28, 7), "white");
+    let differs = |picture: &RgbImage, inside: bool| {
+        let places = (0..64).flat_map(|y| (0..64).map(move |x| (x, y)));
+        places
+            .filter(|(x, y)| middle(*x, *y) == inside && picture.get_pixel(*x, *y) != blue.get_pixel(*x, *y))
+            .count()
+    };
+    assert_eq!(differs(&star, false), 0);
+    assert!(differs(&star, true) > 1000);
+    // All of it through the model: the colour stays, but not the pixels.
+    let through = paint(&["--no-keep-unmasked"]);
+    assert!(differs(&through, false) > 1000);
+    assert_eq!(colour(&through, 0, 0, 5), "blue");
+    assert!(star == paint(&["--no-keep-unmasked", "--keep-unmasked"]));
+    assert!(star == paint(&["--strength", "1"]) && star != paint(&["--strength", "0.5"]));
+    // A soft mask begins within and reaches out of the hard one.
+    let soft = paint(&["--mask-blur", "3"]);
+    assert!(differs(&soft, false) > 0 && soft.get_pixel(0, 0) == blue.get_pixel(0, 0));
+
+    let run = workplace.succeed(["inspect", "out.png", "--json"]);
+    let inspected: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(inspected["parameters"]["Denoising strength"], "1");
+}
+
+#[test]
+fn a_small_part_is_painted_in_full_size() {
+    let workplace = workplace();
+    RgbImage::from_pixel(150, 90, BLUE).save(workplace.path("wide.png")).unwrap();
+    let mask = GrayImage::from_fn(150, 90, |x, y| {
+        Luma([if (100..130).contains(&x) && (20..50).contains(&y) { 255 } else { 0 }])
+    });
+    mask.save(workplace.path("corner.png")).unwrap();
+    let flags = ["--init-image", "wide.png", "--mask", "corner.png", "--padding-mask-crop", "8"];
+    workplace.succeed([&["generate", STAR][..], &flags, &FLAGS].concat());
+    let painted = pixels(&workplace, "out.png");
+    assert_eq!(painted.dimensions(), (150, 90));
+    assert_eq!(colour(&painted, 111, 31, 7), "white");
+    assert!((0..90).all(|y| (0..100).all(|x| *painted.get_pixel(x, y) == BLUE)));
+}
+
+#[test]
+fn a_picture_grows() {
+    let workplace = workplace();
+    let flags = ["--init-image", "blue.png", "--outpaint", "6,0,14,3", "--steps", "10"];
+    workplace.succeed([&["generate", STAR][..], &flags].concat());
+    let (grown, blue) = (pixels(&workplace, "out.png"), pixels(&workplace, "blue.png"));
+    // No multiple of the model's factor: what is new is painted a little smaller.
+    assert_eq!(grown.dimensions(), (84, 67));
+    assert!(blue.enumerate_pixels().all(|(x, y, pixel)| grown.get_pixel(x + 6, y) == pixel));
+    workplace.succeed([&["generate", STAR][..], &flags, &["--width", "64", "--height", "32"]].concat());
+    assert_eq!(pixels(&workplace, "out.png").dimensions(), (64, 32));
+}
+
+#[test]
+fn each_of_several_pictures_is_that_of_its_seed() {
+    let workplace = workplace();
+    let flags =
+        ["--init-image", "blue.png", "--mask", "mask.png", "--steps", "4", "--scheduler", "euler-ancestral"];
+    let generate = |more: &[&str]| workplace.succeed([&["generate", STAR][..], &flags, more].concat());
+    generate(&["--seed", "7", "--num-images", "2"]);
+    generate(&["--seed", "8"]);
+    assert!(pixels(&workplace, "out-1.png") == pixels(&workplace, "out.png"));
+}
+
+#[test]
+fn what_cannot_be_painted_is_refused() {
+    let workplace = workplace();
+    RgbImage::new(64, 32).save(workplace.path("flat.png")).unwrap();
+    GrayImage::new(64, 64).save(workplace.path("black.png")).unwrap();
+    let refuse = |flags: &[&str], culprits: &[&str]| {
+        workplace.refuse([&["generate", STAR, "--init-image", "blue.png"], flags].concat(), culprits);
+    };
+    refuse(&["--mask", "missing.png"], &["missing.png", "cannot be read"]);
+    refuse(&["--mask", "flat.png"], &["flat.png: is 64x32", "64x64", "blue.png"]);
+    refuse(&["--mask", "black.png", "--padding-mask-crop", "4"], &["mask", "black all over"]);
+    refuse(&["--mask", "mask.png", "--strength", "2"], &["--strength is 2", "0 to 1"]);
+    refuse(&["--mask", "mask.png", "--strength", "0.01"], &["--strength is 0.01", "50 steps"]);
+    refuse(&["--mask", "mask.png", "--mask-blur", "-1"], &["--mask-blur is -1"]);
+    refuse(&["--mask", "mask.png", "--width", "30"], &["width", "30", "multiple of 4"]);
+    refuse(&["--no-keep-unmasked"], &["--no-keep-unmasked", "--mask"]);
+    for flags in [&["--mask", "mask.png"][..], &["--init-image", "blue.png", "--outpaint", "1,2,3"]] {
+        let run = workplace.run([&["generate", STAR][..], flags].concat());
+        assert_eq!(run.status, Some(2), "{}", run.stderr);
+    }
+}

@@ -1,0 +1,203 @@
+//! Inpainting with the tiny models of `text_to_image` and `stable_diffusion_xl`, and what is done with masks.
+
+use candle_core::Tensor;
+use candle_diffusers_loaders::{LoadOptions, Repository, load_unet};
+use candle_diffusers_pipelines::{
+    Inpainting, Region, Schedule, StableDiffusionPipeline, TextToImage, blur, overlay,
+};
+use candle_diffusers_schedulers::{NoiseSource, TorchGenerator};
+use candle_diffusers_test_support::{Fixture, relative_difference, values};
+use image::{GrayImage, ImageBuffer, Luma, Pixel, RgbImage};
+use serde_json::Value;
+
+use crate::text_to_image::{go_on, load, numbers, strings};
+
+const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/parity/inpainting");
+
+fn fixture() -> Fixture {
+    Fixture::open(format!("{FOLDER}/inpainting.safetensors"))
+}
+
+/// The picture of `(height, width, channels)` bytes, or the mask of `(height, width)`.
+fn picture<P: Pixel<Subpixel = u8>>(pixels: &Tensor) -> ImageBuffer<P, Vec<u8>> {
+    let (height, width) = (pixels.dims()[0] as u32, pixels.dims()[1] as u32);
+    let bytes = pixels.flatten_all().unwrap().to_vec1().unwrap();
+    ImageBuffer::from_raw(width, height, bytes).unwrap()
+}
+
+fn pictures<P: Pixel<Subpixel = u8>>(pixels: &Tensor) -> Vec<ImageBuffer<P, Vec<u8>>> {
+    (0..pixels.dim(0).unwrap()).map(|i| picture(&pixels.get(i).unwrap())).collect()
+}
+
+fn pipeline(case: &Value) -> StableDiffusionPipeline {
+    let model = case["model"].as_str().unwrap();
+    let mut pipeline = match model {
+        "xl" => {
+            let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/parity/stable_diffusion_xl/base");
+            let repository = Repository::folder(folder).unwrap();
+            StableDiffusionPipeline::load(&repository, &LoadOptions::default()).unwrap()
+        }
+        _ => load(model),
+    };
+    if case["channels"] == 9 {
+        let repository = Repository::folder(FOLDER).unwrap();
+        let options = LoadOptions::default();
+        pipeline.unet = load_unet(&repository, &format!("{model}_unet"), &options).unwrap();
+    }
+    if let Some(class_name) = case["scheduler"].as_str() {
+        let overrides = case["overrides"].as_object().cloned().unwrap_or_default();
+        pipeline.set_scheduler(class_name, &overrides).unwrap();
+    }
+    pipeline
+}
+
+fn request(name: &str, case: &Value, fixture: &Fixture) -> Inpainting {
+    let mut prompts = strings(case, "prompts");
+    if prompts.is_empty() {
+        prompts.push("a large red circle on a blue background".into());
+    }
+    let number = |key: &str| case[key].as_u64().map(|number| number as usize);
+    let text = TextToImage {
+        prompts,
+        negative_prompts: strings(case, "negative_prompts"),
+        num_images_per_prompt: number("num_images_per_prompt").unwrap_or(1),
+        schedule: Schedule::Steps(5),
+        guidance_scale: Some(case["guidance_scale"].as_f64().unwrap_or(4.0)),
+        eta: case["eta"].as_f64().unwrap_or(0.0),
+        width: number("width"),
+        height: number("height"),
+        ..Default::default()
+    };
+    Inpainting {
+        text,
+        pictures: pictures(fixture.get(&format!("{name}.image"))),
+        masks: pictures(fixture.get(&format!("{name}.mask"))),
+        strength: case["strength"].as_f64().unwrap(),
+        padding_mask_crop: number("padding_mask_crop").map(|padding| padding as u32),
+        keep_unmasked: false,
+    }
+}
+
+#[test]
+fn pictures_equal_the_reference() {
+    let fixture = fixture();
+    let cases: Value =
+        serde_json::from_str(&std::fs::read_to_string(format!("{FOLDER}/cases.json")).unwrap()).unwrap();
+    let mut failed = Vec::new();
+    for (name, case) in cases.as_object().unwrap() {
+        let mut pipeline = pipeline(case);
+        let request = request(name, case, &fixture);
+        let seeds = numbers(case, "seeds").unwrap_or(vec![0.0]);
+        let mut generators: Vec<TorchGenerator> =
+            seeds.iter().map(|seed| TorchGenerator::new(*seed as u64)).collect();
+        let mut first = generators[0].clone();
+        let mut kept = (generators.clone(), first.clone());
+        let noise: &mut dyn NoiseSource = if seeds.len() == 1 { &mut first } else { &mut generators };
+        let output = pipeline.inpaint(&request, noise, &mut go_on).unwrap();
+        let pixels: Vec<u8> = output.images.iter().flat_map(|picture| picture.as_raw().clone()).collect();
+        let expected = values(fixture.get(&format!("{name}.pictures")));
+        assert_eq!(pixels.len(), expected.len(), "{name}");
+        let differences =
+            pixels.iter().zip(&expected).map(|(pixel, expected)| (f64::from(*pixel) - expected).abs());
+        let pixels = differences.fold(0.0, f64::max);
+        let latents = match request.padding_mask_crop {
+            Some(_) => 0.0,
+            None => {
+                let noise: &mut dyn NoiseSource = if seeds.len() == 1 { &mut kept.1 } else { &mut kept.0 };
+                let latents = pipeline.inpaint_latents(&request, noise, &mut go_on).unwrap();
+                relative_difference(&latents, fixture.get(&format!("{name}.latents")))
+            }
+        };
+        println!("{name}: latents {latents:.1e}, pixels {pixels} of 255");
+        if pixels > 2.0 || latents > 1e-4 {
+            failed.push(name);
+        }
+    }
+    assert!(failed.is_empty(), "{failed:?}");
+}
+
+#[test]
+fn masks_are_blurred_as_by_pillow_to_the_last_bit() {
+    let fixture = fixture();
+    for index in 0..6 {
+        let radius = values(fixture.get(&format!("blur.{index}.radius")))[0] as f32;
+        let [from, to]: [GrayImage; 2] =
+            ["from", "to"].map(|end| picture(fixture.get(&format!("blur.{index}.{end}"))));
+        assert!(blur(&from, radius) == to, "{index}: radius {radius}");
+    }
+    let mask = GrayImage::from_pixel(3, 3, Luma([9]));
+    for radius in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        assert!(blur(&mask, radius) == mask);
+    }
+}
+
+#[test]
+fn regions_are_cut_and_laid_over_as_by_diffusers() {
+    let fixture = fixture();
+    for index in 0..6 {
+        let get = |name: &str| fixture.get(&format!("region.{index}.{name}"));
+        let numbers: Vec<u32> = values(get("numbers")).into_iter().map(|number| number as u32).collect();
+        let [width, height, padding, x, y, right, bottom] = numbers[..] else { panic!("{numbers:?}") };
+        let region = Region::around(&picture(get("mask")), width, height, padding).unwrap();
+        assert_eq!(region, Region { x, y, width: right - x, height: bottom - y }, "{index}");
+        let [original, painted, expected]: [RgbImage; 3] =
+            ["original", "painted", "over"].map(|name| picture(get(name)));
+        let found = overlay(&original, &picture(get("soft")), &painted, Some(region)).unwrap();
+        assert!(found == expected, "{index}");
+    }
+    let problem = Region::around(&GrayImage::new(4, 4), 8, 8, 1).unwrap_err().to_string();
+    assert!(problem.contains("black all over"), "{problem}");
+}
+
+#[test]
+fn what_the_mask_leaves_out_comes_back_exactly() {
+    let fixture = fixture();
+    let case = serde_json::json!({ "model": "sd1", "strength": 1.0 });
+    let mut pipeline = pipeline(&case);
+    let plain = request("other_size", &case, &fixture);
+    let mask = GrayImage::from_fn(45, 38, |x, _| Luma([if x < 20 { 0 } else { 255 }]));
+    let request = Inpainting { masks: vec![mask], keep_unmasked: true, ..plain };
+    let mut paint = |request: &Inpainting| {
+        let output = pipeline.inpaint(request, &mut TorchGenerator::new(0), &mut go_on).unwrap();
+        output.images.into_iter().next().unwrap()
+    };
+    let (original, painted) = (&request.pictures[0], paint(&request));
+    assert_eq!(painted.dimensions(), original.dimensions());
+    let differs = |x: u32| (0..38).any(|y| painted.get_pixel(x, y) != original.get_pixel(x, y));
+    assert!(!(0..20).any(differs) && (20..45).all(differs));
+}
+
+#[test]
+fn what_cannot_be_painted_is_told_before_the_work() {
+    let fixture = fixture();
+    let case = serde_json::json!({ "model": "sd1", "strength": 1.0 });
+    let mut pipeline = pipeline(&case);
+    let request = request("pndm", &case, &fixture);
+    let mask = |width, height| GrayImage::from_pixel(width, height, Luma([255]));
+    let problems = [
+        (Inpainting { strength: -0.1, ..request.clone() }, "strength: is -0.1, expected 0 to 1"),
+        (Inpainting { strength: 0.1, ..request.clone() }, "strength: is 0.1, which of 5 steps leaves none"),
+        (Inpainting { pictures: vec![], ..request.clone() }, "pictures: are 0, expected 1"),
+        (
+            Inpainting { masks: vec![mask(32, 32); 2], ..request.clone() },
+            "masks: are 2, expected 1, or one for each of the 1 to paint",
+        ),
+        (
+            Inpainting { masks: vec![mask(16, 32)], keep_unmasked: true, ..request.clone() },
+            "masks: are 16x32, expected the picture's 32x32 pixels",
+        ),
+        (
+            Inpainting { masks: vec![GrayImage::new(32, 32)], padding_mask_crop: Some(4), ..request.clone() },
+            "mask: is black all over",
+        ),
+        (Inpainting { masks: vec![mask(0, 0)], ..request.clone() }, "are 0 pixels wide or high"),
+    ];
+    let mut trained = self::pipeline(&serde_json::json!({ "model": "sd1", "channels": 9 }));
+    let problem = trained.generate(&request.text, &mut TorchGenerator::new(0), &mut go_on).unwrap_err();
+    assert!(problem.to_string().contains("unet: takes 9 channels, expected 4"), "{problem}");
+    for (request, expected) in problems {
+        let problem =
+            pipeline.inpaint(&request, &mut TorchGenerator::new(0), &mut go_on).unwrap_err().to_string();
+        assert!(problem.contains(expected), "{problem}");
+    }
+}
