@@ -17,7 +17,7 @@ mod reduction;
 mod softmax;
 mod upsample;
 
-pub use activation::{geglu, gelu, quick_gelu, silu};
+pub use activation::{Activation, geglu, gelu, quick_gelu, silu};
 pub use attention::attention;
 pub use conv2d::{Conv2dParams, conv2d};
 pub use elementwise::{add, add_per_channel, scale_shift_per_channel};

@@ -106,7 +106,7 @@ impl TimestepEmbedding {
                 return Err(Error::Input { model: "TimestepEmbedding", input: "timestep_cond", problem });
             }
         };
-        let hidden = self.linear_2.forward(&self.activation.forward(&self.linear_1.forward(&sample)?)?)?;
+        let hidden = self.linear_2.forward(&self.linear_1.forward_activated(&sample, self.activation)?)?;
         match self.post_activation {
             Some(activation) => activation.forward(&hidden),
             None => Ok(hidden),

@@ -10,10 +10,58 @@ use rayon::prelude::*;
 
 use crate::Level;
 use crate::cpu::{
-    self, Chunk, Float, Instructions, LANES, OnPart, Pointwise, TASK, Work, by_float, fill, run_at, values,
+    self, Chunk, Float, Instructions, LANES, OnPart, Pointwise, TASK, Work, by_float, fill, load_tail,
+    run_at, values,
 };
 use crate::exponential::exp;
 use crate::gradient::record;
+
+/// A function of each number that a product is followed by ([`PackedWeight::linear_activated`](crate::PackedWeight::linear_activated)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// [`silu`].
+    Silu,
+    /// [`gelu`].
+    Gelu,
+    /// [`quick_gelu`].
+    QuickGelu,
+}
+
+impl Activation {
+    /// Of any shape.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn forward(self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Silu => silu(x),
+            Self::Gelu => gelu(x),
+            Self::QuickGelu => quick_gelu(x),
+        }
+    }
+
+    /// Of numbers that lie beside each other, in their place.
+    #[inline(always)]
+    pub(crate) fn apply(self, numbers: &mut [f32]) {
+        match self {
+            Self::Silu => in_place(Silu, numbers),
+            Self::Gelu => in_place(Gelu, numbers),
+            Self::QuickGelu => in_place(QuickGelu, numbers),
+        }
+    }
+}
+
+#[inline(always)]
+fn in_place(function: impl Pointwise<1>, numbers: &mut [f32]) {
+    let (chunks, tail) = numbers.as_chunks_mut::<LANES>();
+    for chunk in chunks {
+        *chunk = function.apply([*chunk]);
+    }
+    if !tail.is_empty() {
+        let result = function.apply([load_tail(tail)]);
+        tail.copy_from_slice(&result[..tail.len()]);
+    }
+}
 
 /// `x * sigmoid(x)`, also called swish; any shape.
 ///

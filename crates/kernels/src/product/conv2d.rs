@@ -159,7 +159,7 @@ fn filter<S: Float, T: AsFloats>(
         with_addend("conv2d", after, &shape, |after| {
             let addend = match after {
                 After::Add(addend) => Some(addend),
-                After::Nothing | After::Geglu => None,
+                After::Nothing | After::Geglu | After::Activate(_) => None,
             };
             let winograd = Winograd {
                 kernel,

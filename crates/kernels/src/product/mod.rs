@@ -101,6 +101,7 @@ fn with_addend<S: Float, T>(
     match after {
         After::Nothing => function(After::Nothing),
         After::Geglu => function(After::Geglu),
+        After::Activate(activation) => function(After::Activate(activation)),
         After::Add(addend) => {
             if addend.dims() != shape || addend.dtype() != S::DTYPE || !addend.device().is_cpu() {
                 candle_core::bail!(

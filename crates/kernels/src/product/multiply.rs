@@ -9,7 +9,7 @@ use super::microkernel::{MatrixRows, Microkernel};
 use super::packed::Side;
 use super::panels::{AlignedBuffer, DEPTH, Element, Source};
 use super::weight_panels::{Stored, WeightPanels, depth_blocks};
-use crate::activation::Geglu;
+use crate::activation::{Activation, Geglu};
 use crate::cpu::{
     CACHE_LINE, Float, Instructions, LANES, Pointwise, Work, convert_to_fresh, load_tail, prefetch, run_at,
 };
@@ -83,6 +83,8 @@ pub(super) enum After<'a, A: ?Sized> {
     Nothing,
     /// The number at the same place of what has the output's shape is added.
     Add(&'a A),
+    /// A function of each number.
+    Activate(Activation),
     /// Half as many results as the weight has features: the first half's times GELU of the second half's. The weight is the right factor, and
     /// each half of it a whole number of panels.
     Geglu,
@@ -92,7 +94,7 @@ impl<A: ?Sized> After<'_, A> {
     /// How many features of the weight make one result.
     pub(super) fn halves(&self) -> usize {
         match self {
-            Self::Nothing | Self::Add(_) => 1,
+            Self::Nothing | Self::Add(_) | Self::Activate(_) => 1,
             Self::Geglu => 2,
         }
     }
@@ -114,7 +116,7 @@ pub(super) fn multiply<E: Source<E>, T: Stored<E>, O: Float>(
     let (items, features) = (activations.items(), factor.panels.features());
     let halves = after.halves();
     match after {
-        After::Nothing => {}
+        After::Nothing | After::Activate(_) => {}
         After::Add(addend) => assert_eq!(addend.len(), output.len()),
         After::Geglu => {
             assert!(factor.side == Side::Right && features.is_multiple_of(2 * weight_width))
@@ -323,12 +325,16 @@ impl<E: Source<E>, T: Stored<E>, A: Activations<E>, O: Float> Product<'_, E, T, 
         run_at(self.factor.kernel.level, finish);
     }
 
-    /// Rounds sums to where they go in the output, with what is added there.
+    /// Rounds sums to where they go in the output, with what is added there or what else comes after them.
     #[inline(always)]
     fn write(&self, sums: &mut [f32], place: usize, instructions: impl Instructions) {
-        if let After::Add(addend) = self.after {
-            let addend = &addend[place..place + sums.len()];
-            sums.iter_mut().zip(addend).for_each(|(sum, addend)| *sum += addend.to_float());
+        match self.after {
+            After::Add(addend) => {
+                let addend = &addend[place..place + sums.len()];
+                sums.iter_mut().zip(addend).for_each(|(sum, addend)| *sum += addend.to_float());
+            }
+            After::Activate(activation) => activation.apply(sums),
+            After::Nothing | After::Geglu => {}
         }
         // SAFETY: `compute` says that these results are of this task alone.
         convert_to_fresh(sums, unsafe { self.output.part(place, sums.len()) }, instructions);

@@ -11,8 +11,8 @@ use super::multiply::After;
 use super::panels::{AlignedBuffer, Element, Pair};
 use super::weight_panels::{Unpacked, WeightPanels};
 use super::{to_tensor, with_values};
-use crate::Conv2dParams;
 use crate::cpu::{Float, TASK, to_floats};
+use crate::{Activation, Conv2dParams};
 
 /// A weight of [`linear`](crate::linear()) or [`conv2d`](crate::conv2d()) in the order in which the processor's products read it:
 /// packed once, it is multiplied with many inputs.
@@ -232,6 +232,22 @@ impl PackedWeight {
             return crate::add(&self.linear(x, bias)?, addend);
         }
         super::linear::linear(x, self, bias, After::Add(addend))
+    }
+
+    /// [`linear`](Self::linear), then an activation; where nothing is to be differentiated, in one pass over memory and rounded once.
+    ///
+    /// # Errors
+    /// Those of [`linear`](Self::linear).
+    pub fn linear_activated(
+        &self,
+        x: &Tensor,
+        bias: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        if tracks(x, bias, None) {
+            return activation.forward(&self.linear(x, bias)?);
+        }
+        super::linear::linear(x, self, bias, After::Activate(activation))
     }
 
     /// [`linear`](Self::linear), then [`geglu`](crate::geglu()): the result is `(batch, ..., out_features / 2)`. What would be the input of

@@ -7,7 +7,7 @@ use super::multiply::After;
 use super::packed::Numbers;
 use super::panels::DEPTH;
 use super::{Level, PackedWeight};
-use crate::Conv2dParams;
+use crate::{Activation, Conv2dParams};
 
 /// Of the largest sum of absolute products: each of a few hundred to a few thousand float32 additions rounds by 6e-8 at most.
 const BOUND: f64 = 1e-6;
@@ -321,6 +321,19 @@ fn what_comes_after_a_product_is_computed_with_it() -> Result<()> {
                         let expected = sum + addend;
                         let bound = BOUND * (scale + 1.0) + round(dtype) * expected.abs() * 1.01;
                         assert!((found - expected).abs() <= bound, "{name}: {found} and {expected}");
+                    }
+                    for activation in [Activation::Silu, Activation::Gelu, Activation::QuickGelu] {
+                        let found = values(&packed.linear_activated(&x, bias, activation)?);
+                        for (found, (sum, scale)) in found.iter().zip(&sums) {
+                            let expected = match activation {
+                                Activation::Silu => sum / (1.0 + (-sum).exp()),
+                                Activation::Gelu => plain_gelu(*sum),
+                                Activation::QuickGelu => sum / (1.0 + (-1.702 * sum).exp()),
+                            };
+                            // No slope is greater than 1.13.
+                            let bound = 1.2 * BOUND * (scale + 1.0) + round(dtype) * expected.abs() * 1.01;
+                            assert!((found - expected).abs() <= bound, "{name}: {found} and {expected}");
+                        }
                     }
                     if features % 2 == 1 {
                         assert!(packed.linear_geglu(&x, bias).is_err());

@@ -225,12 +225,25 @@ impl AsFloats for Pair {
     fn write_floats(panel: &[Self], width: usize, floats: &mut [f32]) {
         for (step, floats) in panel.chunks_exact(width).zip(floats.chunks_exact_mut(2 * width)) {
             let (first, second) = floats.split_at_mut(width);
-            for ((Pair(bits), first), second) in step.iter().zip(first).zip(second) {
-                // A bfloat16 is the upper half of a float32.
-                *first = f32::from_bits(bits << 16);
-                *second = f32::from_bits(bits & 0xffff_0000);
+            // A panel may be narrower than the processor's vectors: left to itself the compiler takes one number at a time then.
+            let (steps, step) = step.as_chunks::<4>();
+            let ((firsts, first), (seconds, second)) =
+                (first.as_chunks_mut::<4>(), second.as_chunks_mut::<4>());
+            for ((step, first), second) in steps.iter().zip(firsts).zip(seconds) {
+                split_pairs(step, first, second);
             }
+            split_pairs(step, first, second);
         }
+    }
+}
+
+/// The numbers of pairs, the first ones and the second ones.
+#[inline(always)]
+fn split_pairs(pairs: &[Pair], first: &mut [f32], second: &mut [f32]) {
+    for ((Pair(bits), first), second) in pairs.iter().zip(first).zip(second) {
+        // A bfloat16 is the upper half of a float32.
+        *first = f32::from_bits(bits << 16);
+        *second = f32::from_bits(bits & 0xffff_0000);
     }
 }
 

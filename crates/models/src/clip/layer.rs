@@ -108,7 +108,7 @@ impl ClipMlp {
 
     /// Adds the residual to its result.
     fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        self.fc2.forward_add(&self.activation.forward(&self.fc1.forward(x)?)?, residual)
+        self.fc2.forward_add(&self.fc1.forward_activated(x, self.activation)?, residual)
     }
 }
 

@@ -33,10 +33,14 @@ impl Activation {
     /// # Errors
     /// Those of the device.
     pub fn forward(self, x: &Tensor) -> Result<Tensor> {
-        Ok(match self {
-            Self::Silu => kernels::silu(x)?,
-            Self::Gelu => kernels::gelu(x)?,
-            Self::QuickGelu => kernels::quick_gelu(x)?,
-        })
+        Ok(self.kernel().forward(x)?)
+    }
+
+    pub(super) fn kernel(self) -> kernels::Activation {
+        match self {
+            Self::Silu => kernels::Activation::Silu,
+            Self::Gelu => kernels::Activation::Gelu,
+            Self::QuickGelu => kernels::Activation::QuickGelu,
+        }
     }
 }

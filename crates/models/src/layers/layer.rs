@@ -1,7 +1,9 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use candle_core::{DType, Device, Shape, Tensor};
-use candle_diffusers_kernels::{Conv2dParams, PackedWeight, add, conv2d, geglu, linear, upsample_nearest2d};
+use candle_diffusers_kernels::{
+    Activation, Conv2dParams, PackedWeight, add, conv2d, geglu, linear, upsample_nearest2d,
+};
 
 use super::LayerAdapter;
 use super::weight::Weight;
@@ -53,6 +55,7 @@ impl Operation {
         Ok(match (self, then) {
             (Self::Linear, Then::Nothing) => weight.linear(x, bias)?,
             (Self::Linear, Then::Add(addend)) => weight.linear_add(x, bias, addend)?,
+            (Self::Linear, Then::Activate(activation)) => weight.linear_activated(x, bias, activation)?,
             (Self::Linear, Then::Geglu) => weight.linear_geglu(x, bias)?,
             (Self::Conv2d(params), Then::Add(addend)) => weight.conv2d_add(x, bias, params, addend)?,
             (Self::Conv2d(params), then) => then.apply(weight.conv2d(x, bias, params)?)?,
@@ -74,6 +77,8 @@ pub(super) enum Then<'a> {
     Nothing,
     /// Adds what has the output's shape.
     Add(&'a Tensor),
+    /// A function of each number.
+    Activate(Activation),
     /// [`geglu`] of a linear layer's output.
     Geglu,
 }
@@ -83,6 +88,7 @@ impl Then<'_> {
         Ok(match self {
             Self::Nothing => output,
             Self::Add(addend) => add(&output, addend)?,
+            Self::Activate(activation) => activation.forward(&output)?,
             Self::Geglu => geglu(&output)?,
         })
     }

@@ -2,7 +2,7 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use super::layer::Then;
-use super::{Layer, LayerList, Layers, Operation};
+use super::{Activation, Layer, LayerList, Layers, Operation};
 use crate::error::Result;
 
 /// `y = x W^T + b`, with the state-dict keys `weight` `(out_features, in_features)` and `bias` `(out_features)`.
@@ -50,6 +50,14 @@ impl Linear {
     /// When shapes or dtypes do not fit.
     pub fn forward_add(&self, x: &Tensor, addend: &Tensor) -> Result<Tensor> {
         self.layer.forward_then(x, Then::Add(addend))
+    }
+
+    /// [`forward`](Self::forward), then an activation.
+    ///
+    /// # Errors
+    /// When shapes or dtypes do not fit.
+    pub fn forward_activated(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        self.layer.forward_then(x, Then::Activate(activation.kernel()))
     }
 
     /// [`forward`](Self::forward), then [`geglu`](candle_diffusers_kernels::geglu()): `(..., in_features)` to `(..., out_features / 2)`.
