@@ -172,8 +172,8 @@ fn check_inpainting(arguments: &GenerateArguments) -> Result<()> {
     ensure!(mask_blur >= 0.0, "--mask-blur is {mask_blur}, expected 0 or more pixels");
     if arguments.is_inpainting() {
         ensure!(
-            arguments.xl.refiner.is_none(),
-            "--refiner does not go with --mask and --outpaint yet; refine the result with --init-image and the refiner as --model"
+            arguments.xl.refiner.is_none() || arguments.padding_mask_crop.is_none(),
+            "--padding-mask-crop does not go with --refiner, which would see another part of the picture"
         );
         return Ok(());
     }

@@ -5,8 +5,7 @@ use std::ops::ControlFlow;
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 use candle_diffusers_pipelines::{
-    ImageToImage, InitImage, PromptEmbeds, Schedule, StableDiffusionPipeline, StepCallback, StepEnd,
-    TextToImage, seeded_generators,
+    PromptEmbeds, Schedule, StableDiffusionPipeline, StepCallback, StepEnd, TextToImage, seeded_generators,
 };
 use candle_diffusers_schedulers::TorchGenerator;
 use image::RgbImage;
@@ -130,21 +129,17 @@ impl Painter<'_> {
     /// The steps that a base has left to its refiner, which reads the prompt with what is its second text encoder in the base.
     pub(crate) fn refine(&mut self, refiner: &mut Brush, job: &Job, draft: Draft) -> Result<Draft> {
         let Draft { latents, mut noise } = draft;
-        let request = ImageToImage {
-            text: TextToImage {
-                prompt_embeds: Some(refiner.encode(told(self.arguments), &job.prompt)?),
-                // The latents say it.
-                width: None,
-                height: None,
-                ..request(self.arguments)
-            },
-            image: InitImage::Latents(latents),
-            strength: 1.0,
-            denoising_start: Some(self.arguments.xl.denoising_split),
+        let (start, arguments) = (&self.start, self.arguments);
+        let text = TextToImage {
+            prompt_embeds: Some(refiner.encode(told(arguments), &job.prompt)?),
+            // The latents say it.
+            width: None,
+            height: None,
+            ..request(arguments)
         };
-        let show = Shown { progress: self.progress, unsaid: &mut self.unsaid, arguments: self.arguments };
+        let show = Shown { progress: self.progress, unsaid: &mut self.unsaid, arguments };
         let latents = show.steps(&format!("{}refining", job.what), |on_step_end| {
-            Ok(refiner.pipeline.image_to_image_latents(&request, &mut noise, on_step_end)?)
+            start.refined(arguments, &mut refiner.pipeline, text, latents, &mut noise, on_step_end)
         })?;
         Ok(Draft { latents, noise })
     }

@@ -90,6 +90,31 @@ impl Start {
         })
     }
 
+    /// Takes the steps that a base has left to its refiner.
+    pub(crate) fn refined(
+        &self,
+        arguments: &GenerateArguments,
+        pipeline: &mut StableDiffusionPipeline,
+        text: TextToImage,
+        latents: Tensor,
+        noise: &mut dyn NoiseSource,
+        on_step_end: &mut StepCallback,
+    ) -> Result<Tensor> {
+        let image = InitImage::Latents(latents);
+        let denoising_start = Some(arguments.xl.denoising_split);
+        Ok(match self {
+            Self::Noise | Self::Picture(_) => {
+                let request = ImageToImage { text, image, strength: 1.0, denoising_start };
+                pipeline.image_to_image_latents(&request, noise, on_step_end)?
+            }
+            Self::Masked(picture, mask) => {
+                let begun = inpainting(arguments, pipeline, picture, mask, text)?;
+                let request = Inpainting { image, denoising_start, keep_unmasked: false, ..begun };
+                pipeline.inpaint_latents(&request, noise, on_step_end)?
+            }
+        })
+    }
+
     /// The picture that those are of.
     pub(crate) fn picture(
         &self,
@@ -121,7 +146,8 @@ fn inpainting(
     };
     Ok(Inpainting {
         text,
-        pictures: vec![picture],
+        image: InitImage::Pictures(vec![picture]),
+        denoising_start: None,
         masks: vec![mask],
         strength: Start::strength(arguments, pipeline.is_xl()),
         padding_mask_crop: arguments.padding_mask_crop,

@@ -1,5 +1,6 @@
 //! `diffuse generate --init-image --mask` and `--outpaint`.
 
+use candle_diffusers_test_support::Fixture;
 use image::{GrayImage, Luma, Rgb, RgbImage};
 use serde_json::Value;
 
@@ -100,6 +101,42 @@ fn each_of_several_pictures_is_that_of_its_seed() {
     generate(&["--seed", "7", "--num-images", "2"]);
     generate(&["--seed", "8"]);
     assert!(pixels(&workplace, "out-1.png") == pixels(&workplace, "out.png"));
+}
+
+#[test]
+fn a_base_and_its_refiner_paint_what_the_reference_paints() {
+    let parity = concat!(env!("CARGO_MANIFEST_DIR"), "/../pipelines/tests/parity");
+    let fixture = Fixture::open(format!("{parity}/inpainting/inpainting.safetensors"));
+    let bytes = |name: &str| -> Vec<u8> {
+        let values = fixture.values(&format!("refined.EulerDiscreteScheduler.{name}"));
+        values.into_iter().map(|value| value as u8).collect()
+    };
+    let workplace = Workplace::new();
+    let picture = RgbImage::from_raw(32, 32, bytes("image")).unwrap();
+    picture.save(workplace.path("in.png")).unwrap();
+    GrayImage::from_raw(32, 32, bytes("mask")).unwrap().save(workplace.path("mask.png")).unwrap();
+    let [base, refiner] = ["base", "refiner"].map(|model| format!("{parity}/stable_diffusion_xl/{model}"));
+    let flags = ["--init-image", "in.png", "--mask", "mask.png", "--model", &base, "--refiner", &refiner];
+    let settings = ["--denoising-split", "0.6", "--steps", "5", "--guidance-scale", "4", "--seed", "0"];
+    let paint = |more: &[&str]| {
+        let prompt = ["generate", "a large red circle on a blue background", "--dtype", "f32"];
+        let scheduler = ["--scheduler", "euler"];
+        workplace.succeed([&prompt[..], &flags, &settings, &scheduler, more].concat());
+        pixels(&workplace, "out.png")
+    };
+    let whole = paint(&["--no-keep-unmasked"]);
+    let worst = whole.as_raw().iter().zip(bytes("pictures")).map(|(a, b)| a.abs_diff(b)).max();
+    assert!(worst <= Some(2), "{worst:?} of 255");
+    assert!(whole == paint(&["--no-keep-unmasked", "--low-memory"]));
+    let kept = paint(&[]);
+    let mask = image::open(workplace.path("mask.png")).unwrap().to_luma8();
+    let black = mask.enumerate_pixels().filter(|(_, _, pixel)| pixel.0[0] == 0);
+    assert!(black.clone().count() > 100);
+    assert!(black.clone().all(|(x, y, _)| kept.get_pixel(x, y) == picture.get_pixel(x, y)));
+    workplace.refuse(
+        [&["generate", STAR][..], &flags, &["--padding-mask-crop", "2"]].concat(),
+        &["--padding-mask-crop", "--refiner"],
+    );
 }
 
 #[test]

@@ -65,7 +65,7 @@ impl StableDiffusionPipeline {
     ) -> Result<Tensor> {
         let ImageToImage { text, image, .. } = request;
         self.check(text)?;
-        request.check_part()?;
+        check_part(request.strength, request.denoising_start, text)?;
         if text.latents.is_some() {
             return argument("latents", "are given, but image to image begins with an image");
         }
@@ -212,23 +212,15 @@ impl StableDiffusionPipeline {
     }
 }
 
-impl ImageToImage {
-    /// Whether the part of the schedule that is gone through is one.
-    fn check_part(&self) -> Result<()> {
-        match (self.denoising_start, self.text.denoising_end) {
-            (Some(start), Some(end)) if start >= end => argument(
-                "denoising_start",
-                format!("is {start}, expected less than denoising_end, which is {end}"),
-            ),
-            (Some(start), _) => check_share("denoising_start", start),
-            (None, _) => check_strength(self.strength),
-        }
+/// Whether the part of the schedule that is gone through is one.
+pub(super) fn check_part(strength: f64, denoising_start: Option<f64>, text: &TextToImage) -> Result<()> {
+    match (denoising_start, text.denoising_end) {
+        (Some(start), Some(end)) if start >= end => argument(
+            "denoising_start",
+            format!("is {start}, expected less than denoising_end, which is {end}"),
+        ),
+        (Some(start), _) => check_share("denoising_start", start),
+        (None, _) if (0.0..=1.0).contains(&strength) => Ok(()),
+        (None, _) => argument("strength", format!("is {strength}, expected 0 to 1")),
     }
-}
-
-pub(super) fn check_strength(strength: f64) -> Result<()> {
-    if (0.0..=1.0).contains(&strength) {
-        return Ok(());
-    }
-    argument("strength", format!("is {strength}, expected 0 to 1"))
 }

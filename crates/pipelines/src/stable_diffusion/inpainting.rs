@@ -2,10 +2,10 @@
 
 use candle_core::Tensor;
 use candle_diffusers_schedulers::NoiseSource;
-use image::{GrayImage, RgbImage};
+use image::{GrayImage, ImageBuffer, Pixel};
 
-use super::image_to_image::check_strength;
-use super::{StableDiffusionPipeline, StableDiffusionPipelineOutput, TextToImage};
+use super::image_to_image::check_part;
+use super::{InitImage, StableDiffusionPipeline, StableDiffusionPipelineOutput, TextToImage};
 use crate::denoise::{Denoising, Kept, StepCallback, denoise};
 use crate::error::{Result, argument};
 use crate::image_processor::{
@@ -20,13 +20,15 @@ pub struct Inpainting {
     /// What the result shows, and all else that text to image is told. Pictures and masks are resized to its `width` and `height`, or to the
     /// model's own size, as in diffusers. Its `latents` are not used.
     pub text: TextToImage,
-    /// The picture, or as many as there will be.
-    pub pictures: Vec<RgbImage>,
+    /// The picture, or as many as there will be; or latents, as another model has left them.
+    pub image: InitImage,
     /// What is painted is white, at least half; one mask, or as many as there will be pictures. Soft edges ([`blur`](crate::blur())) matter where
     /// the original is laid over the result.
     pub masks: Vec<GrayImage>,
     /// How much of the schedule is gone through, 0 to 1: at 1 what is painted begins as noise, below as the picture with noise.
     pub strength: f64,
+    /// Where another model has stopped ([`TextToImage::denoising_end`]), as [`ImageToImage::denoising_start`](super::ImageToImage::denoising_start).
+    pub denoising_start: Option<f64>,
     /// Cuts the mask's part out with so many pixels around it, paints that in the full size, and puts it back: for small parts of one picture with one
     /// mask.
     pub padding_mask_crop: Option<u32>,
@@ -64,7 +66,8 @@ impl StableDiffusionPipeline {
         let mut output = self.pictures(latents)?;
         if request.keep_unmasked || region.is_some() {
             for (index, painted) in output.images.iter_mut().enumerate() {
-                let original = &request.pictures[index % request.pictures.len()];
+                let InitImage::Pictures(pictures) = &request.image else { break };
+                let original = &pictures[index % pictures.len()];
                 let mask = &request.masks[index % request.masks.len()];
                 *painted = overlay(original, mask, painted, region)?;
             }
@@ -83,41 +86,49 @@ impl StableDiffusionPipeline {
         on_step_end: &mut StepCallback,
     ) -> Result<Tensor> {
         let place = self.check_inpainting(request)?;
-        let Inpainting { text, strength, .. } = request;
-        let (pictures, mask) = place.fit(request)?;
+        let Inpainting { text, strength, denoising_start, .. } = request;
+        let (image, mask) = (place.fit_image(&request.image)?, place.fit_masks(&request.masks)?);
         self.set_schedule(&text.schedule)?;
-        let first = self.first_step(&text.schedule, *strength, None)?;
+        let first = self.first_step(&text.schedule, *strength, *denoising_start)?;
         let steps = self.steps(first, text)?;
         let prompt_embeds = self.encode_request(text)?;
         let batch = text.batch_size();
         let channels = self.vae.config().latent_channels;
         let is_trained_for_it = self.unet.config().in_channels != channels;
-        let from_noise = *strength >= 1.0;
+        let from_noise = *strength >= 1.0 && denoising_start.is_none();
 
         // In diffusers' order: the picture, the noise, the masked picture.
         let latents = match is_trained_for_it && from_noise {
             true => None,
-            false => Some(self.encode_for_inpainting(&pictures, batch, noise)?),
+            false => Some(self.encode_for_inpainting(&image, batch, noise)?),
         };
         let factor = self.vae.config().vae_scale_factor();
         let (height, width) = (place.height / factor, place.width / factor);
         let drawn = noise.randn(&[batch, channels, height, width], self.dtype, &self.device)?;
-        let masked = pictures.broadcast_mul(&mask.affine(-1.0, 1.0)?)?;
-        let masked = self.encode_for_inpainting(&masked, batch, noise)?;
+        let masked = match &image {
+            Start::Pictures(pictures) => {
+                let masked = Start::Pictures(pictures.broadcast_mul(&mask.affine(-1.0, 1.0)?)?);
+                Some(self.encode_for_inpainting(&masked, batch, noise)?)
+            }
+            // Nobody sees them: models that were trained for it begin with pictures.
+            Start::Latents(_) => None,
+        };
         // Every factor-th pixel of the mask, as in diffusers.
         let mask = repeat_all(&mask.upsample_nearest2d(height, width)?, batch)?;
         let mask = mask.to_device(&self.device)?.to_dtype(self.dtype)?;
 
         self.scheduler.set_begin_index(first);
         let start = match (&latents, self.scheduler.timesteps().get(first)) {
+            (Some(latents), _) if denoising_start.is_some() => latents.clone(),
             (Some(latents), Some(timestep)) if !from_noise => {
                 self.scheduler.add_noise(latents, &drawn, &[*timestep])?
             }
             _ => scale_initial_latents(&drawn, self.scheduler.as_ref())?,
         };
-        let kept = match latents {
-            Some(latents) if !is_trained_for_it => Kept::Restored { mask, latents, noise: drawn },
-            _ => Kept::Seen(Tensor::cat(&[&mask, &masked], 1)?),
+        let kept = match (latents, masked) {
+            (_, Some(masked)) if is_trained_for_it => Kept::Seen(Tensor::cat(&[&mask, &masked], 1)?),
+            (Some(latents), _) => Kept::Restored { mask, latents, noise: drawn },
+            (None, _) => return argument("image", "is missing"),
         };
         let size = (place.height, place.width);
         let numbers = text.micro_conditions.image_to_image(size, self.requires_aesthetics_score);
@@ -125,22 +136,28 @@ impl StableDiffusionPipeline {
         denoise(start, Denoising { kept: Some(kept), ..denoising }, noise, on_step_end)
     }
 
-    /// Latents of pictures with values from -1 to 1, one draw for each picture, repeated for the batch.
+    /// Latents of the batch: one draw for each picture, or those that are there.
     fn encode_for_inpainting(
         &self,
-        pictures: &Tensor,
+        image: &Start,
         batch: usize,
         noise: &mut dyn NoiseSource,
     ) -> Result<Tensor> {
-        let pictures = pictures.to_device(&self.device)?.to_dtype(self.dtype)?;
+        let pictures = match image {
+            Start::Latents(latents) => {
+                return repeat_all(&latents.to_device(&self.device)?.to_dtype(self.dtype)?, batch);
+            }
+            Start::Pictures(pictures) => pictures.to_device(&self.device)?.to_dtype(self.dtype)?,
+        };
         repeat_all(&encode_each(&self.encoding_vae()?, &pictures, noise)?.to_dtype(self.dtype)?, batch)
     }
 
     /// What can be told before any work, and where is painted.
     fn check_inpainting(&self, request: &Inpainting) -> Result<Place> {
-        let Inpainting { text, pictures, masks, strength, padding_mask_crop, keep_unmasked } = request;
+        let Inpainting { text, image, masks, strength, denoising_start, padding_mask_crop, keep_unmasked } =
+            request;
         self.check(text)?;
-        check_strength(*strength)?;
+        check_part(*strength, *denoising_start, text)?;
         if text.latents.is_some() {
             return argument("latents", "are given, but inpainting begins with a picture");
         }
@@ -152,23 +169,13 @@ impl StableDiffusionPipeline {
             );
             return argument("unet", problem);
         }
-        let batch = text.batch_size();
-        for (name, count) in [("pictures", pictures.len()), ("masks", masks.len())] {
-            if count == 0 || !batch.is_multiple_of(count) {
-                let problem = format!("are {count}, expected 1, or one for each of the {batch} to paint");
-                return argument(name, problem);
-            }
-        }
-        if pictures.len() > 1 && masks.len() > 1 && pictures.len() != masks.len() {
-            let problem =
-                format!("are {}, expected 1 or {}, as many as pictures", masks.len(), pictures.len());
-            return argument("masks", problem);
-        }
-        let sides = |width: u32, height: u32| width == 0 || height == 0;
-        if pictures.iter().any(|picture| sides(picture.width(), picture.height()))
-            || masks.iter().any(|mask| sides(mask.width(), mask.height()))
-        {
-            return argument("pictures, masks", "are 0 pixels wide or high");
+        let pictures = match image {
+            InitImage::Pictures(pictures) => &pictures[..],
+            InitImage::Latents(latents) => return self.check_latents(latents, request),
+        };
+        self.check_counts(pictures.len(), request)?;
+        if pictures.iter().any(|picture| picture.width() == 0 || picture.height() == 0) {
+            return argument("image", "is 0 pixels wide or high");
         }
         let (width, height) = self.picture_size(text)?;
         let is_laid_over = *keep_unmasked || padding_mask_crop.is_some();
@@ -188,6 +195,58 @@ impl StableDiffusionPipeline {
         };
         Ok(Place { width, height, region })
     }
+
+    /// The same where another model has left latents.
+    fn check_latents(&self, latents: &Tensor, request: &Inpainting) -> Result<Place> {
+        let config = self.vae.config();
+        if self.unet.config().in_channels != config.latent_channels {
+            return argument(
+                "image",
+                "is latents, but this model was trained for inpainting and sees a picture",
+            );
+        }
+        if request.padding_mask_crop.is_some() || request.keep_unmasked {
+            return argument(
+                "padding_mask_crop, keep_unmasked",
+                "need the picture, but the image is latents",
+            );
+        }
+        let (count, height, width) = match *latents.dims() {
+            [count, channels, height, width] if channels == config.latent_channels => (count, height, width),
+            ref dims => {
+                let expected = config.latent_channels;
+                let problem = format!("is latents {dims:?}, expected (pictures, {expected}, height, width)");
+                return argument("image", problem);
+            }
+        };
+        self.check_counts(count, request)?;
+        let factor = config.vae_scale_factor();
+        let sized = TextToImage {
+            width: Some(width * factor),
+            height: Some(height * factor),
+            ..request.text.clone()
+        };
+        let (width, height) = self.picture_size(&sized)?;
+        Ok(Place { width, height, region: None })
+    }
+
+    /// Whether there are as many pictures and masks as can be.
+    fn check_counts(&self, pictures: usize, request: &Inpainting) -> Result<()> {
+        let (batch, masks) = (request.text.batch_size(), request.masks.len());
+        for (name, count) in [("image", pictures), ("masks", masks)] {
+            if count == 0 || !batch.is_multiple_of(count) {
+                let problem = format!("are {count}, expected 1, or one for each of the {batch} to paint");
+                return argument(name, problem);
+            }
+        }
+        if pictures > 1 && masks > 1 && pictures != masks {
+            return argument("masks", format!("are {masks}, expected 1 or {pictures}, as many as pictures"));
+        }
+        if request.masks.iter().any(|mask| mask.width() == 0 || mask.height() == 0) {
+            return argument("masks", "are 0 pixels wide or high");
+        }
+        Ok(())
+    }
 }
 
 /// Where is painted.
@@ -199,19 +258,38 @@ struct Place {
     region: Option<Region>,
 }
 
+/// What is begun with, as the models take it.
+enum Start {
+    /// `(pictures, 3, height, width)` with values from -1 to 1.
+    Pictures(Tensor),
+    /// `(pictures, channels, height / factor, width / factor)`.
+    Latents(Tensor),
+}
+
 impl Place {
-    /// The pictures `(pictures, 3, height, width)` with values from -1 to 1, and the masks `(masks, 1, height, width)`, 0 or 1.
-    fn fit(&self, request: &Inpainting) -> Result<(Tensor, Tensor)> {
+    fn fit_image(&self, image: &InitImage) -> Result<Start> {
+        match image {
+            InitImage::Latents(latents) => Ok(Start::Latents(latents.clone())),
+            InitImage::Pictures(pictures) => {
+                Ok(Start::Pictures(normalize(&from_pictures(&self.fit(pictures)?)?)?))
+            }
+        }
+    }
+
+    /// `(masks, 1, height, width)`, 0 or 1.
+    fn fit_masks(&self, masks: &[GrayImage]) -> Result<Tensor> {
+        from_masks(&self.fit(masks)?)
+    }
+
+    fn fit<P: Pixel<Subpixel = u8> + 'static>(
+        &self,
+        pictures: &[ImageBuffer<P, Vec<u8>>],
+    ) -> Result<Vec<ImageBuffer<P, Vec<u8>>>> {
         let (width, height) = (self.width as u32, self.height as u32);
-        let pictures = request.pictures.iter().map(|picture| match self.region {
+        let fit = |picture| match self.region {
             Some(region) => resize_and_fill(&region.cut(picture), width, height),
             None => resized(Filter::Lanczos, picture, width, height),
-        });
-        let masks = request.masks.iter().map(|mask| match self.region {
-            Some(region) => resize_and_fill(&region.cut(mask), width, height),
-            None => resized(Filter::Lanczos, mask, width, height),
-        });
-        let pictures = normalize(&from_pictures(&pictures.collect::<Result<Vec<_>>>()?)?)?;
-        Ok((pictures, from_masks(&masks.collect::<Result<Vec<_>>>()?)?))
+        };
+        pictures.iter().map(fit).collect()
     }
 }

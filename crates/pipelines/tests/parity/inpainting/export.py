@@ -101,4 +101,22 @@ for name, case in json.loads((here / "cases.json").read_text()).items():
         tensors[f"{name}.latents"] = paint("latent")
     tensors[f"{name}.pictures"] = torch.from_numpy(np.stack([np.array(one) for one in paint("pil")]))
 
+for scheduler in [diffusers.EulerDiscreteScheduler, diffusers.DDIMScheduler]:
+    name = f"refined.{scheduler.__name__}"
+    base, refiner = [StableDiffusionXLInpaintPipeline.from_pretrained(here.parent / "stable_diffusion_xl" / part) for part in ["base", "refiner"]]
+    for pipeline in [base, refiner]:
+        pipeline.watermark = None
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
+    pixels, marked = picture(32, 32), mask(32, 32)
+    tensors[f"{name}.image"], tensors[f"{name}.mask"] = torch.from_numpy(pixels[None]), torch.from_numpy(marked[None])
+    kwargs = dict(
+        prompt="a large red circle on a blue background", mask_image=Image.fromarray(marked), guidance_scale=4.0, num_inference_steps=5,
+        strength=0.9999, generator=torch.Generator().manual_seed(0),
+    )
+    begun = base(**kwargs, image=Image.fromarray(pixels), denoising_end=0.6, output_type="latent").images
+    tensors[f"{name}.begun"] = begun
+    painted = refiner(**kwargs, image=begun, denoising_start=0.6).images
+    tensors[f"{name}.pictures"] = torch.from_numpy(np.stack([np.array(one) for one in painted]))
+
 fixture.save(tensors)

@@ -1,14 +1,14 @@
 //! Inpainting with the tiny models of `text_to_image` and `stable_diffusion_xl`, and what is done with masks.
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use candle_diffusers_loaders::{LoadOptions, Repository, load_unet};
 use candle_diffusers_pipelines::{
-    Inpainting, Region, Schedule, StableDiffusionPipeline, TextToImage, blur, overlay,
+    InitImage, Inpainting, Region, Schedule, StableDiffusionPipeline, TextToImage, blur, overlay,
 };
 use candle_diffusers_schedulers::{NoiseSource, TorchGenerator};
 use candle_diffusers_test_support::{Fixture, relative_difference, values};
 use image::{GrayImage, ImageBuffer, Luma, Pixel, RgbImage};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::text_to_image::{go_on, load, numbers, strings};
 
@@ -70,7 +70,8 @@ fn request(name: &str, case: &Value, fixture: &Fixture) -> Inpainting {
     };
     Inpainting {
         text,
-        pictures: pictures(fixture.get(&format!("{name}.image"))),
+        image: InitImage::Pictures(pictures(fixture.get(&format!("{name}.image")))),
+        denoising_start: None,
         masks: pictures(fixture.get(&format!("{name}.mask"))),
         strength: case["strength"].as_f64().unwrap(),
         padding_mask_crop: number("padding_mask_crop").map(|padding| padding as u32),
@@ -114,6 +115,36 @@ fn pictures_equal_the_reference() {
         }
     }
     assert!(failed.is_empty(), "{failed:?}");
+}
+
+#[test]
+fn a_refiner_goes_on_where_the_base_has_stopped() {
+    let fixture = fixture();
+    for scheduler in ["EulerDiscreteScheduler", "DDIMScheduler"] {
+        let name = format!("refined.{scheduler}");
+        let case = serde_json::json!({ "model": "xl", "scheduler": scheduler, "strength": 0.9999 });
+        let mut noise = TorchGenerator::new(0);
+        let mut base = pipeline(&case);
+        let mut request = request(&name, &case, &fixture);
+        request.text.denoising_end = Some(0.6);
+        let begun = base.inpaint_latents(&request, &mut noise, &mut go_on).unwrap();
+        let difference = relative_difference(&begun, fixture.get(&format!("{name}.begun")));
+        assert!(difference < 1e-4, "{name}: {difference:.1e}");
+
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/parity/stable_diffusion_xl/refiner");
+        let repository = Repository::folder(folder).unwrap();
+        let mut refiner = StableDiffusionPipeline::load(&repository, &LoadOptions::default()).unwrap();
+        refiner.set_scheduler(scheduler, &Map::new()).unwrap();
+        request.text.denoising_end = None;
+        let request = Inpainting { image: InitImage::Latents(begun), denoising_start: Some(0.6), ..request };
+        let output = refiner.inpaint(&request, &mut noise, &mut go_on).unwrap();
+        let expected = values(fixture.get(&format!("{name}.pictures")));
+        let differences =
+            output.images[0].as_raw().iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs());
+        let pixels = differences.fold(0.0, f64::max);
+        println!("{name}: latents {difference:.1e}, pixels {pixels} of 255");
+        assert!(pixels <= 2.0, "{name}: {pixels}");
+    }
 }
 
 #[test]
@@ -161,7 +192,8 @@ fn what_the_mask_leaves_out_comes_back_exactly() {
         let output = pipeline.inpaint(request, &mut TorchGenerator::new(0), &mut go_on).unwrap();
         output.images.into_iter().next().unwrap()
     };
-    let (original, painted) = (&request.pictures[0], paint(&request));
+    let InitImage::Pictures(originals) = &request.image else { panic!("latents") };
+    let (original, painted) = (&originals[0], paint(&request));
     assert_eq!(painted.dimensions(), original.dimensions());
     let differs = |x: u32| (0..38).any(|y| painted.get_pixel(x, y) != original.get_pixel(x, y));
     assert!(!(0..20).any(differs) && (20..45).all(differs));
@@ -174,10 +206,20 @@ fn what_cannot_be_painted_is_told_before_the_work() {
     let mut pipeline = pipeline(&case);
     let request = request("pndm", &case, &fixture);
     let mask = |width, height| GrayImage::from_pixel(width, height, Luma([255]));
+    let latents =
+        |shape: &[usize]| InitImage::Latents(Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap());
     let problems = [
         (Inpainting { strength: -0.1, ..request.clone() }, "strength: is -0.1, expected 0 to 1"),
         (Inpainting { strength: 0.1, ..request.clone() }, "strength: is 0.1, which of 5 steps leaves none"),
-        (Inpainting { pictures: vec![], ..request.clone() }, "pictures: are 0, expected 1"),
+        (Inpainting { image: InitImage::Pictures(vec![]), ..request.clone() }, "image: are 0, expected 1"),
+        (
+            Inpainting { image: latents(&[1, 3, 8, 8]), ..request.clone() },
+            "image: is latents [1, 3, 8, 8], expected (pictures, 4, height, width)",
+        ),
+        (
+            Inpainting { image: latents(&[1, 4, 8, 8]), keep_unmasked: true, ..request.clone() },
+            "need the picture, but the image is latents",
+        ),
         (
             Inpainting { masks: vec![mask(32, 32); 2], ..request.clone() },
             "masks: are 2, expected 1, or one for each of the 1 to paint",

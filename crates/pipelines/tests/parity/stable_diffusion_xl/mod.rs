@@ -166,7 +166,8 @@ fn differences(
     let latents = relative_difference(latents, fixture.get(&format!("{name}.latents")));
     let found = format!("{name}: latents {latents:.1e}, pixels {pixels} of 255");
     println!("{found}");
-    (pixels > 2.0 || latents > 1e-4).then_some(found)
+    // Ten steps of DDIM with random weights multiply the roundings of a UNet a thousandfold, and those differ from processor to processor.
+    (pixels > 2.0 || latents > 1e-3).then_some(found)
 }
 
 /// The pictures of a case's image.
