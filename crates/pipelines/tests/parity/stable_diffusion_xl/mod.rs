@@ -166,8 +166,16 @@ fn differences(
     let latents = relative_difference(latents, fixture.get(&format!("{name}.latents")));
     let found = format!("{name}: latents {latents:.1e}, pixels {pixels} of 255");
     println!("{found}");
-    // Ten steps of DDIM with random weights multiply the roundings of a UNet a thousandfold, and those differ from processor to processor.
-    (pixels > 2.0 || latents > 1e-3).then_some(found)
+    (pixels > 2.0 || latents > latents_bound(name)).then_some(found)
+}
+
+/// How far latents may be from the reference's, relative to the largest.
+fn latents_bound(name: &str) -> f64 {
+    match name {
+        // Two runs of the reference itself, in float32 with the same noise, were 1.3e-4 apart, and each about 1e-4 from its float64.
+        "refined_ddim" => 3e-4,
+        _ => 1e-4,
+    }
 }
 
 /// The pictures of a case's image.
