@@ -4,21 +4,9 @@
 // Clippy knows the test functions only, not what they call.
 #![allow(clippy::unwrap_used)]
 
-use std::process::Command;
-
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 use candle_diffusers_kernels::*;
-
-/// Numbers from about -1 to 1 that look random and are the same in every process.
-fn numbers(shape: &[usize], seed: u64) -> Tensor {
-    let mut state = seed.wrapping_mul(2).wrapping_add(1);
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
-    };
-    let values: Vec<f32> = (0..shape.iter().product()).map(|_| next()).collect();
-    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
-}
+use candle_diffusers_test_support::{assert_threads_change_no_bit, numbers};
 
 /// The operations of a UNet with 320 channels on 64x64 latents, and of a text encoder; each takes a batch.
 type Operation = (&'static str, &'static [usize], fn(&Tensor) -> Result<Tensor>);
@@ -69,34 +57,10 @@ fn a_batch_gives_the_bits_of_its_items() {
     }
 }
 
-/// Prints a number for each result that changes with any of its bits; [`threads_do_not_change_a_bit`] runs it.
-#[test]
-#[ignore = "run by another test, in processes of their own"]
-fn print_digests() {
-    for (name, shape, operation) in OPERATIONS {
-        let result = operation(&batch(shape).narrow(0, 0, 1).unwrap()).unwrap();
-        let digest = bits(&result).iter().fold(14_695_981_039_346_656_037u64, |digest, word| {
-            (digest ^ u64::from(*word)).wrapping_mul(1_099_511_628_211)
-        });
-        println!("digest of {name}: {digest:016x}");
-    }
-}
-
 #[test]
 fn threads_do_not_change_a_bit() {
-    // candle reads the number of threads from the environment, which a test cannot change within its process.
-    let digests = |threads: &str| -> Vec<String> {
-        let output = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "print_digests", "--ignored", "--nocapture"])
-            .env("RAYON_NUM_THREADS", threads)
-            .output()
-            .unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        text.lines().filter(|line| line.contains("digest of")).map(str::to_string).collect()
-    };
-    let one = digests("1");
-    assert_eq!(one.len(), OPERATIONS.len());
-    for threads in ["2", "3", "7", "64"] {
-        assert_eq!(one, digests(threads), "{threads} threads");
-    }
+    let results = OPERATIONS.iter().map(|(name, shape, operation)| {
+        (name.to_string(), operation(&batch(shape).narrow(0, 0, 1).unwrap()).unwrap())
+    });
+    assert_threads_change_no_bit("threads_do_not_change_a_bit", &[2, 3, 7, 64], results);
 }

@@ -1,4 +1,4 @@
-//! What the parity tests of all crates share: reading a fixture and comparing tensors with it.
+//! What the parity tests of all crates share: reading a fixture, comparing tensors with it, and numbers to try things on.
 //!
 //! A parity test is a folder `tests/parity/<name>/` of a crate: `export.py` asks the reference library, `<name>.safetensors`
 //! is what it answered (committed), `mod.rs` compares. Only tests use this crate, so it panics where a test should fail.
@@ -6,14 +6,18 @@
 // Clippy knows test functions only, not what they call.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod numbers;
 mod original_checkpoint;
+mod same_bits;
 
 use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
+pub use numbers::numbers;
 pub use original_checkpoint::OriginalCheckpoint;
+pub use same_bits::assert_threads_change_no_bit;
 
 /// The tensors of one fixture file, by name.
 pub struct Fixture {

@@ -3,22 +3,13 @@
 #![allow(clippy::unwrap_used)]
 
 use candle_core::{DType, Device, Tensor, Var};
+use candle_diffusers_test_support::values;
 
 use super::*;
 
 /// Numbers from -2 to 2 that look random.
 fn numbers(shape: &[usize], seed: u64) -> Tensor {
-    let mut state = seed.wrapping_mul(2).wrapping_add(1);
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1u32 << 22) as f32 - 2.0
-    };
-    let values: Vec<f32> = (0..shape.iter().product()).map(|_| next()).collect();
-    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
-}
-
-fn values(tensor: &Tensor) -> Vec<f64> {
-    tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    (candle_diffusers_test_support::numbers(shape, seed) * 2.0).unwrap()
 }
 
 /// The plain definition. A query that every key is masked for gets zeros.

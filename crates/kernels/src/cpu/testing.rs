@@ -1,22 +1,13 @@
 //! What tests of several modules share.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
+
+pub(crate) use candle_diffusers_test_support::{numbers, values as doubles};
 
 use crate::Level;
 
 pub(crate) fn levels() -> impl Iterator<Item = Level> {
     Level::ALL.into_iter().filter(|level| level.is_available())
-}
-
-/// Numbers from about -1 to 1 that look random and are the same in every run.
-pub(crate) fn numbers(shape: &[usize], seed: u64) -> Tensor {
-    let mut state = seed.wrapping_mul(2).wrapping_add(1);
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
-    };
-    let values: Vec<f32> = (0..shape.iter().product()).map(|_| next()).collect();
-    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 
 /// The same numbers as a view into more of them, with strides of another order where there is more than one dimension.
@@ -25,10 +16,6 @@ pub(crate) fn as_view(tensor: &Tensor) -> Tensor {
     let wider = tensor.pad_with_zeros(last, 2, 3).unwrap();
     let flipped = wider.transpose(0, last).unwrap().contiguous().unwrap().transpose(0, last).unwrap();
     flipped.narrow(last, 2, tensor.dims()[last]).unwrap()
-}
-
-pub(crate) fn doubles(tensor: &Tensor) -> Vec<f64> {
-    tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
 /// Fails where a number is farther from the expected one than `bound` times what is expected, or than `bound` times 1.

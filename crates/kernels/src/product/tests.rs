@@ -1,6 +1,7 @@
 //! Every level that the machine has, at odd sizes, against plain float64.
 
 use candle_core::{DType, Device, Result, Tensor};
+pub(super) use candle_diffusers_test_support::{numbers, values};
 
 use super::linear::compute_in_parts;
 use super::multiply::After;
@@ -15,21 +16,6 @@ const BOUND: f64 = 1e-6;
 /// Those that the machine has, and those that tests compute in plain code where it does not.
 pub(super) fn levels() -> impl Iterator<Item = Level> {
     Level::ALL.into_iter().filter(|level| level.is_available() || matches!(level, Level::Neon | Level::Amx))
-}
-
-/// Numbers from -1 to 1 that look random and are the same in every run.
-pub(super) fn numbers(shape: &[usize], seed: u64) -> Tensor {
-    let mut state = seed.wrapping_mul(2).wrapping_add(1);
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
-    };
-    let values: Vec<f32> = (0..shape.iter().product()).map(|_| next()).collect();
-    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
-}
-
-pub(super) fn values(tensor: &Tensor) -> Vec<f64> {
-    tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
 pub(super) fn bits(tensor: &Tensor) -> Vec<u32> {
