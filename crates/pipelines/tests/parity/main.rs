@@ -6,6 +6,7 @@
 mod image_to_image;
 mod inpainting;
 mod lora;
+mod painted;
 mod safety_checker;
 mod single_file;
 mod stable_diffusion_xl;

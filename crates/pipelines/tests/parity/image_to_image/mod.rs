@@ -2,14 +2,18 @@
 
 use candle_core::Tensor;
 use candle_diffusers_pipelines::{
-    ImageToImage, InitImage, Schedule, StableDiffusionPipeline, TextToImage, denormalize, resize, to_pictures,
+    ImageToImage, InitImage, Schedule, StableDiffusionPipeline, TextToImage, resize,
 };
-use candle_diffusers_schedulers::{NoiseSource, TorchGenerator};
-use candle_diffusers_test_support::{Fixture, relative_difference, values};
+use candle_diffusers_schedulers::TorchGenerator;
+use candle_diffusers_test_support::Fixture;
 use image::RgbImage;
 use serde_json::{Map, Value};
 
-use crate::text_to_image::{go_on, load, numbers, strings};
+use crate::painted::{
+    cases, decoded, go_on, out_of_bounds, picture, pictures, prompts, schedule, set_scheduler, strings,
+    with_noise,
+};
+use crate::text_to_image::load;
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/parity/image_to_image");
 
@@ -17,35 +21,17 @@ fn fixture() -> Fixture {
     Fixture::open(format!("{FOLDER}/image_to_image.safetensors"))
 }
 
-/// The picture of `(height, width, 3)` bytes.
-fn picture(pixels: &Tensor) -> RgbImage {
-    let (height, width, _) = pixels.dims3().unwrap();
-    let bytes = pixels.flatten_all().unwrap().to_vec1().unwrap();
-    RgbImage::from_raw(width as u32, height as u32, bytes).unwrap()
-}
-
 fn request(name: &str, case: &Value, fixture: &Fixture) -> ImageToImage {
     let image = fixture.get(&format!("{name}.image"));
     let image = match case["latents"].as_bool() {
         Some(_) => InitImage::Latents(image.clone()),
-        None => {
-            InitImage::Pictures((0..image.dim(0).unwrap()).map(|i| picture(&image.get(i).unwrap())).collect())
-        }
-    };
-    let mut prompts = strings(case, "prompts");
-    if prompts.is_empty() {
-        prompts.push("a large red circle on a blue background".into());
-    }
-    let schedule = match (numbers(case, "timesteps"), numbers(case, "sigmas")) {
-        (Some(timesteps), _) => Schedule::Timesteps(timesteps),
-        (_, Some(sigmas)) => Schedule::Sigmas(sigmas),
-        _ => Schedule::Steps(5),
+        None => InitImage::Pictures(pictures(image)),
     };
     let text = TextToImage {
-        prompts,
+        prompts: prompts(case),
         negative_prompts: strings(case, "negative_prompts"),
         num_images_per_prompt: case["num_images_per_prompt"].as_u64().unwrap_or(1) as usize,
-        schedule,
+        schedule: schedule(case, 5),
         guidance_scale: Some(case["guidance_scale"].as_f64().unwrap_or(4.0)),
         eta: case["eta"].as_f64().unwrap_or(0.0),
         ..Default::default()
@@ -55,43 +41,22 @@ fn request(name: &str, case: &Value, fixture: &Fixture) -> ImageToImage {
 
 fn pipeline(case: &Value) -> StableDiffusionPipeline {
     let mut pipeline = load(case["model"].as_str().unwrap());
-    if let Some(class_name) = case["scheduler"].as_str() {
-        let overrides = case["overrides"].as_object().cloned().unwrap_or_default();
-        pipeline.set_scheduler(class_name, &overrides).unwrap();
-    }
+    set_scheduler(&mut pipeline, case);
     pipeline
 }
 
 #[test]
 fn pictures_equal_the_reference() {
     let fixture = fixture();
-    let cases: Value =
-        serde_json::from_str(&std::fs::read_to_string(format!("{FOLDER}/cases.json")).unwrap()).unwrap();
-    let mut failed = Vec::new();
-    for (name, case) in cases.as_object().unwrap() {
+    let mut wrong = Vec::new();
+    for (name, case) in &cases(FOLDER) {
         let mut pipeline = pipeline(case);
         let request = request(name, case, &fixture);
-        let seeds = numbers(case, "seeds").unwrap_or(vec![0.0]);
-        let mut generators: Vec<TorchGenerator> =
-            seeds.iter().map(|seed| TorchGenerator::new(*seed as u64)).collect();
-        let mut first = generators[0].clone();
-        let noise: &mut dyn NoiseSource = if seeds.len() == 1 { &mut first } else { &mut generators };
-        let latents = pipeline.image_to_image_latents(&request, noise, &mut go_on).unwrap();
-        let decoded = denormalize(&pipeline.decode_latents(&latents).unwrap()).unwrap();
-        let pixels: Vec<u8> =
-            to_pictures(&decoded).unwrap().iter().flat_map(|picture| picture.as_raw().clone()).collect();
-        let expected = values(fixture.get(&format!("{name}.pictures")));
-        assert_eq!(pixels.len(), expected.len(), "{name}");
-        let differences =
-            pixels.iter().zip(&expected).map(|(pixel, expected)| (f64::from(*pixel) - expected).abs());
-        let pixels = differences.fold(0.0, f64::max);
-        let latents = relative_difference(&latents, fixture.get(&format!("{name}.latents")));
-        println!("{name}: latents {latents:.1e}, pixels {pixels} of 255");
-        if pixels > 2.0 || latents > 1e-4 {
-            failed.push(name);
-        }
+        let latents = with_noise(case, |noise| pipeline.image_to_image_latents(&request, noise, &mut go_on));
+        let latents = latents.unwrap();
+        wrong.extend(out_of_bounds(name, Some(&latents), &decoded(&pipeline, &latents), &fixture));
     }
-    assert!(failed.is_empty(), "{failed:?}");
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[test]

@@ -3,30 +3,23 @@
 use candle_core::{DType, Device, Tensor};
 use candle_diffusers_loaders::{LoadOptions, Repository, load_unet};
 use candle_diffusers_pipelines::{
-    InitImage, Inpainting, Region, Schedule, StableDiffusionPipeline, TextToImage, blur, overlay,
+    InitImage, Inpainting, Region, StableDiffusionPipeline, TextToImage, blur, overlay,
 };
-use candle_diffusers_schedulers::{NoiseSource, TorchGenerator};
+use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_test_support::{Fixture, relative_difference, values};
-use image::{GrayImage, ImageBuffer, Luma, Pixel, RgbImage};
+use image::{GrayImage, Luma, RgbImage};
 use serde_json::{Map, Value};
 
-use crate::text_to_image::{go_on, load, numbers, strings};
+use crate::painted::{
+    cases, go_on, out_of_bounds, picture, pictures, prompts, schedule, set_scheduler, strings, with_noise,
+    worst_pixel,
+};
+use crate::text_to_image::load;
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/parity/inpainting");
 
 fn fixture() -> Fixture {
     Fixture::open(format!("{FOLDER}/inpainting.safetensors"))
-}
-
-/// The picture of `(height, width, channels)` bytes, or the mask of `(height, width)`.
-fn picture<P: Pixel<Subpixel = u8>>(pixels: &Tensor) -> ImageBuffer<P, Vec<u8>> {
-    let (height, width) = (pixels.dims()[0] as u32, pixels.dims()[1] as u32);
-    let bytes = pixels.flatten_all().unwrap().to_vec1().unwrap();
-    ImageBuffer::from_raw(width, height, bytes).unwrap()
-}
-
-fn pictures<P: Pixel<Subpixel = u8>>(pixels: &Tensor) -> Vec<ImageBuffer<P, Vec<u8>>> {
-    (0..pixels.dim(0).unwrap()).map(|i| picture(&pixels.get(i).unwrap())).collect()
 }
 
 fn pipeline(case: &Value) -> StableDiffusionPipeline {
@@ -44,24 +37,17 @@ fn pipeline(case: &Value) -> StableDiffusionPipeline {
         let options = LoadOptions::default();
         pipeline.unet = load_unet(&repository, &format!("{model}_unet"), &options).unwrap();
     }
-    if let Some(class_name) = case["scheduler"].as_str() {
-        let overrides = case["overrides"].as_object().cloned().unwrap_or_default();
-        pipeline.set_scheduler(class_name, &overrides).unwrap();
-    }
+    set_scheduler(&mut pipeline, case);
     pipeline
 }
 
 fn request(name: &str, case: &Value, fixture: &Fixture) -> Inpainting {
-    let mut prompts = strings(case, "prompts");
-    if prompts.is_empty() {
-        prompts.push("a large red circle on a blue background".into());
-    }
     let number = |key: &str| case[key].as_u64().map(|number| number as usize);
     let text = TextToImage {
-        prompts,
+        prompts: prompts(case),
         negative_prompts: strings(case, "negative_prompts"),
         num_images_per_prompt: number("num_images_per_prompt").unwrap_or(1),
-        schedule: Schedule::Steps(5),
+        schedule: schedule(case, 5),
         guidance_scale: Some(case["guidance_scale"].as_f64().unwrap_or(4.0)),
         eta: case["eta"].as_f64().unwrap_or(0.0),
         width: number("width"),
@@ -82,39 +68,18 @@ fn request(name: &str, case: &Value, fixture: &Fixture) -> Inpainting {
 #[test]
 fn pictures_equal_the_reference() {
     let fixture = fixture();
-    let cases: Value =
-        serde_json::from_str(&std::fs::read_to_string(format!("{FOLDER}/cases.json")).unwrap()).unwrap();
-    let mut failed = Vec::new();
-    for (name, case) in cases.as_object().unwrap() {
+    let mut wrong = Vec::new();
+    for (name, case) in &cases(FOLDER) {
         let mut pipeline = pipeline(case);
         let request = request(name, case, &fixture);
-        let seeds = numbers(case, "seeds").unwrap_or(vec![0.0]);
-        let mut generators: Vec<TorchGenerator> =
-            seeds.iter().map(|seed| TorchGenerator::new(*seed as u64)).collect();
-        let mut first = generators[0].clone();
-        let mut kept = (generators.clone(), first.clone());
-        let noise: &mut dyn NoiseSource = if seeds.len() == 1 { &mut first } else { &mut generators };
-        let output = pipeline.inpaint(&request, noise, &mut go_on).unwrap();
-        let pixels: Vec<u8> = output.images.iter().flat_map(|picture| picture.as_raw().clone()).collect();
-        let expected = values(fixture.get(&format!("{name}.pictures")));
-        assert_eq!(pixels.len(), expected.len(), "{name}");
-        let differences =
-            pixels.iter().zip(&expected).map(|(pixel, expected)| (f64::from(*pixel) - expected).abs());
-        let pixels = differences.fold(0.0, f64::max);
-        let latents = match request.padding_mask_crop {
-            Some(_) => 0.0,
-            None => {
-                let noise: &mut dyn NoiseSource = if seeds.len() == 1 { &mut kept.1 } else { &mut kept.0 };
-                let latents = pipeline.inpaint_latents(&request, noise, &mut go_on).unwrap();
-                relative_difference(&latents, fixture.get(&format!("{name}.latents")))
-            }
-        };
-        println!("{name}: latents {latents:.1e}, pixels {pixels} of 255");
-        if pixels > 2.0 || latents > 1e-4 {
-            failed.push(name);
-        }
+        let output = with_noise(case, |noise| pipeline.inpaint(&request, noise, &mut go_on)).unwrap();
+        // The reference tells no latents of what is painted in a part and put back.
+        let latents = request.padding_mask_crop.is_none().then(|| {
+            with_noise(case, |noise| pipeline.inpaint_latents(&request, noise, &mut go_on)).unwrap()
+        });
+        wrong.extend(out_of_bounds(name, latents.as_ref(), &output.images, &fixture));
     }
-    assert!(failed.is_empty(), "{failed:?}");
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[test]
@@ -138,10 +103,7 @@ fn a_refiner_goes_on_where_the_base_has_stopped() {
         request.text.denoising_end = None;
         let request = Inpainting { image: InitImage::Latents(begun), denoising_start: Some(0.6), ..request };
         let output = refiner.inpaint(&request, &mut noise, &mut go_on).unwrap();
-        let expected = values(fixture.get(&format!("{name}.pictures")));
-        let differences =
-            output.images[0].as_raw().iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs());
-        let pixels = differences.fold(0.0, f64::max);
+        let pixels = worst_pixel(&output.images, fixture.get(&format!("{name}.pictures")));
         println!("{name}: latents {difference:.1e}, pixels {pixels} of 255");
         assert!(pixels <= 2.0, "{name}: {pixels}");
     }

@@ -1,10 +1,11 @@
 //! Pictures with LoRA files of every layout: those that the definition gives.
 
-use std::ops::ControlFlow;
-
 use candle_diffusers_loaders::{LoadOptions, Repository};
 use candle_diffusers_pipelines::{Schedule, StableDiffusionPipeline, TextToImage, seeded_generators};
-use candle_diffusers_test_support::{Fixture, values};
+use candle_diffusers_test_support::Fixture;
+use image::RgbImage;
+
+use crate::painted::{go_on, worst_pixel};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/parity/lora");
 
@@ -23,7 +24,7 @@ fn load() -> StableDiffusionPipeline {
     StableDiffusionPipeline::load(&repository, &LoadOptions::default()).unwrap()
 }
 
-fn paint(pipeline: &mut StableDiffusionPipeline) -> Vec<u8> {
+fn paint(pipeline: &mut StableDiffusionPipeline) -> Vec<RgbImage> {
     let request = TextToImage {
         prompts: vec!["a large red circle on a blue background".into()],
         schedule: Schedule::Steps(5),
@@ -32,16 +33,7 @@ fn paint(pipeline: &mut StableDiffusionPipeline) -> Vec<u8> {
         height: Some(32),
         ..Default::default()
     };
-    let mut noise = seeded_generators(0, 1);
-    let output = pipeline.generate(&request, &mut noise, &mut |_| Ok(ControlFlow::Continue(())));
-    output.unwrap().images.remove(0).into_raw()
-}
-
-/// The largest difference of any two pixels, of 255.
-fn difference(pixels: &[u8], expected: &Fixture, name: &str) -> f64 {
-    let expected = values(expected.get(name));
-    assert_eq!(pixels.len(), expected.len());
-    pixels.iter().zip(&expected).map(|(one, other)| (f64::from(*one) - other).abs()).fold(0.0, f64::max)
+    pipeline.generate(&request, &mut seeded_generators(0, 1), &mut go_on).unwrap().images
 }
 
 #[test]
@@ -49,20 +41,20 @@ fn every_layout_paints_what_the_definition_gives() {
     let expected = Fixture::open(format!("{FOLDER}/lora.safetensors"));
     let mut pipeline = load();
     let before = paint(&mut pipeline);
-    assert!(difference(&before, &expected, "without") <= 2.0);
+    assert!(worst_pixel(&before, expected.get("without")) <= 2.0);
     for (name, file) in LAYOUTS {
         pipeline.load_lora_weights(format!("{FOLDER}/{file}"), name).unwrap();
-        let beside = difference(&paint(&mut pipeline), &expected, name);
+        let beside = worst_pixel(&paint(&mut pipeline), expected.get(name));
         pipeline.fuse_lora().unwrap();
-        let fused = difference(&paint(&mut pipeline), &expected, name);
+        let fused = worst_pixel(&paint(&mut pipeline), expected.get(name));
         println!("{name}: beside {beside} of 255, fused {fused} of 255");
         assert!(beside <= 2.0 && fused <= 2.0, "{name}: beside {beside}, fused {fused}");
         // A weight that is a little off is seen.
         pipeline.set_adapters(&[(name, 0.9)]).unwrap();
-        assert!(difference(&paint(&mut pipeline), &expected, name) > 10.0, "{name} hardly matters");
+        assert!(worst_pixel(&paint(&mut pipeline), expected.get(name)) > 10.0, "{name} hardly matters");
         pipeline.set_adapters(&[(name, 1.0)]).unwrap();
         pipeline.unfuse_lora().unwrap();
-        assert_eq!(difference(&paint(&mut pipeline), &expected, name), beside, "{name}: unfused");
+        assert_eq!(worst_pixel(&paint(&mut pipeline), expected.get(name)), beside, "{name}: unfused");
     }
     pipeline.unload_lora_weights();
     assert!(paint(&mut pipeline) == before, "unloaded, the picture is another");
@@ -81,11 +73,11 @@ fn loading_makes_one_active_and_several_have_weights() {
     };
     // As in diffusers.
     assert_eq!(strengths(&pipeline), [None, Some(1.0)]);
-    assert!(difference(&paint(&mut pipeline), &expected, "peft") <= 2.0);
+    assert!(worst_pixel(&paint(&mut pipeline), expected.get("peft")) <= 2.0);
     pipeline.set_adapters(&[("diffusers", 0.6), ("peft", -0.3)]).unwrap();
     assert_eq!(strengths(&pipeline), [Some(0.6), Some(-0.3)]);
-    assert!(difference(&paint(&mut pipeline), &expected, "two") <= 2.0);
+    assert!(worst_pixel(&paint(&mut pipeline), expected.get("two")) <= 2.0);
     pipeline.loras.fuse_permanently().unwrap();
-    assert!(difference(&paint(&mut pipeline), &expected, "two") <= 2.0);
+    assert!(worst_pixel(&paint(&mut pipeline), expected.get("two")) <= 2.0);
     assert_eq!(pipeline.list_adapters().count(), 0);
 }

@@ -1,15 +1,14 @@
 //! Pictures painted from single files: those of the reference, and, bit for bit, those of the folders that the files convert to.
 
-use std::ops::ControlFlow;
 use std::path::Path;
 
 use candle_core::{DType, Tensor};
 use candle_diffusers_convert::{ConvertOptions, convert};
 use candle_diffusers_loaders::{LoadOptions, PredictionType, ReadOptions, Repository};
-use candle_diffusers_pipelines::{
-    Schedule, StableDiffusionPipeline, TextToImage, denormalize, seeded_generators, to_pictures,
-};
+use candle_diffusers_pipelines::{Schedule, StableDiffusionPipeline, TextToImage, seeded_generators};
 use candle_diffusers_test_support::{Fixture, OriginalCheckpoint, relative_difference, values};
+
+use crate::painted::{decoded, go_on, worst_pixel};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/parity/single_file");
 /// Lists of the tensors of small models of each family.
@@ -29,7 +28,6 @@ fn latents(pipeline: &mut StableDiffusionPipeline) -> Tensor {
         height: Some(64),
         ..Default::default()
     };
-    let mut go_on = |_: candle_diffusers_pipelines::StepEnd| Ok(ControlFlow::Continue(()));
     pipeline.generate_latents(&request, &mut seeded_generators(42, 1), &mut go_on).unwrap()
 }
 
@@ -46,12 +44,7 @@ fn check(name: &str, case: &str, read_options: &ReadOptions) {
     let latents = latents(&mut pipeline);
     let fixture = Fixture::open(format!("{FOLDER}/single_file.safetensors"));
     let difference = relative_difference(&latents, fixture.get(&format!("{name}.latents")));
-    let picture = to_pictures(&denormalize(&pipeline.decode_latents(&latents).unwrap()).unwrap()).unwrap();
-    let expected = values(fixture.get(&format!("{name}.picture")));
-    assert_eq!(picture[0].len(), expected.len());
-    let differences =
-        picture[0].iter().zip(&expected).map(|(pixel, other)| (f64::from(*pixel) - other).abs());
-    let worst = differences.fold(0.0, f64::max);
+    let worst = worst_pixel(&decoded(&pipeline, &latents), fixture.get(&format!("{name}.picture")));
     println!("{name}: latents {difference:.1e}, pixels {worst} of 255");
     assert!(worst <= 2.0 && difference <= 1e-4, "{name}: latents {difference:.1e}, pixels {worst} of 255");
 }

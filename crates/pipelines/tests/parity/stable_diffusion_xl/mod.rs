@@ -7,23 +7,22 @@ use candle_diffusers_loaders::{LoadOptions, Repository, TextualInversion};
 use candle_diffusers_models::layers::Layers;
 use candle_diffusers_pipelines::{
     ImageToImage, InitImage, MicroConditions, PooledPromptEmbeds, PromptEmbeds, Replacements, Schedule,
-    SharedParts, StableDiffusionPipeline, TextEncoders, TextToImage, check_refiner, denormalize, to_pictures,
+    SharedParts, StableDiffusionPipeline, TextEncoders, TextToImage, check_refiner,
 };
-use candle_diffusers_schedulers::{NoiseSource, TorchGenerator};
+use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_test_support::{Fixture, relative_difference, values};
 use image::RgbImage;
 use serde_json::{Value, json};
 
-use crate::text_to_image::{go_on, numbers, strings};
+use crate::painted::{
+    cases, decoded, go_on, numbers, out_of_bounds, pictures, prompts, schedule, set_scheduler, strings,
+    with_noise,
+};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/parity/stable_diffusion_xl");
 
 fn fixture() -> Fixture {
     Fixture::open(format!("{FOLDER}/stable_diffusion_xl.safetensors"))
-}
-
-fn cases() -> serde_json::Map<String, Value> {
-    serde_json::from_str(&std::fs::read_to_string(format!("{FOLDER}/cases.json")).unwrap()).unwrap()
 }
 
 pub(crate) fn load(model: &str) -> StableDiffusionPipeline {
@@ -66,10 +65,7 @@ fn pipeline(case: &Value, model: &str, shared: SharedParts) -> StableDiffusionPi
     let replacements = Replacements { shared, ..Default::default() };
     let mut pipeline =
         StableDiffusionPipeline::load_with(&repository, &LoadOptions::default(), replacements).unwrap();
-    if let Some(class_name) = case["scheduler"].as_str() {
-        let overrides = case["overrides"].as_object().cloned().unwrap_or_default();
-        pipeline.set_scheduler(class_name, &overrides).unwrap();
-    }
+    set_scheduler(&mut pipeline, case);
     if case["lora"].as_bool().is_some() {
         pipeline.load_lora_weights(format!("{FOLDER}/lora.safetensors"), "lora").unwrap();
     }
@@ -101,15 +97,7 @@ fn micro_conditions(case: &Value) -> MicroConditions {
 
 fn request(name: &str, case: &Value, fixture: &Fixture) -> TextToImage {
     let given = |key: &str| fixture.get(&format!("{name}.{key}")).clone();
-    let prompts = match (case["prompt_embeds"].is_null(), strings(case, "prompts")) {
-        (true, prompts) if prompts.is_empty() => vec!["a large red circle on a blue background".to_string()],
-        (_, prompts) => prompts,
-    };
-    let schedule = match (numbers(case, "timesteps"), numbers(case, "sigmas")) {
-        (Some(timesteps), _) => Schedule::Timesteps(timesteps),
-        (_, Some(sigmas)) => Schedule::Sigmas(sigmas),
-        _ => Schedule::Steps(case["steps"].as_u64().unwrap_or(4) as usize),
-    };
+    let prompts = if case["prompt_embeds"].is_null() { prompts(case) } else { strings(case, "prompts") };
     let side = |key: &str| case["default_size"].is_null().then(|| case[key].as_u64().unwrap_or(32) as usize);
     TextToImage {
         prompts,
@@ -125,7 +113,7 @@ fn request(name: &str, case: &Value, fixture: &Fixture) -> TextToImage {
             }),
         }),
         num_images_per_prompt: case["num_images_per_prompt"].as_u64().unwrap_or(1) as usize,
-        schedule,
+        schedule: schedule(case, 4),
         guidance_scale: case["guidance_scale"].as_f64(),
         guidance_rescale: case["guidance_rescale"].as_f64().unwrap_or(0.0),
         eta: case["eta"].as_f64().unwrap_or(0.0),
@@ -138,57 +126,6 @@ fn request(name: &str, case: &Value, fixture: &Fixture) -> TextToImage {
     }
 }
 
-/// Runs `paint` with the case's generators.
-fn with_noise<T>(case: &Value, paint: impl FnOnce(&mut dyn NoiseSource) -> T) -> T {
-    let seeds = numbers(case, "seeds").unwrap_or(vec![0.0]);
-    let mut generators: Vec<TorchGenerator> =
-        seeds.iter().map(|seed| TorchGenerator::new(*seed as u64)).collect();
-    match &mut generators[..] {
-        [one] => paint(one),
-        _ => paint(&mut generators),
-    }
-}
-
-/// What is wrong with a case's latents and with the pictures that `pipeline` makes of them: nothing within the bounds.
-fn differences(
-    name: &str,
-    pipeline: &StableDiffusionPipeline,
-    latents: &Tensor,
-    fixture: &Fixture,
-) -> Option<String> {
-    let decoded = denormalize(&pipeline.decode_latents(latents).unwrap()).unwrap();
-    let pixels: Vec<u8> =
-        to_pictures(&decoded).unwrap().iter().flat_map(|picture| picture.as_raw().clone()).collect();
-    let expected = values(fixture.get(&format!("{name}.pictures")));
-    assert_eq!(pixels.len(), expected.len(), "{name}");
-    let pixels = pixels.iter().zip(&expected).map(|(pixel, expected)| (f64::from(*pixel) - expected).abs());
-    let pixels = pixels.fold(0.0, f64::max);
-    let latents = relative_difference(latents, fixture.get(&format!("{name}.latents")));
-    let found = format!("{name}: latents {latents:.1e}, pixels {pixels} of 255");
-    println!("{found}");
-    (pixels > 2.0 || latents > latents_bound(name)).then_some(found)
-}
-
-/// How far latents may be from the reference's, relative to the largest.
-fn latents_bound(name: &str) -> f64 {
-    match name {
-        // Two runs of the reference itself, in float32 with the same noise, were 1.3e-4 apart, and each about 1e-4 from its float64.
-        "refined_ddim" => 3e-4,
-        _ => 1e-4,
-    }
-}
-
-/// The pictures of a case's image.
-fn init_image(name: &str, fixture: &Fixture) -> InitImage {
-    let pixels = fixture.get(&format!("{name}.image"));
-    let (count, height, width, _) = pixels.dims4().unwrap();
-    let picture = |i: usize| {
-        let bytes = pixels.get(i).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-        RgbImage::from_raw(width as u32, height as u32, bytes).unwrap()
-    };
-    InitImage::Pictures((0..count).map(picture).collect())
-}
-
 /// Begins and, where the case has a split, refines a case: the pipeline that has taken the last step, and its latents.
 fn paint(name: &str, case: &Value, fixture: &Fixture) -> (StableDiffusionPipeline, Tensor) {
     let mut base = pipeline(case, case["model"].as_str().unwrap_or("base"), SharedParts::default());
@@ -199,7 +136,7 @@ fn paint(name: &str, case: &Value, fixture: &Fixture) -> (StableDiffusionPipelin
         let latents = match case["strength"].as_f64() {
             Some(strength) => {
                 let text = TextToImage { width: None, height: None, ..begun };
-                let image = init_image(name, fixture);
+                let image = InitImage::Pictures(pictures(fixture.get(&format!("{name}.image"))));
                 let request = ImageToImage { text, image, strength, denoising_start: None };
                 base.image_to_image_latents(&request, noise, &mut go_on).unwrap()
             }
@@ -219,9 +156,9 @@ fn paint(name: &str, case: &Value, fixture: &Fixture) -> (StableDiffusionPipelin
 fn check(is_asked_for: impl Fn(&Value) -> bool) {
     let fixture = fixture();
     let mut wrong = Vec::new();
-    for (name, case) in cases().iter().filter(|(_, case)| is_asked_for(case)) {
+    for (name, case) in cases(FOLDER).iter().filter(|(_, case)| is_asked_for(case)) {
         let (pipeline, latents) = paint(name, case, &fixture);
-        wrong.extend(differences(name, &pipeline, &latents, &fixture));
+        wrong.extend(out_of_bounds(name, Some(&latents), &decoded(&pipeline, &latents), &fixture));
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
 }

@@ -6,11 +6,15 @@ use std::path::Path;
 use candle_core::{DType, Tensor};
 use candle_diffusers_loaders::{LoadOptions, Repository};
 use candle_diffusers_pipelines::{
-    PromptEmbeds, Schedule, StableDiffusionPipeline, StepEnd, TextToImage, seeded_generators, to_pictures,
+    PromptEmbeds, Schedule, StableDiffusionPipeline, StepEnd, TextToImage, seeded_generators,
 };
-use candle_diffusers_schedulers::{NoiseSource, TorchGenerator};
+use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_test_support::{Fixture, relative_difference, values};
 use serde_json::{Map, Value};
+
+use crate::painted::{
+    cases, decoded, go_on, out_of_bounds, prompts, schedule, set_scheduler, strings, with_noise,
+};
 
 pub(crate) const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/parity/text_to_image");
 
@@ -19,32 +23,11 @@ pub(crate) fn load(model: &str) -> StableDiffusionPipeline {
     StableDiffusionPipeline::load(&repository, &LoadOptions::default()).unwrap()
 }
 
-pub(crate) fn go_on(_: StepEnd) -> candle_diffusers_pipelines::Result<ControlFlow<()>> {
-    Ok(ControlFlow::Continue(()))
-}
-
-pub(crate) fn strings(case: &Value, key: &str) -> Vec<String> {
-    let list = case[key].as_array().into_iter().flatten();
-    list.map(|text| text.as_str().unwrap().to_string()).collect()
-}
-
-pub(crate) fn numbers(case: &Value, key: &str) -> Option<Vec<f64>> {
-    Some(case[key].as_array()?.iter().map(|number| number.as_f64().unwrap()).collect())
-}
-
 fn request(name: &str, case: &Value, fixture: &Fixture) -> TextToImage {
-    let prompts = match (case["prompt_embeds"].is_null(), strings(case, "prompts")) {
-        (true, prompts) if prompts.is_empty() => vec!["a large red circle on a blue background".to_string()],
-        (_, prompts) => prompts,
-    };
+    let prompts = if case["prompt_embeds"].is_null() { prompts(case) } else { strings(case, "prompts") };
     let embeds = |key: &str| fixture.get(&format!("{name}.{key}")).clone();
     let size = |key: &str| Some(case[key].as_u64().unwrap_or(32) as usize);
     let number = |key: &str, default| case[key].as_f64().unwrap_or(default);
-    let schedule = match (numbers(case, "timesteps"), numbers(case, "sigmas")) {
-        (Some(timesteps), _) => Schedule::Timesteps(timesteps),
-        (_, Some(sigmas)) => Schedule::Sigmas(sigmas),
-        _ => Schedule::Steps(5),
-    };
     TextToImage {
         prompts,
         negative_prompts: strings(case, "negative_prompts"),
@@ -54,7 +37,7 @@ fn request(name: &str, case: &Value, fixture: &Fixture) -> TextToImage {
             pooled: None,
         }),
         num_images_per_prompt: case["num_images_per_prompt"].as_u64().unwrap_or(1) as usize,
-        schedule,
+        schedule: schedule(case, 5),
         guidance_scale: Some(number("guidance_scale", 4.0)),
         guidance_rescale: number("guidance_rescale", 0.0),
         eta: number("eta", 0.0),
@@ -66,53 +49,27 @@ fn request(name: &str, case: &Value, fixture: &Fixture) -> TextToImage {
     }
 }
 
-/// The case's latents and the largest difference between any two pixels of its pictures, of 255.
-fn run(name: &str, case: &Value, fixture: &Fixture) -> (Tensor, f64) {
-    let mut pipeline = load(case["model"].as_str().unwrap());
-    let empty = Map::new();
-    for change in ["scheduler", "then"] {
-        if let Some(class_name) = case[change].as_str() {
-            pipeline.set_scheduler(class_name, case["overrides"].as_object().unwrap_or(&empty)).unwrap();
-        }
-    }
-    let request = request(name, case, fixture);
-    let seeds: Vec<u64> =
-        numbers(case, "seeds").unwrap_or(vec![0.0]).iter().map(|seed| *seed as u64).collect();
-    let mut generators: Vec<TorchGenerator> = seeds.iter().map(|seed| TorchGenerator::new(*seed)).collect();
-    let mut first = generators[0].clone();
-    let noise: &mut dyn NoiseSource = if seeds.len() == 1 { &mut first } else { &mut generators };
-    let stop_after = case["stop_after"].as_u64().map(|steps| steps as usize);
-    let mut on_step_end = |step: StepEnd| {
-        let stop = stop_after == Some(step.index + 1);
-        Ok(if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
-    };
-    let latents = pipeline.generate_latents(&request, noise, &mut on_step_end).unwrap();
-    let tensor =
-        candle_diffusers_pipelines::denormalize(&pipeline.decode_latents(&latents).unwrap()).unwrap();
-    let pixels: Vec<u8> =
-        to_pictures(&tensor).unwrap().iter().flat_map(|picture| picture.as_raw().clone()).collect();
-    let expected = values(fixture.get(&format!("{name}.pictures")));
-    assert_eq!(pixels.len(), expected.len(), "{name}");
-    let differences =
-        pixels.iter().zip(&expected).map(|(pixel, expected)| (f64::from(*pixel) - expected).abs());
-    (latents, differences.fold(0.0, f64::max))
-}
-
 #[test]
 fn pictures_equal_the_reference() {
     let fixture = Fixture::open(format!("{FOLDER}/text_to_image.safetensors"));
-    let cases: Value =
-        serde_json::from_str(&std::fs::read_to_string(format!("{FOLDER}/cases.json")).unwrap()).unwrap();
-    let mut failed = Vec::new();
-    for (name, case) in cases.as_object().unwrap() {
-        let (latents, pixels) = run(name, case, &fixture);
-        let latents = relative_difference(&latents, fixture.get(&format!("{name}.latents")));
-        println!("{name}: latents {latents:.1e}, pixels {pixels} of 255");
-        if pixels > 2.0 || latents > 1e-4 {
-            failed.push(name);
+    let mut wrong = Vec::new();
+    for (name, case) in &cases(FOLDER) {
+        let mut pipeline = load(case["model"].as_str().unwrap());
+        set_scheduler(&mut pipeline, case);
+        if let Some(class_name) = case["then"].as_str() {
+            pipeline.set_scheduler(class_name, &Map::new()).unwrap();
         }
+        let stop_after = case["stop_after"].as_u64().map(|steps| steps as usize);
+        let mut on_step_end = |step: StepEnd| {
+            let stop = stop_after == Some(step.index + 1);
+            Ok(if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        };
+        let request = request(name, case, &fixture);
+        let latents = with_noise(case, |noise| pipeline.generate_latents(&request, noise, &mut on_step_end));
+        let latents = latents.unwrap();
+        wrong.extend(out_of_bounds(name, Some(&latents), &decoded(&pipeline, &latents), &fixture));
     }
-    assert!(failed.is_empty(), "{failed:?}");
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[test]

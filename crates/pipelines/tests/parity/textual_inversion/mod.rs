@@ -1,7 +1,6 @@
 //! Prompts with textual inversion embeddings of every file layout: written out, encoded and painted as diffusers does.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
@@ -11,7 +10,10 @@ use candle_diffusers_pipelines::{
     maybe_convert_prompt, seeded_generators,
 };
 use candle_diffusers_test_support::{Fixture, assert_close, values};
+use image::RgbImage;
 use serde_json::Value;
+
+use crate::painted::{go_on, worst_pixel};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/parity/textual_inversion");
 const MODELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/parity/text_to_image");
@@ -62,10 +64,8 @@ fn request(case: &Value) -> TextToImage {
     }
 }
 
-fn paint(pipeline: &mut StableDiffusionPipeline, request: &TextToImage) -> Vec<u8> {
-    let mut noise = seeded_generators(3, 1);
-    let output = pipeline.generate(request, &mut noise, &mut |_| Ok(ControlFlow::Continue(()))).unwrap();
-    output.images[0].as_raw().clone()
+fn paint(pipeline: &mut StableDiffusionPipeline, request: &TextToImage) -> Vec<RgbImage> {
+    pipeline.generate(request, &mut seeded_generators(3, 1), &mut go_on).unwrap().images
 }
 
 #[test]
@@ -77,10 +77,7 @@ fn prompts_are_encoded_and_painted_as_in_the_reference() {
         let PromptEmbeds { prompt, negative, .. } = pipeline.encode_prompt(&request).unwrap();
         assert_close(name, &prompt, fixture.get(&format!("{name}.prompt_embeds")), BOUND);
         assert_close(name, &negative.unwrap(), fixture.get(&format!("{name}.negative_prompt_embeds")), BOUND);
-        let picture = paint(&mut pipeline, &request);
-        let expected = fixture.values(&format!("{name}.picture"));
-        let differences = picture.iter().zip(&expected).map(|(pixel, e)| (f64::from(*pixel) - e).abs());
-        let worst = differences.fold(0.0, f64::max);
+        let worst = worst_pixel(&paint(&mut pipeline, &request), fixture.get(&format!("{name}.picture")));
         println!("{name}: {worst} of 255");
         assert!(worst <= 1.0, "{name}: {worst}");
     }

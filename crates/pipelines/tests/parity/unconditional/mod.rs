@@ -9,11 +9,12 @@ use candle_diffusers_loaders::{LoadOptions, Repository};
 use candle_diffusers_pipelines::{
     Schedule, Unconditional, UnconditionalPipeline, UnconditionalStepEnd, seeded_generators,
 };
-use candle_diffusers_schedulers::{NoiseSource, TorchGenerator};
-use candle_diffusers_test_support::{Fixture, values};
+use candle_diffusers_schedulers::TorchGenerator;
+use candle_diffusers_test_support::Fixture;
+use image::RgbImage;
 use serde_json::{Map, Value};
 
-use crate::text_to_image::numbers;
+use crate::painted::{cases, numbers, with_noise, worst_pixel};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/parity/unconditional");
 
@@ -45,41 +46,26 @@ fn request(case: &Value) -> Unconditional {
     }
 }
 
-fn paint(pipeline: &mut UnconditionalPipeline, request: &Unconditional, seeds: &[f64]) -> Vec<u8> {
-    let mut generators: Vec<TorchGenerator> =
-        seeds.iter().map(|seed| TorchGenerator::new(*seed as u64)).collect();
-    let mut first = generators[0].clone();
-    let noise: &mut dyn NoiseSource = if seeds.len() == 1 { &mut first } else { &mut generators };
-    let pictures = pipeline.generate(request, noise, &mut go_on).unwrap();
-    pictures.into_iter().flat_map(|picture| picture.into_raw()).collect()
-}
-
-fn cases() -> Map<String, Value> {
-    serde_json::from_str(&fs::read_to_string(format!("{FOLDER}/cases.json")).unwrap()).unwrap()
+fn paint(pipeline: &mut UnconditionalPipeline, case: &Value) -> Vec<RgbImage> {
+    with_noise(case, |noise| pipeline.generate(&request(case), noise, &mut go_on)).unwrap()
 }
 
 #[test]
 fn pictures_equal_the_reference() {
     let fixture = Fixture::open(format!("{FOLDER}/unconditional.safetensors"));
-    let mut failed = Vec::new();
-    for (name, case) in &cases() {
+    let mut wrong = Vec::new();
+    for (name, case) in &cases(FOLDER) {
         let mut pipeline = load(case["model"].as_str().unwrap());
         if case["pipeline"] == "DDIMPipeline" {
             pipeline.set_scheduler("DDIMScheduler", &Map::new()).unwrap();
         }
-        let seeds = numbers(case, "seeds").unwrap_or(vec![0.0]);
-        let pixels = paint(&mut pipeline, &request(case), &seeds);
-        let expected = values(fixture.get(name));
-        assert_eq!(pixels.len(), expected.len(), "{name}");
-        let differences =
-            pixels.iter().zip(&expected).map(|(pixel, expected)| (f64::from(*pixel) - expected).abs());
-        let worst = differences.fold(0.0, f64::max);
+        let worst = worst_pixel(&paint(&mut pipeline, case), fixture.get(name));
         println!("{name}: pixels {worst} of 255");
         if worst > 2.0 {
-            failed.push(name.clone());
+            wrong.push(format!("{name}: {worst}"));
         }
     }
-    assert!(failed.is_empty(), "{failed:?}");
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[test]
@@ -105,9 +91,9 @@ fn folders_that_have_all_at_their_top_are_loaded() {
     ] {
         fs::copy(format!("{FOLDER}/ddpm/{from}"), folder.path().join(to)).unwrap();
     }
-    let request = request(&cases()["ddpm_one_generator_each"]);
+    let case = &cases(FOLDER)["ddpm_one_generator_each"];
     let mut at_top = load_folder(folder.path()).unwrap();
-    assert_eq!(paint(&mut at_top, &request, &[3.0, 4.0]), paint(&mut load("ddpm"), &request, &[3.0, 4.0]));
+    assert!(paint(&mut at_top, case) == paint(&mut load("ddpm"), case));
 }
 
 #[test]
