@@ -29,6 +29,15 @@ pub(crate) enum Command {
     Lora(LoraArguments),
 }
 
+/// What flags of `diffuse generate` are for: its help page is grouped by it.
+const SAY: &str = "Say what to paint";
+const MODEL: &str = "Choose a model and add to it";
+const PICTURE: &str = "Paint from a picture";
+const PART: &str = "Paint a part of a picture anew, or more around it";
+const STEPS: &str = "Say how to get there";
+const OUTPUT: &str = "Say what comes out";
+const COMPUTE: &str = "Say where and how to compute";
+
 /// Paint pictures from a text
 ///
 /// The same model, prompt, settings and seed give the picture that the Python library diffusers paints. A PNG carries its
@@ -40,38 +49,57 @@ pub(crate) struct GenerateArguments {
     #[arg(value_name = "PROMPT", required_unless_present_any = ["prompt", "prompts_file", "model"])]
     pub(crate) prompt_words: Option<String>,
     /// What to paint, as a flag
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = SAY)]
     pub(crate) prompt: Option<String>,
     /// Take the prompts from a file, one a line; empty lines are left out
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = SAY)]
     pub(crate) prompts_file: Option<PathBuf>,
+    /// What the picture should not show
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = SAY)]
+    pub(crate) negative_prompt: Option<String>,
+    /// How closely the prompt is followed; 1 or less turns guidance off [default: 7.5, or 5 for Stable Diffusion XL]
+    #[arg(long, value_name = "X", allow_hyphen_values = true, help_heading = SAY)]
+    pub(crate) guidance_scale: Option<f64>,
+    /// How far overexposure by guidance is undone, 0 to 1
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_hyphen_values = true, help_heading = SAY)]
+    pub(crate) guidance_rescale: f64,
+    /// How many of the text encoder's last layers are left out
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = SAY)]
+    pub(crate) clip_skip: Option<usize>,
+    /// Which of its classes a model paints that knows classes by their numbers
+    #[arg(long, value_name = "N", help_heading = SAY)]
+    pub(crate) class_label: Option<u32>,
     /// A folder in diffusers' layout, a single-file checkpoint (.safetensors, .ckpt), or the id of a model on the hub [default: a
     /// small model that travels with the program]
-    #[arg(long, value_name = "PATH_OR_ID")]
+    #[arg(long, value_name = "PATH_OR_ID", help_heading = MODEL)]
     pub(crate) model: Option<OsString>,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = MODEL)]
     pub(crate) single_file: SingleFileArguments,
     /// Take the weight files of this variant, such as fp16
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = MODEL)]
     pub(crate) variant: Option<String>,
     /// A LoRA of any layout (also LoCon, LoHa, LoKr, DoRA), with its strength where that is not 1; may be repeated
-    #[arg(long, value_name = "FILE[:SCALE]")]
+    #[arg(long, value_name = "FILE[:SCALE]", help_heading = MODEL)]
     pub(crate) lora: Vec<OsString>,
     /// Leave out parts of a LoRA that match no layer of the model
-    #[arg(long)]
+    #[arg(long, help_heading = MODEL)]
     pub(crate) allow_unmatched: bool,
-    /// What the picture should not show
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    pub(crate) negative_prompt: Option<String>,
+    /// A textual inversion embedding, for the prompt to use by its token; may be repeated [default token: what the file says,
+    /// else its name]
+    #[arg(long = "embedding", value_name = "FILE[:TOKEN]", help_heading = MODEL)]
+    pub(crate) embeddings: Vec<OsString>,
+    /// Do not check pictures with the model's safety checker, nor load or fetch it
+    #[arg(long, help_heading = MODEL)]
+    pub(crate) no_safety_checker: bool,
     /// Paint from this picture (PNG, JPEG or WebP) instead of from noise alone; without --width and --height the result has its size
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = PICTURE)]
     pub(crate) init_image: Option<PathBuf>,
     /// How far the result may be from --init-image: 0 is the picture itself, at 1 little of it is left [default: 0.8; with --mask 1,
     /// or 0.9999 for Stable Diffusion XL]
-    #[arg(long, value_name = "X", requires = "init_image", allow_hyphen_values = true)]
+    #[arg(long, value_name = "X", requires = "init_image", allow_hyphen_values = true, help_heading = PICTURE)]
     pub(crate) strength: Option<f64>,
     /// Paint only a part of --init-image anew (inpainting): what is white in this picture, which has the same size
-    #[arg(long, value_name = "FILE", requires = "init_image")]
+    #[arg(long, value_name = "FILE", requires = "init_image", help_heading = PART)]
     pub(crate) mask: Option<PathBuf>,
     /// Give the mask soft edges, so many pixels wide: there the result passes into --init-image
     #[arg(
@@ -79,73 +107,56 @@ pub(crate) struct GenerateArguments {
         value_name = "PIXELS",
         default_value_t = 0.0,
         requires = "init_image",
-        allow_hyphen_values = true
-    )]
+        allow_hyphen_values = true, help_heading = PART)]
     pub(crate) mask_blur: f32,
     /// Paint the mask's part in the model's full size, with so many pixels around it, and put it back
-    #[arg(long, value_name = "PIXELS", requires = "init_image", allow_negative_numbers = true)]
+    #[arg(long, value_name = "PIXELS", requires = "init_image", allow_negative_numbers = true, help_heading = PART)]
     pub(crate) padding_mask_crop: Option<u32>,
     /// Make --init-image larger, by pixels at its left, top, right and bottom, and paint what is new
-    #[arg(long, value_name = "L,T,R,B", requires = "init_image", allow_hyphen_values = true)]
+    #[arg(long, value_name = "L,T,R,B", requires = "init_image", allow_hyphen_values = true, help_heading = PART)]
     pub(crate) outpaint: Option<Margins>,
     /// With --mask or --outpaint: what is black in the mask comes back exactly (the default)
-    #[arg(long, overrides_with = "no_keep_unmasked")]
+    #[arg(long, overrides_with = "no_keep_unmasked", help_heading = PART)]
     pub(crate) keep_unmasked: bool,
     /// With --mask or --outpaint: the whole picture comes from the model, which changes it a little everywhere
-    #[arg(long)]
+    #[arg(long, help_heading = PART)]
     pub(crate) no_keep_unmasked: bool,
-    /// Denoising steps [default: 50, or 1000 for models of DDPM]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    pub(crate) steps: Option<usize>,
-    /// How closely the prompt is followed; 1 or less turns guidance off [default: 7.5, or 5 for Stable Diffusion XL]
-    #[arg(long, value_name = "X", allow_hyphen_values = true)]
-    pub(crate) guidance_scale: Option<f64>,
-    /// How far overexposure by guidance is undone, 0 to 1
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_hyphen_values = true)]
-    pub(crate) guidance_rescale: f64,
-    /// DDIM's eta: 0 adds no noise on the way, 1 as much as DDPM; other schedulers ignore it
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_hyphen_values = true)]
-    pub(crate) eta: f64,
-    /// Picture i is drawn with the seed N+i [default: a random one, which is printed]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    pub(crate) seed: Option<u64>,
-    /// Width in pixels [default: the model's own]
-    #[arg(long, value_name = "W", allow_negative_numbers = true)]
-    pub(crate) width: Option<usize>,
-    /// Height in pixels [default: the model's own]
-    #[arg(long, value_name = "H", allow_negative_numbers = true)]
-    pub(crate) height: Option<usize>,
-    /// Pictures of each prompt
-    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
-    pub(crate) num_images: usize,
-    /// The sampler, with the model's own noise schedule [default: the model's]
-    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(scheduler_names::names()))]
-    pub(crate) scheduler: Option<String>,
-    /// How many of the text encoder's last layers are left out
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    pub(crate) clip_skip: Option<usize>,
-    /// A textual inversion embedding, for the prompt to use by its token; may be repeated [default token: what the file says,
-    /// else its name]
-    #[arg(long = "embedding", value_name = "FILE[:TOKEN]")]
-    pub(crate) embeddings: Vec<OsString>,
-    /// Which of its classes a model paints that knows classes by their numbers
-    #[arg(long, value_name = "N")]
-    pub(crate) class_label: Option<u32>,
-    /// Do not check pictures with the model's safety checker, nor load or fetch it
-    #[arg(long)]
-    pub(crate) no_safety_checker: bool,
-    /// In what precision to compute; auto is the fastest that the device runs well
-    #[arg(long, value_enum, default_value_t = DtypeChoice::Auto)]
-    pub(crate) dtype: DtypeChoice,
-    /// Where to compute: cpu, cuda, cuda:N or metal [default: the accelerator that the program was built for, else cpu]
-    #[arg(long, value_name = "DEVICE")]
-    pub(crate) device: Option<DeviceChoice>,
-    /// The picture to write: .png, .jpg or .webp. Several get their index before the ending: out-0.png, out-1.png.
-    /// A file that is there is replaced
-    #[arg(long, short, value_name = "FILE", default_value = "out.png")]
-    pub(crate) output: PathBuf,
     #[command(flatten)]
     pub(crate) xl: XlArguments,
+    /// Denoising steps [default: 50, or 1000 for models of DDPM]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = STEPS)]
+    pub(crate) steps: Option<usize>,
+    /// The sampler, with the model's own noise schedule [default: the model's]
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(scheduler_names::names()), help_heading = STEPS)]
+    pub(crate) scheduler: Option<String>,
+    /// DDIM's eta: 0 adds no noise on the way, 1 as much as DDPM; other schedulers ignore it
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_hyphen_values = true, help_heading = STEPS)]
+    pub(crate) eta: f64,
+    /// Picture i is drawn with the seed N+i [default: a random one, which is printed]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = STEPS)]
+    pub(crate) seed: Option<u64>,
+    /// Width in pixels [default: the model's own]
+    #[arg(long, value_name = "W", allow_negative_numbers = true, help_heading = OUTPUT)]
+    pub(crate) width: Option<usize>,
+    /// Height in pixels [default: the model's own]
+    #[arg(long, value_name = "H", allow_negative_numbers = true, help_heading = OUTPUT)]
+    pub(crate) height: Option<usize>,
+    /// Pictures of each prompt
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true, help_heading = OUTPUT)]
+    pub(crate) num_images: usize,
+    /// The picture to write: .png, .jpg or .webp. Several get their index before the ending: out-0.png, out-1.png.
+    /// A file that is there is replaced
+    #[arg(long, short, value_name = "FILE", default_value = "out.png", help_heading = OUTPUT)]
+    pub(crate) output: PathBuf,
+    /// Write all pictures as one, side by side: those of a prompt in a row
+    #[arg(long, help_heading = OUTPUT)]
+    pub(crate) grid: bool,
+    /// In what precision to compute; auto is the fastest that the device runs well
+    #[arg(long, value_enum, default_value_t = DtypeChoice::Auto, help_heading = COMPUTE)]
+    pub(crate) dtype: DtypeChoice,
+    /// Where to compute: cpu, cuda, cuda:N or metal [default: the accelerator that the program was built for, else cpu]
+    #[arg(long, value_name = "DEVICE", help_heading = COMPUTE)]
+    pub(crate) device: Option<DeviceChoice>,
 }
 
 impl GenerateArguments {

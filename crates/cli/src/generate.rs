@@ -14,7 +14,7 @@ use crate::painter::{Brush, Description, Job, Painter};
 use crate::progress::Progress;
 use crate::scaled_file::ScaledFile;
 use crate::start::Start;
-use crate::{embeddings, loras, prompts, unconditional};
+use crate::{embeddings, grid, loras, prompts, unconditional};
 
 /// More files than anyone means to write to one folder at once.
 const MAX_PICTURES: usize = 100_000;
@@ -29,7 +29,10 @@ pub(crate) fn run(arguments: &GenerateArguments, progress: &Progress) -> Result<
         count <= MAX_PICTURES,
         "these would be {count} pictures; at most {MAX_PICTURES} are made at once"
     );
-    let outputs = Outputs::new(&arguments.output, count)?;
+    let mut outputs = match arguments.grid {
+        true => Outputs::grid(&arguments.output, count, grid::columns(prompts.len(), arguments.num_images))?,
+        false => Outputs::new(&arguments.output, count)?,
+    };
     output::finish_writing_on_interrupt();
 
     // Small files first: what is wrong with them is told before a model is loaded.
@@ -39,7 +42,7 @@ pub(crate) fn run(arguments: &GenerateArguments, progress: &Progress) -> Result<
     let model = models::open_model(arguments, progress)?;
     let seed = arguments.seed.unwrap_or_else(random_seed);
     if unconditional::is_unconditional(&model.repository) {
-        return unconditional::run(arguments, &outputs, &model, seed, progress);
+        return unconditional::run(arguments, &mut outputs, &model, seed, progress);
     }
     check_is_for_text(arguments, &model);
     arguments.xl.check_model(&model.repository, arguments.init_image.is_some())?;
@@ -58,7 +61,7 @@ pub(crate) fn run(arguments: &GenerateArguments, progress: &Progress) -> Result<
     if arguments.seed.is_none() {
         unsaid.push(format!("seed: {seed}"));
     }
-    let mut painter = Painter { arguments, start, progress, outputs: &outputs, unsaid, description };
+    let mut painter = Painter { arguments, start, progress, outputs: &mut outputs, unsaid, description };
     let jobs = (0..count).map(|index| Job {
         index,
         prompt: prompts[index / arguments.num_images].clone(),

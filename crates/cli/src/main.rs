@@ -6,6 +6,7 @@ mod device;
 mod embedded;
 mod embeddings;
 mod generate;
+mod grid;
 mod inspect;
 mod lora;
 mod loras;

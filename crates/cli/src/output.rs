@@ -10,6 +10,8 @@ use image::codecs::webp::WebPEncoder;
 use image::{ExtendedColorType, RgbImage};
 use tempfile::{Builder, NamedTempFile};
 
+use crate::grid::Grid;
+
 /// The text chunk that web UIs read.
 pub(crate) const PARAMETERS_KEYWORD: &str = "parameters";
 
@@ -37,6 +39,8 @@ pub(crate) struct Outputs {
     file: PathBuf,
     count: usize,
     format: Format,
+    /// The pictures so far, and in how many columns they will stand, where all become one.
+    grid: Option<(Grid, usize)>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -56,10 +60,20 @@ impl Outputs {
             file.file_name().is_some() && !name.ends_with(['/', std::path::MAIN_SEPARATOR]),
             "--output {name:?} names no file; expected one such as out.png"
         );
-        let outputs = Self { file: file.to_path_buf(), count, format: Format::of(file)? };
+        let outputs = Self { file: file.to_path_buf(), count, format: Format::of(file)?, grid: None };
+        Self::check((0..count).map(|index| outputs.path(index)))?;
+        Ok(outputs)
+    }
+
+    /// `file` for a grid of `count` pictures in `columns`, as [`new`](Self::new).
+    pub(crate) fn grid(file: &Path, count: usize, columns: usize) -> Result<Self> {
+        let grid = Some((Grid::default(), columns));
+        Ok(Self { count, grid, ..Self::new(file, 1)? })
+    }
+
+    fn check(paths: impl Iterator<Item = PathBuf>) -> Result<()> {
         let mut last_folder = None;
-        for index in 0..count {
-            let path = outputs.path(index);
+        for path in paths {
             check_replaceable(&path)?;
             let folder = folder_of(&place_of(&path));
             if last_folder.as_ref() != Some(&folder) {
@@ -68,7 +82,7 @@ impl Outputs {
                 last_folder = Some(folder);
             }
         }
-        Ok(outputs)
+        Ok(())
     }
 
     /// The file of picture `index`.
@@ -81,18 +95,37 @@ impl Outputs {
         self.file.with_file_name(format!("{stem}-{index}.{ending}"))
     }
 
-    /// Writes picture `index`, whole or not at all, and returns where. A PNG carries `parameters`.
-    pub(crate) fn write(&self, index: usize, picture: &RgbImage, parameters: &str) -> Result<PathBuf> {
-        let path = self.path(index);
+    /// Writes picture `index`, whole or not at all, and returns where; a grid is written with its last picture. A PNG carries
+    /// `parameters`.
+    pub(crate) fn write(
+        &mut self,
+        index: usize,
+        picture: &RgbImage,
+        parameters: &str,
+    ) -> Result<Option<PathBuf>> {
+        let Some((grid, columns)) = &mut self.grid else {
+            let path = self.path(index);
+            self.write_file(&path, picture, parameters)?;
+            return Ok(Some(path));
+        };
+        grid.add(picture, parameters);
+        if grid.len() < self.count {
+            return Ok(None);
+        }
+        let (whole, parameters) = (grid.join(*columns), grid.parameters().to_string());
+        self.write_file(&self.file, &whole, &parameters)?;
+        Ok(Some(self.file.clone()))
+    }
+
+    fn write_file(&self, path: &Path, picture: &RgbImage, parameters: &str) -> Result<()> {
         let encoded = match self.format {
             Format::Png => encode_png(picture, parameters),
             Format::Jpeg => encode_jpeg(picture),
             Format::WebP => encode_webp(picture),
         };
         encoded
-            .and_then(|bytes| write_whole(&path, &bytes))
-            .with_context(|| format!("writing {}", path.display()))?;
-        Ok(path)
+            .and_then(|bytes| write_whole(path, &bytes))
+            .with_context(|| format!("writing {}", path.display()))
     }
 }
 
@@ -222,7 +255,7 @@ mod tests {
         let picture = RgbImage::from_pixel(2, 3, image::Rgb([1, 2, 3]));
         for name in ["a.png", "b.JPG", "c.webp"] {
             let path = folder.path().join(name);
-            let outputs = Outputs::new(&path, 1).unwrap();
+            let mut outputs = Outputs::new(&path, 1).unwrap();
             assert!(!path.exists());
             outputs.write(0, &picture, "a prompt").unwrap();
             assert_eq!(image::open(&path).unwrap().to_rgb8().dimensions(), (2, 3));

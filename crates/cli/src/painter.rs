@@ -63,7 +63,7 @@ pub(crate) struct Painter<'a> {
     pub(crate) arguments: &'a GenerateArguments,
     pub(crate) start: Start,
     pub(crate) progress: &'a Progress,
-    pub(crate) outputs: &'a Outputs,
+    pub(crate) outputs: &'a mut Outputs,
     /// What was assumed of the model, and a random seed: told when the work has begun, so that an error stands alone.
     pub(crate) unsaid: Vec<String>,
     /// What every picture's parameters end with.
@@ -145,7 +145,7 @@ impl Painter<'_> {
     }
 
     /// Decodes what the last brush has left, and writes it.
-    pub(crate) fn write(&self, last: &Brush, job: &Job, draft: &Draft) -> Result<()> {
+    pub(crate) fn write(&mut self, last: &Brush, job: &Job, draft: &Draft) -> Result<()> {
         let decoding = self.progress.activity(format!("{}decoding", job.what));
         // One prompt, whatever it says: only its number matters to what is decoded.
         let text = TextToImage { prompts: vec![job.prompt.clone()], ..request(self.arguments) };
@@ -161,8 +161,9 @@ impl Painter<'_> {
         }
         let picture = output.images.first().context("the pipeline has painted nothing")?;
         let parameters = self.describe(job, picture);
-        let path = self.outputs.write(job.index, picture, &parameters.to_string())?;
-        self.progress.suspend(|| terminal::note(&format!("wrote {}", path.display())));
+        if let Some(path) = self.outputs.write(job.index, picture, &parameters.to_string())? {
+            self.progress.suspend(|| terminal::note(&format!("wrote {}", path.display())));
+        }
         Ok(())
     }
 

@@ -23,7 +23,7 @@ pub(crate) fn is_unconditional(repository: &Repository) -> bool {
 /// Paints `--num-images` pictures, the first with `seed`.
 pub(crate) fn run(
     arguments: &GenerateArguments,
-    outputs: &Outputs,
+    outputs: &mut Outputs,
     model: &NamedModel,
     seed: u64,
     progress: &Progress,
@@ -38,8 +38,9 @@ pub(crate) fn run(
         let what = if count == 1 { String::new() } else { format!("picture {} of {count} ", index + 1) };
         let picture = paint(arguments, &mut pipeline, seed, &what, &mut unsaid, progress)?;
         let parameters = describe(arguments, &pipeline, name, seed, &picture);
-        let path = outputs.write(index, &picture, &parameters.to_string())?;
-        progress.suspend(|| terminal::note(&format!("wrote {}", path.display())));
+        if let Some(path) = outputs.write(index, &picture, &parameters.to_string())? {
+            progress.suspend(|| terminal::note(&format!("wrote {}", path.display())));
+        }
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use clap::Args;
 use crate::parameters::Parameters;
 
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Stable Diffusion XL")]
+#[command(next_help_heading = "Paint with Stable Diffusion XL and its refiner")]
 pub(crate) struct XlArguments {
     /// What the second text encoder is told to paint [default: the prompt]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]

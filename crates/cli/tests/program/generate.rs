@@ -64,6 +64,25 @@ fn a_random_seed_is_printed_and_gives_the_same_picture_again() {
 }
 
 #[test]
+fn a_grid_shows_the_pictures_that_would_be_written_one_by_one() {
+    let workplace = Workplace::new();
+    fs::write(workplace.path("prompts.txt"), format!("{PROMPT}\na small star on a red background")).unwrap();
+    let flags =
+        ["generate", "--prompts-file", "prompts.txt", "--steps", "2", "--seed", "5", "--num-images", "3"];
+    workplace.succeed([&flags[..], &["--output", "single.png"]].concat());
+    let run = workplace.succeed([&flags[..], &["--output", "grid.png", "--grid"]].concat());
+    assert_eq!(run.stderr, "wrote grid.png\n");
+    let grid = pixels(&workplace, "grid.png");
+    assert_eq!(grid.dimensions(), (3 * 64, 2 * 64));
+    for index in 0..6 {
+        let (x, y) = (index % 3 * 64, index / 3 * 64);
+        let cell = image::imageops::crop_imm(&grid, x, y, 64, 64).to_image();
+        assert_eq!(cell, pixels(&workplace, &format!("single-{index}.png")), "{index}");
+    }
+    assert_eq!(parameters(&workplace, "grid.png"), parameters(&workplace, "single-0.png"));
+}
+
+#[test]
 fn several_pictures_are_numbered_and_seeded_one_by_one() {
     let workplace = Workplace::new();
     fs::write(
