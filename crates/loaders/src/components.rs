@@ -2,8 +2,8 @@
 
 use candle_diffusers_models::{
     AutoencoderKL, AutoencoderKLConfig, ClipTextConfig, ClipTextModel, ClipTextModelWithProjection,
-    SafetyCheckerConfig, StableDiffusionSafetyChecker, UNet2DConditionConfig, UNet2DConditionModel,
-    UNet2DConfig, UNet2DModel, VQModel, VQModelConfig,
+    ControlNetConfig, ControlNetModel, SafetyCheckerConfig, StableDiffusionSafetyChecker,
+    UNet2DConditionConfig, UNet2DConditionModel, UNet2DConfig, UNet2DModel, VQModel, VQModelConfig,
 };
 
 use crate::{LoadOptions, Repository, Result, load_model};
@@ -57,6 +57,20 @@ pub fn load_text_encoder_with_projection(
 ) -> Result<ClipTextModelWithProjection> {
     load_model(repository, folder, options, |config, builder| {
         ClipTextModelWithProjection::new(&ClipTextConfig::from_json(config)?, builder)
+    })
+}
+
+/// The ControlNet in `folder` (`""`: they are published alone) of `repository`.
+///
+/// # Errors
+/// As [`load_model`]; a field of the config that is set and not supported is named.
+pub fn load_controlnet(
+    repository: &Repository,
+    folder: &str,
+    options: &LoadOptions,
+) -> Result<ControlNetModel> {
+    load_model(repository, folder, options, |config, builder| {
+        ControlNetModel::new(&ControlNetConfig::from_json(config)?, builder)
     })
 }
 

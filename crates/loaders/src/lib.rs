@@ -31,8 +31,8 @@ mod weights;
 pub use candle_diffusers_convert::{Heads, PredictionType, ReadOptions};
 pub use component::{LoadOptions, load_component, load_model};
 pub use components::{
-    load_safety_checker, load_text_encoder, load_text_encoder_with_projection, load_unet, load_unet_2d,
-    load_vae, load_vq_model,
+    load_controlnet, load_safety_checker, load_text_encoder, load_text_encoder_with_projection, load_unet,
+    load_unet_2d, load_vae, load_vq_model,
 };
 pub use error::{Error, Result};
 #[cfg(feature = "hub")]

@@ -6,6 +6,7 @@ pub mod autoencoder_kl;
 mod class_embedding;
 pub mod clip;
 mod config;
+mod controlnet;
 pub mod embeddings;
 mod error;
 pub mod layers;
@@ -28,6 +29,7 @@ pub use clip::{
     ClipTextConfig, ClipTextModel, ClipTextModelOutput, ClipTextModelWithProjection, ClipTextOutput,
     ClipVisionConfig, ClipVisionModel, ClipVisionOutput, EosTokenId,
 };
+pub use controlnet::{ControlNetConfig, ControlNetModel, ControlNetOutput, ControlScale};
 pub use error::{Error, Result};
 pub use pixel_attention::{PixelAttention, PixelAttentionConfig};
 pub use resampling::{Downsample2D, Upsample2D};

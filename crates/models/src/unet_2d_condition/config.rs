@@ -85,29 +85,28 @@ impl UNet2DConditionConfig {
         let mut reader = ConfigReader::new("UNet2DConditionModel", config)?;
         let reader = &mut reader;
         reader.only("_class_name", json!("UNet2DConditionModel"))?;
-        let config = Self::read(reader)?;
+        let config =
+            Self::read(reader, |reader, blocks| read_blocks(reader, "up_block_types", "Up", blocks))?;
         reader.only("attention_type", json!("default"))?;
         reader.only("time_embedding_type", json!("positional"))?;
         reader.only("dropout", json!(0.0))?;
         reader.only("resnet_out_scale_factor", json!(1.0))?;
         reader.unsupported(&[
-            "num_attention_heads",
             "dual_cross_attention",
-            "encoder_hid_dim",
-            "encoder_hid_dim_type",
             "reverse_transformer_layers_per_block",
             "resnet_skip_time_act",
             "mid_block_only_cross_attention",
             "cross_attention_norm",
         ])?;
-        // Used by `addition_embed_type` "text" alone, which is refused above.
-        reader.ignore("addition_embed_type_num_heads");
-        reader.ignore_training_state();
         reader.finish()?;
         Ok(config)
     }
 
-    fn read(reader: &mut ConfigReader) -> Result<Self> {
+    /// The fields that a ControlNet's config has too, but for the blocks on the way up, which `up_block_types` gives by their number.
+    pub(crate) fn read(
+        reader: &mut ConfigReader,
+        up_block_types: impl FnOnce(&mut ConfigReader, usize) -> Result<Vec<BlockType>>,
+    ) -> Result<Self> {
         let block_out_channels = reader.sizes("block_out_channels", &[320, 640, 1280, 1280])?;
         let blocks = block_out_channels.len();
         let config = Self {
@@ -119,7 +118,7 @@ impl UNet2DConditionConfig {
             freq_shift: reader.number("freq_shift", 0.0)?,
             down_block_types: read_blocks(reader, "down_block_types", "Down", blocks)?,
             mid_block_type: read_mid_block(reader)?,
-            up_block_types: read_blocks(reader, "up_block_types", "Up", blocks)?,
+            up_block_types: up_block_types(reader, blocks)?,
             only_cross_attention: reader.bools_per_block("only_cross_attention", false, blocks)?,
             layers_per_block: reader.sizes_per_block("layers_per_block", 2, blocks)?,
             downsample_padding: reader.count("downsample_padding", 1)?,
@@ -149,6 +148,10 @@ impl UNet2DConditionConfig {
             block_out_channels,
         };
         config.check(reader)?;
+        reader.unsupported(&["num_attention_heads", "encoder_hid_dim", "encoder_hid_dim_type"])?;
+        // Used by `addition_embed_type` "text" alone, which is refused above.
+        reader.ignore("addition_embed_type_num_heads");
+        reader.ignore_training_state();
         Ok(config)
     }
 
@@ -171,8 +174,8 @@ impl UNet2DConditionConfig {
     }
 
     /// Fails where lists are not one entry a block, or a count that is divided by is 0: the fields are public.
-    pub(super) fn check_lists(&self) -> Result<()> {
-        let fail = |input, problem| Err(Error::Input { model: super::MODEL, input, problem });
+    pub(super) fn check_lists(&self, model: &'static str) -> Result<()> {
+        let fail = |input, problem| Err(Error::Input { model, input, problem });
         let blocks = self.block_out_channels.len();
         if blocks == 0 {
             return fail(

@@ -2,6 +2,7 @@
 
 pub mod blocks;
 mod config;
+mod encoder;
 mod time;
 
 use candle_core::Tensor;
@@ -12,11 +13,11 @@ pub use config::{BlockType, TextTimeEmbed, UNet2DConditionConfig};
 
 use crate::error::{Error, Result};
 use crate::layers::{Activation, Conv2d, GroupNorm, LayerList, Layers};
-use crate::resnet::ResnetConfig;
 use crate::text_cache::TextCache;
-use crate::transformer_2d::{Context, Transformer2DConfig};
-use blocks::{BlockConfig, DownBlock, MidBlock, UpBlock, Upsampling};
-use time::TimeEmbeddings;
+use crate::transformer_2d::Context;
+use blocks::{UpBlock, Upsampling};
+use encoder::block_config;
+pub(crate) use encoder::{Encoded, Encoder};
 
 const MODEL: &str = "UNet2DConditionModel";
 
@@ -49,7 +50,8 @@ pub struct TextTime<'a> {
 /// What ControlNets add to a UNet's skip connections and to its middle.
 #[derive(Clone, Copy, Debug)]
 pub struct ControlResiduals<'a> {
-    /// One for each skip connection, in the order in which they arise.
+    /// One for each skip connection, in the order in which they arise, `(batch, channels, height, width)` or for all pixels `(batch, channels,
+    /// 1, 1)`.
     pub down_block: &'a [Tensor],
     /// For the middle block's result.
     pub mid_block: &'a Tensor,
@@ -59,10 +61,7 @@ pub struct ControlResiduals<'a> {
 #[derive(Clone, Debug)]
 pub struct UNet2DConditionModel {
     config: UNet2DConditionConfig,
-    conv_in: Conv2d,
-    time: TimeEmbeddings,
-    down_blocks: Vec<DownBlock>,
-    mid_block: Option<MidBlock>,
+    encoder: Encoder,
     up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
@@ -74,15 +73,9 @@ impl UNet2DConditionModel {
     /// # Errors
     /// When a tensor is missing or wrongly shaped, or a list of the config has not one entry a block.
     pub fn new(config: &UNet2DConditionConfig, vb: VarBuilder) -> Result<Self> {
-        config.check_lists()?;
+        let encoder = Encoder::new(MODEL, config, &vb)?;
         let channels = &config.block_out_channels;
         let last = channels.len() - 1;
-        let down_block = |i: usize| {
-            let in_channels = channels[i.saturating_sub(1)];
-            let padding = (i != last).then_some(config.downsample_padding);
-            let block = block_config(config, i, config.down_block_types[i], config.layers_per_block[i]);
-            DownBlock::new(in_channels, block, padding, vb.pp("down_blocks").pp(i))
-        };
         let up_block = |i: usize| {
             // Blocks on the way up mirror those on the way down.
             let mirrored = last - i;
@@ -93,26 +86,8 @@ impl UNet2DConditionModel {
             let block = block_config(config, mirrored, config.up_block_types[i], layers);
             UpBlock::new(prev_channels, skip_channels, block, upsampling, vb.pp("up_blocks").pp(i))
         };
-        let mid_block = match config.mid_block_type {
-            Some(kind) => {
-                let mut block = block_config(config, last, kind, 1);
-                block.resnet.output_scale_factor = config.mid_block_scale_factor;
-                // The reference does not pass this one on to the middle block.
-                block.transformer.only_cross_attention = false;
-                Some(MidBlock::new(block, vb.pp("mid_block"))?)
-            }
-            None => None,
-        };
         Ok(Self {
-            conv_in: Conv2d::same_size(
-                config.in_channels,
-                channels[0],
-                config.conv_in_kernel,
-                vb.pp("conv_in"),
-            )?,
-            time: TimeEmbeddings::new(config, &vb)?,
-            down_blocks: (0..=last).map(down_block).collect::<Result<_>>()?,
-            mid_block,
+            encoder,
             up_blocks: (0..=last).map(up_block).collect::<Result<_>>()?,
             conv_norm_out: GroupNorm::new(
                 config.norm_num_groups,
@@ -149,23 +124,14 @@ impl UNet2DConditionModel {
         encoder_hidden_states: &Tensor,
         conditions: UNetConditions,
     ) -> Result<Tensor> {
-        self.check_inputs(sample, timesteps, encoder_hidden_states)?;
+        self.encoder.check_inputs(sample, timesteps, encoder_hidden_states)?;
         let sample = if self.config.center_input_sample { sample.affine(2.0, -1.0)? } else { sample.clone() };
-        let emb = self.time.forward(&sample, timesteps, conditions)?;
-        let mask = conditions.encoder_attention_mask.map(attention_bias).transpose()?;
-        let context = Context { encoder_hidden_states, mask: mask.as_ref(), cache: conditions.text_cache };
-
-        let mut sample = self.conv_in.forward(&sample)?;
-        let mut res_samples = vec![sample.clone()];
-        for block in &self.down_blocks {
-            sample = block.forward(sample, &emb, context, &mut res_samples)?;
-        }
-        if let Some(block) = &self.mid_block {
-            sample = block.forward(&sample, &emb, context)?;
-        }
+        let Encoded { mut sample, mut res_samples, emb, mask } =
+            self.encoder.forward(&sample, timesteps, encoder_hidden_states, conditions, None)?;
         if let Some(control) = conditions.control {
             sample = add_control(control, sample, &mut res_samples)?;
         }
+        let context = Context { encoder_hidden_states, mask: mask.as_ref(), cache: conditions.text_cache };
         for block in &self.up_blocks {
             sample = block.forward(sample, &emb, context, &mut res_samples)?;
         }
@@ -175,71 +141,13 @@ impl UNet2DConditionModel {
         };
         self.conv_out.forward(&active)
     }
-
-    fn check_inputs(&self, sample: &Tensor, timesteps: &[f64], text: &Tensor) -> Result<()> {
-        let fail = |input, problem| Err(Error::Input { model: MODEL, input, problem });
-        let channels = self.config.in_channels;
-        let dims = sample.dims();
-        if dims.len() != 4 || dims[1] != channels || dims.contains(&0) {
-            return fail("sample", format!("is {dims:?}, expected (batch, {channels}, height, width)"));
-        }
-        let batch = dims[0];
-        if timesteps.len() != 1 && timesteps.len() != batch {
-            return fail(
-                "timesteps",
-                format!("are {}, expected 1 or {batch} (one a picture)", timesteps.len()),
-            );
-        }
-        let width = self.config.cross_attention_dim[0];
-        let text = text.dims();
-        if text.len() != 3 || text[0] != batch || text[2] != width || text[1] == 0 {
-            let problem = format!(
-                "is {text:?}, expected ({batch}, tokens, {width}): is this text encoder another model's?"
-            );
-            return fail("encoder_hidden_states", problem);
-        }
-        Ok(())
-    }
 }
 
 impl Layers for UNet2DConditionModel {
     fn list_layers(&self, list: &mut LayerList) {
-        list.add("conv_in", &self.conv_in);
-        self.time.list_layers(list);
-        list.add_each("down_blocks", &self.down_blocks);
-        list.add("mid_block", &self.mid_block);
+        self.encoder.list_layers(list);
         list.add_each("up_blocks", &self.up_blocks);
         list.add("conv_out", &self.conv_out);
-    }
-}
-
-/// The sizes of block `i`, counted on the way down.
-fn block_config(config: &UNet2DConditionConfig, i: usize, kind: BlockType, layers: usize) -> BlockConfig {
-    let channels = config.block_out_channels[i];
-    let heads = config.num_attention_heads[i];
-    BlockConfig {
-        kind,
-        layers,
-        out_channels: channels,
-        resnet: ResnetConfig {
-            temb_channels: Some(time::embedding_width(config)),
-            groups: config.norm_num_groups,
-            eps: config.norm_eps,
-            activation: config.act_fn,
-            time_scale_shift: config.resnet_time_scale_shift,
-            skip_time_act: false,
-            output_scale_factor: 1.0,
-        },
-        transformer: Transformer2DConfig {
-            in_channels: channels,
-            heads,
-            head_dim: channels / heads,
-            layers: config.transformer_layers_per_block[i],
-            cross_attention_dim: config.cross_attention_dim[i],
-            norm_num_groups: config.norm_num_groups,
-            use_linear_projection: config.use_linear_projection,
-            only_cross_attention: config.only_cross_attention[i],
-        },
     }
 }
 
@@ -257,7 +165,16 @@ fn add_control(control: ControlResiduals, sample: Tensor, res_samples: &mut [Ten
         return Err(Error::Input { model: MODEL, input: "down_block_additional_residuals", problem });
     }
     for (res_sample, residual) in res_samples.iter_mut().zip(control.down_block) {
-        *res_sample = add(res_sample, residual)?;
+        *res_sample = add_residual(res_sample, residual)?;
     }
-    Ok(add(&sample, control.mid_block)?)
+    add_residual(&sample, control.mid_block)
+}
+
+/// The sum with a residual of the same shape, or of one that is the same for all pixels.
+fn add_residual(sample: &Tensor, residual: &Tensor) -> Result<Tensor> {
+    if residual.dims() == sample.dims() {
+        Ok(add(sample, residual)?)
+    } else {
+        Ok(sample.broadcast_add(residual)?)
+    }
 }

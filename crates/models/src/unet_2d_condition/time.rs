@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use super::config::{TextTimeEmbed, UNet2DConditionConfig};
-use super::{MODEL, TextTime, UNetConditions};
+use super::{TextTime, UNetConditions};
 use crate::class_embedding::{ClassEmbedding, ClassEmbeddingSizes};
 use crate::embeddings::{TimestepEmbedding, TimestepEmbeddingConfig, Timesteps, to_floats};
 use crate::error::{Error, Result};
@@ -13,6 +13,8 @@ use crate::layers::{Activation, LayerList, Layers};
 /// Everything that makes the time embedding.
 #[derive(Clone, Debug)]
 pub(super) struct TimeEmbeddings {
+    /// The class of the model, for messages.
+    model: &'static str,
     time_proj: Timesteps,
     time_embedding: TimestepEmbedding,
     class_embedding: Option<ClassEmbedding>,
@@ -24,6 +26,7 @@ pub(super) struct TimeEmbeddings {
 /// `add_time_proj` and `add_embedding` of SDXL.
 #[derive(Clone, Debug)]
 struct AddedEmbedding {
+    model: &'static str,
     time_proj: Timesteps,
     embedding: TimestepEmbedding,
     input_dim: usize,
@@ -35,7 +38,7 @@ pub(super) fn embedding_width(config: &UNet2DConditionConfig) -> usize {
 }
 
 impl TimeEmbeddings {
-    pub(super) fn new(config: &UNet2DConditionConfig, vb: &VarBuilder) -> Result<Self> {
+    pub(super) fn new(model: &'static str, config: &UNet2DConditionConfig, vb: &VarBuilder) -> Result<Self> {
         let width = config.time_embed_dim();
         let input = config.block_out_channels[0];
         let sinusoidal = |channels| Timesteps {
@@ -53,11 +56,12 @@ impl TimeEmbeddings {
             Some(TextTimeEmbed { time_embed_dim, input_dim }) => {
                 let plain = TimestepEmbeddingConfig::default();
                 let embedding = TimestepEmbedding::new(input_dim, width, plain, vb.pp("add_embedding"))?;
-                Some(AddedEmbedding { time_proj: sinusoidal(time_embed_dim), embedding, input_dim })
+                Some(AddedEmbedding { model, time_proj: sinusoidal(time_embed_dim), embedding, input_dim })
             }
             None => None,
         };
         Ok(Self {
+            model,
             time_proj: sinusoidal(input),
             time_embedding: TimestepEmbedding::new(input, width, time_config, vb.pp("time_embedding"))?,
             class_embedding: match config.class_embed_type {
@@ -97,14 +101,16 @@ impl TimeEmbeddings {
                     (emb + class)?
                 };
             }
-            (Some(_), None) => return missing("class_labels", "class embeddings"),
-            (None, Some(_)) => return superfluous("class_labels", "class embeddings"),
+            (Some(_), None) => return missing(self.model, "class_labels", "class embeddings"),
+            (None, Some(_)) => return superfluous(self.model, "class_labels", "class embeddings"),
         }
         match (&self.added, conditions.added) {
             (None, None) => {}
             (Some(added), Some(text_time)) => emb = (&emb + added.forward(text_time, &emb)?)?,
-            (Some(_), None) => return missing("added_cond_kwargs", "`addition_embed_type` \"text_time\""),
-            (None, Some(_)) => return superfluous("added_cond_kwargs", "`addition_embed_type`"),
+            (Some(_), None) => {
+                return missing(self.model, "added_cond_kwargs", "`addition_embed_type` \"text_time\"");
+            }
+            (None, Some(_)) => return superfluous(self.model, "added_cond_kwargs", "`addition_embed_type`"),
         }
         match self.time_embed_act {
             Some(activation) => activation.forward(&emb),
@@ -139,18 +145,18 @@ impl AddedEmbedding {
                 joined.dim(1)?,
                 self.input_dim
             );
-            return Err(Error::Input { model: MODEL, input: "added_cond_kwargs", problem });
+            return Err(Error::Input { model: self.model, input: "added_cond_kwargs", problem });
         }
         self.embedding.forward(&joined.to_dtype(emb.dtype())?, None)
     }
 }
 
-fn missing<T>(input: &'static str, feature: &str) -> Result<T> {
+fn missing<T>(model: &'static str, input: &'static str, feature: &str) -> Result<T> {
     let problem = format!("are missing, but the model's config has {feature}");
-    Err(Error::Input { model: MODEL, input, problem })
+    Err(Error::Input { model, input, problem })
 }
 
-fn superfluous<T>(input: &'static str, feature: &str) -> Result<T> {
+fn superfluous<T>(model: &'static str, input: &'static str, feature: &str) -> Result<T> {
     let problem = format!("are given, but the model's config has no {feature}");
-    Err(Error::Input { model: MODEL, input, problem })
+    Err(Error::Input { model, input, problem })
 }

@@ -7,6 +7,7 @@ mod attention_processors;
 mod autoencoder_kl;
 mod blocks;
 mod clip_text;
+mod control_net;
 mod safety_checker;
 mod unet_2d;
 mod unet_2d_condition;

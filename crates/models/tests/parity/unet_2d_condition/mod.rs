@@ -120,6 +120,24 @@ fn bits_do_not_depend_on_the_batch() {
 }
 
 #[test]
+fn residuals_may_be_the_same_for_all_pixels() {
+    let (model, fixture) = load("control", &configs()["control"]);
+    let (sample, text, timesteps) = (fixture.get("sample"), fixture.get("text"), fixture.values("timesteps"));
+    let mean = |name: &str| fixture.get(name).mean_keepdim(3).unwrap().mean_keepdim(2).unwrap();
+    let whole =
+        |name: &str| mean(name).broadcast_as(fixture.get(name).shape()).unwrap().contiguous().unwrap();
+    let names = ["control.0", "control.1", "control.2", "control.3"];
+    let run = |down_block: &[Tensor], mid_block: &Tensor| {
+        let control = Some(ControlResiduals { down_block, mid_block });
+        let conditions = UNetConditions { control, ..Default::default() };
+        model.forward(sample, &timesteps, text, conditions).unwrap()
+    };
+    let pooled = run(&names.map(mean), &mean("control.mid"));
+    let spread = run(&names.map(whole), &whole("control.mid"));
+    assert_eq!(relative_difference(&pooled, &spread), 0.0);
+}
+
+#[test]
 fn half_precision_stays_near_float32() {
     let (_, fixture) = load("sd1", &configs()["sd1"]);
     let config = UNet2DConditionConfig::from_json(&configs()["sd1"]).unwrap();
