@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "all floats take minutes"]
+    #[ignore = "takes minutes: cargo test --release exponential -- --ignored --nocapture"]
     fn the_error_over_all_floats() {
         println!("plain: {:.3e}", greatest_error(1, exp::<false>));
         println!("fma: {:.3e}", greatest_error(1, exp::<true>));

@@ -38,6 +38,19 @@ fn a_folder_becomes_a_file_and_a_folder_again() {
 }
 
 #[test]
+fn a_variant_is_in_the_names_of_weight_files_and_read_by_its_name() {
+    let workplace = Workplace::new();
+    let shapes = shapes();
+    let flags = ["--dtype", "f16", "--variant", "fp16"];
+    workplace.succeed(["convert", shapes.to_str().unwrap(), "half"].iter().chain(&flags));
+    assert!(workplace.path("half/unet/diffusion_pytorch_model.fp16.safetensors").is_file());
+    let paint = ["generate", "a red circle", "--model", "half", "--steps", "2", "--seed", "1"];
+    workplace.succeed(paint.iter().chain(&["--variant", "fp16"]));
+    workplace.refuse(paint.iter().chain(&["--variant", "ema"]), &["half", "ema"]);
+    workplace.succeed(["convert", "half", "one.safetensors", "--variant", "fp16"]);
+}
+
+#[test]
 fn an_existing_destination_is_replaced_only_when_asked() {
     let workplace = Workplace::new();
     let shapes = shapes();

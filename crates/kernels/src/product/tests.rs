@@ -549,7 +549,7 @@ fn errors_of_parts_of_float32() -> Result<()> {
 
 /// `cargo test --release -- --ignored --nocapture speed_of_parts` prints times of a thread.
 #[test]
-#[ignore = "prints times"]
+#[ignore = "prints times: cargo test --release -- --ignored --nocapture speed_of_parts"]
 fn speed_of_parts_of_float32() -> Result<()> {
     for (rows, depth, features) in [(8192, 320, 320), (8192, 320, 2560), (2048, 640, 640), (512, 1280, 1280)]
     {

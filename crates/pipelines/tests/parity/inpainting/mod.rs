@@ -3,17 +3,18 @@
 use candle_core::{DType, Device, Tensor};
 use candle_diffusers_loaders::{LoadOptions, Repository, load_unet};
 use candle_diffusers_pipelines::{
-    InitImage, Inpainting, Region, StableDiffusionPipeline, TextToImage, blur, overlay,
+    ImageToImage, InitImage, Inpainting, Region, StableDiffusionPipeline, TextToImage, blur, overlay,
 };
 use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_test_support::{Fixture, relative_difference, values};
 use image::{GrayImage, Luma, RgbImage};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::painted::{
     cases, go_on, out_of_bounds, picture, pictures, prompts, schedule, set_scheduler, strings, with_noise,
     worst_pixel,
 };
+use crate::stable_diffusion_xl::biases;
 use crate::text_to_image::load;
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/parity/inpainting");
@@ -87,7 +88,7 @@ fn a_refiner_goes_on_where_the_base_has_stopped() {
     let fixture = fixture();
     for scheduler in ["EulerDiscreteScheduler", "DDIMScheduler"] {
         let name = format!("refined.{scheduler}");
-        let case = serde_json::json!({ "model": "xl", "scheduler": scheduler, "strength": 0.9999 });
+        let case = json!({ "model": "xl", "scheduler": scheduler, "strength": 0.9999 });
         let mut noise = TorchGenerator::new(0);
         let mut base = pipeline(&case);
         let mut request = request(&name, &case, &fixture);
@@ -107,6 +108,42 @@ fn a_refiner_goes_on_where_the_base_has_stopped() {
         println!("{name}: latents {difference:.1e}, pixels {pixels} of 255");
         assert!(pixels <= 2.0, "{name}: {pixels}");
     }
+}
+
+#[test]
+fn one_load_paints_from_texts_from_pictures_and_in_parts() {
+    let case = json!({ "model": "sd1", "scheduler": "DDIMScheduler", "strength": 0.9 });
+    let fixture = fixture();
+    let request = Inpainting {
+        image: InitImage::Pictures(vec![RgbImage::from_pixel(32, 32, image::Rgb([40, 90, 200]))]),
+        masks: vec![GrayImage::from_fn(32, 32, |x, _| Luma([if x < 16 { 255 } else { 0 }]))],
+        ..request("pndm", &case, &fixture)
+    };
+    let from_picture = ImageToImage {
+        text: request.text.clone(),
+        image: request.image.clone(),
+        strength: 0.6,
+        denoising_start: None,
+    };
+    type Paint<'a> = &'a dyn Fn(&mut StableDiffusionPipeline) -> Vec<RgbImage>;
+    let noise = || TorchGenerator::new(4);
+    let ways: [Paint; 3] = [
+        &|pipeline| pipeline.generate(&request.text, &mut noise(), &mut go_on).unwrap().images,
+        &|pipeline| pipeline.image_to_image(&from_picture, &mut noise(), &mut go_on).unwrap().images,
+        &|pipeline| pipeline.inpaint(&request, &mut noise(), &mut go_on).unwrap().images,
+    ];
+    let mut one = pipeline(&case);
+    for (index, paint) in ways.into_iter().enumerate().cycle().take(6) {
+        assert!(paint(&mut one) == paint(&mut pipeline(&case)), "way {index}");
+    }
+}
+
+#[test]
+fn models_are_shared_without_a_copy() {
+    let one = load("sd1");
+    let (unet, vae) = (one.unet.clone(), one.vae.clone());
+    assert!(biases(&unet) == biases(&one.unet) && biases(&vae) == biases(&one.vae));
+    assert!(!biases(&unet).is_empty() && biases(&unet) != biases(&load("sd1").unet));
 }
 
 #[test]
@@ -145,7 +182,7 @@ fn regions_are_cut_and_laid_over_as_by_diffusers() {
 #[test]
 fn what_the_mask_leaves_out_comes_back_exactly() {
     let fixture = fixture();
-    let case = serde_json::json!({ "model": "sd1", "strength": 1.0 });
+    let case = json!({ "model": "sd1", "strength": 1.0 });
     let mut pipeline = pipeline(&case);
     let plain = request("other_size", &case, &fixture);
     let mask = GrayImage::from_fn(45, 38, |x, _| Luma([if x < 20 { 0 } else { 255 }]));
@@ -164,7 +201,7 @@ fn what_the_mask_leaves_out_comes_back_exactly() {
 #[test]
 fn what_cannot_be_painted_is_told_before_the_work() {
     let fixture = fixture();
-    let case = serde_json::json!({ "model": "sd1", "strength": 1.0 });
+    let case = json!({ "model": "sd1", "strength": 1.0 });
     let mut pipeline = pipeline(&case);
     let request = request("pndm", &case, &fixture);
     let mask = |width, height| GrayImage::from_pixel(width, height, Luma([255]));
@@ -196,7 +233,7 @@ fn what_cannot_be_painted_is_told_before_the_work() {
         ),
         (Inpainting { masks: vec![mask(0, 0)], ..request.clone() }, "are 0 pixels wide or high"),
     ];
-    let mut trained = self::pipeline(&serde_json::json!({ "model": "sd1", "channels": 9 }));
+    let mut trained = self::pipeline(&json!({ "model": "sd1", "channels": 9 }));
     let problem = trained.generate(&request.text, &mut TorchGenerator::new(0), &mut go_on).unwrap_err();
     assert!(problem.to_string().contains("unet: takes 9 channels, expected 4"), "{problem}");
     for (request, expected) in problems {

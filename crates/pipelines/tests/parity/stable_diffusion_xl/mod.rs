@@ -423,7 +423,7 @@ fn what_base_and_refiner_have_in_common_is_held_once() {
 }
 
 /// The tensors of the layers' biases, which packing leaves as they are.
-fn biases(model: &dyn Layers) -> Vec<TensorId> {
+pub(crate) fn biases(model: &dyn Layers) -> Vec<TensorId> {
     model.layers().into_iter().filter_map(|(_, layer)| Some(layer.bias()?.id())).collect()
 }
 
