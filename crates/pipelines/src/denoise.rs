@@ -3,12 +3,14 @@
 use std::ops::{ControlFlow, Range};
 
 use candle_core::Tensor;
-use candle_diffusers_models::{TextCache, TextTime, UNet2DConditionModel, UNetConditions};
+use candle_diffusers_models::{TextCache, UNet2DConditionModel, UNetConditions};
 use candle_diffusers_schedulers::{NoiseSource, Scheduler, StepOptions};
 
+use crate::control::{Place, Steering};
 use crate::error::{Result, argument};
 use crate::guidance::{classifier_free_guidance, guidance_scale_embedding};
 use crate::prompt_embeds::PromptEmbeds;
+use crate::told::Told;
 
 /// How [`denoise`] guides.
 #[derive(Clone, Debug)]
@@ -72,6 +74,8 @@ pub struct Denoising<'a> {
     pub step_options: StepOptions,
     /// What of a picture shall stay, where only a part of it is painted.
     pub kept: Option<Kept>,
+    /// The ControlNets that steer, with their pictures.
+    pub control: Option<Steering>,
 }
 
 /// How a part of a picture is kept while the rest is painted; each tensor is of the whole batch.
@@ -126,8 +130,17 @@ pub fn denoise(
     noise: &mut dyn NoiseSource,
     on_step_end: &mut StepCallback,
 ) -> Result<Tensor> {
-    let Denoising { unet, scheduler, steps, mut prompt_embeds, time_ids, guidance, step_options, kept } =
-        denoising;
+    let Denoising {
+        unet,
+        scheduler,
+        steps,
+        mut prompt_embeds,
+        time_ids,
+        guidance,
+        step_options,
+        kept,
+        control,
+    } = denoising;
     let classifier_free = guidance.is_classifier_free(unet);
     let timestep_cond = match unet.config().time_cond_proj_dim {
         Some(dim) => {
@@ -137,35 +150,37 @@ pub fn denoise(
         None => None,
     };
     let text_cache = TextCache::new();
-    let time_ids = match time_ids {
-        Some(TimeIds { prompt, negative }) if classifier_free => Some(Tensor::cat(&[negative, prompt], 0)?),
-        time_ids => time_ids.map(|time_ids| time_ids.prompt),
+    let tell = |prompt_embeds: &PromptEmbeds| -> Result<[Told; 2]> {
+        let told = |classifier_free| Told::new(prompt_embeds, time_ids.as_ref(), classifier_free);
+        Ok([told(classifier_free)?, told(false)?])
     };
-    let mut text = prompt_embeds.text(classifier_free)?;
-    let mut pooled = prompt_embeds.pooled_text(classifier_free)?;
+    let [mut told, mut told_prompts] = tell(&prompt_embeds)?;
     let timesteps = scheduler.timesteps().get(steps.clone()).unwrap_or(&[]).to_vec();
     if timesteps.is_empty() {
         let problem = format!("are {steps:?} of {}, so that none is left", scheduler.timesteps().len());
         return argument("steps", problem);
     }
+    let total = scheduler.timesteps().len() - steps.start;
     for (index, &timestep) in timesteps.iter().enumerate() {
         let input = if classifier_free { Tensor::cat(&[&latents, &latents], 0)? } else { latents.clone() };
         let input = scheduler.scale_model_input(&input, timestep)?;
+        let residuals = match &control {
+            Some(control) => {
+                let place = Place { index, total, timestep };
+                control.residuals(place, &input, &told, &told_prompts, &text_cache)?
+            }
+            None => None,
+        };
         let input = match &kept {
             Some(kept) => kept.join(input)?,
             None => input,
         };
-        let added = match (&pooled, &time_ids) {
-            (Some(text_embeds), Some(time_ids)) => Some(TextTime { text_embeds, time_ids }),
-            _ => None,
-        };
         let conditions = UNetConditions {
             timestep_cond: timestep_cond.as_ref(),
-            text_cache: Some(&text_cache),
-            added,
-            ..Default::default()
+            control: residuals.as_ref().map(|residuals| residuals.residuals()),
+            ..told.conditions(&text_cache)
         };
-        let mut model_output = unet.forward(&input, &[timestep], &text, conditions)?;
+        let mut model_output = unet.forward(&input, &[timestep], &told.text, conditions)?;
         if classifier_free {
             model_output = classifier_free_guidance(&model_output, guidance.scale, guidance.rescale)?;
         }
@@ -185,8 +200,7 @@ pub fn denoise(
             break;
         }
         if !prompt_embeds.is_same(&before) {
-            text = prompt_embeds.text(classifier_free)?;
-            pooled = prompt_embeds.pooled_text(classifier_free)?;
+            [told, told_prompts] = tell(&prompt_embeds)?;
         }
     }
     Ok(latents)

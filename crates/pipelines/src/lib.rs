@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod control;
 mod denoise;
 mod error;
 mod guidance;
@@ -12,8 +13,10 @@ mod safety_checker;
 mod scheduler_config;
 mod stable_diffusion;
 mod timesteps;
+mod told;
 mod unconditional;
 
+pub use control::{Control, Steering};
 pub use denoise::{Denoising, Guidance, Kept, StepCallback, StepEnd, TimeIds, denoise};
 pub use error::{Error, Result};
 pub use guidance::{classifier_free_guidance, guidance_scale_embedding};
@@ -33,7 +36,7 @@ pub use scheduler_config::load_scheduler_config;
 pub use stable_diffusion::{
     ClipEncoder, ImageToImage, InitImage, Inpainting, MicroConditions, ProjectedClipEncoder, Replacements,
     Schedule, SharedParts, StableDiffusionPipeline, StableDiffusionPipelineOutput, TextEncoders, TextToImage,
-    XlEncoders, check_refiner, seeded_generators,
+    XlEncoders, check_controlnet, check_refiner, seeded_generators,
 };
 pub use timesteps::{first_step, first_step_from, steps_until};
 pub use unconditional::{Unconditional, UnconditionalCallback, UnconditionalPipeline, UnconditionalStepEnd};

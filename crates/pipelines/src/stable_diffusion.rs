@@ -1,6 +1,7 @@
 //! Text to image with Stable Diffusion 1.x, 2.x and XL (diffusers' `pipelines/stable_diffusion/pipeline_stable_diffusion.py` and
 //! `pipelines/stable_diffusion_xl/pipeline_stable_diffusion_xl.py`).
 
+mod control_net;
 mod image_to_image;
 mod inpainting;
 mod load;
@@ -24,6 +25,7 @@ use candle_diffusers_schedulers::{
 };
 use serde_json::{Map, Value};
 
+pub use control_net::check_controlnet;
 pub use image_to_image::{ImageToImage, InitImage};
 pub use inpainting::Inpainting;
 pub use load::Replacements;
@@ -143,7 +145,9 @@ impl StableDiffusionPipeline {
             None => self.prepare_latents(prompt_embeds.prompt.dim(0)?, width, height, noise)?,
         };
         let numbers = request.micro_conditions.text_to_image((height, width));
-        denoise(latents, self.denoising(request, steps, prompt_embeds, numbers)?, noise, on_step_end)
+        let control = self.steering(request, width, height)?;
+        let denoising = self.denoising(request, steps, prompt_embeds, numbers)?;
+        denoise(latents, Denoising { control, ..denoising }, noise, on_step_end)
     }
 
     /// What can be told of a request before any work.
@@ -156,6 +160,7 @@ impl StableDiffusionPipeline {
                 "are given (sizes, crops or scores), but only Stable Diffusion XL takes them; leave them out";
             return argument("micro_conditions", problem);
         }
+        self.check_controls(request)?;
         match &request.prompt_embeds {
             Some(embeds) if is_xl && embeds.pooled.is_none() => argument(
                 "pooled_prompt_embeds",
@@ -220,6 +225,7 @@ impl StableDiffusionPipeline {
             time_ids,
             step_options: StepOptions { eta: request.eta, ..Default::default() },
             kept: None,
+            control: None,
         })
     }
 
@@ -314,18 +320,23 @@ impl StableDiffusionPipeline {
         self.scheduler = scheduler;
     }
 
-    /// The pixels of a request's pictures, width and height: as it says, as its latents are, or as the model was trained.
+    /// The pixels of a request's pictures, width and height: as it says, as its latents are, as its first control picture is (the next lower size
+    /// that can be painted), or as the model was trained.
     ///
     /// # Errors
     /// When a side is 0, not a multiple of the VAE's factor, or too large for this machine's memory.
     pub fn picture_size(&self, request: &TextToImage) -> Result<(usize, usize)> {
         let factor = self.vae.config().vae_scale_factor();
-        let given = match &request.latents {
-            Some(latents) => {
+        let control = request.controls.first().and_then(|control| control.pictures.first());
+        let given = match (&request.latents, control) {
+            (Some(latents), _) => {
                 let (_, _, height, width) = latents.dims4()?;
                 Some((height, width))
             }
-            None => self.sample_size,
+            (None, Some(picture)) => {
+                Some((picture.height() as usize / factor, picture.width() as usize / factor))
+            }
+            (None, None) => self.sample_size,
         };
         let side = |name, asked: Option<usize>, latent_side: Option<usize>| match asked
             .or(latent_side.map(|side| side * factor))

@@ -7,7 +7,7 @@ use image::RgbImage;
 
 use super::request::check_share;
 use super::{Schedule, StableDiffusionPipeline, StableDiffusionPipelineOutput, TextEncoders, TextToImage};
-use crate::denoise::{StepCallback, denoise};
+use crate::denoise::{Denoising, StepCallback, denoise};
 use crate::error::{Result, argument};
 use crate::image_processor::{from_pictures, normalize, resize};
 use crate::latents::{encode_pictures, repeat_all};
@@ -97,7 +97,9 @@ impl StableDiffusionPipeline {
         let (_, _, height, width) = latents.dims4()?;
         let size = (height * factor, width * factor);
         let numbers = text.micro_conditions.image_to_image(size, self.requires_aesthetics_score);
-        denoise(latents, self.denoising(text, steps, prompt_embeds, numbers)?, noise, on_step_end)
+        let control = self.steering(text, width * factor, height * factor)?;
+        let denoising = self.denoising(text, steps, prompt_embeds, numbers)?;
+        denoise(latents, Denoising { control, ..denoising }, noise, on_step_end)
     }
 
     /// The first step that is taken: where another model stopped, or by the strength.

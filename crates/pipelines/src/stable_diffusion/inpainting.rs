@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use candle_diffusers_schedulers::NoiseSource;
-use image::{GrayImage, ImageBuffer, Pixel};
+use image::{GrayImage, ImageBuffer, Pixel, RgbImage};
 
 use super::image_to_image::check_part;
 use super::{InitImage, StableDiffusionPipeline, StableDiffusionPipelineOutput, TextToImage};
@@ -132,8 +132,9 @@ impl StableDiffusionPipeline {
         };
         let size = (place.height, place.width);
         let numbers = text.micro_conditions.image_to_image(size, self.requires_aesthetics_score);
+        let control = self.steering_by(text, |pictures| place.fit(pictures))?;
         let denoising = self.denoising(text, steps, prompt_embeds, numbers)?;
-        denoise(start, Denoising { kept: Some(kept), ..denoising }, noise, on_step_end)
+        denoise(start, Denoising { kept: Some(kept), control, ..denoising }, noise, on_step_end)
     }
 
     /// Latents of the batch: one draw for each picture, or those that are there.
@@ -177,7 +178,7 @@ impl StableDiffusionPipeline {
         if pictures.iter().any(|picture| picture.width() == 0 || picture.height() == 0) {
             return argument("image", "is 0 pixels wide or high");
         }
-        let (width, height) = self.picture_size(text)?;
+        let (width, height) = self.painted_size(text, &pictures[0])?;
         let is_laid_over = *keep_unmasked || padding_mask_crop.is_some();
         for index in 0..if is_laid_over { pictures.len().max(masks.len()) } else { 0 } {
             let (picture, mask) = (&pictures[index % pictures.len()], &masks[index % masks.len()]);
@@ -185,6 +186,17 @@ impl StableDiffusionPipeline {
                 let [(a, b), (c, d)] = [mask.dimensions(), picture.dimensions()];
                 return argument("masks", format!("are {a}x{b}, expected the picture's {c}x{d} pixels"));
             }
+        }
+        let is_cut = padding_mask_crop.is_some();
+        let mut controls = text.controls.iter().flat_map(|control| &control.pictures);
+        if let Some(other) =
+            controls.find(|control| is_cut && control.dimensions() != pictures[0].dimensions())
+        {
+            let [(a, b), (c, d)] = [other.dimensions(), pictures[0].dimensions()];
+            let problem = format!(
+                "are {a}x{b}, expected the picture's {c}x{d} pixels: with padding_mask_crop the same part is cut out of both"
+            );
+            return argument("control.pictures", problem);
         }
         let region = match padding_mask_crop {
             Some(_) if pictures.len() > 1 || masks.len() > 1 => {
@@ -194,6 +206,20 @@ impl StableDiffusionPipeline {
             None => None,
         };
         Ok(Place { width, height, region })
+    }
+
+    /// As the request says, or as the model was trained; with ControlNets as the picture is, as in diffusers.
+    fn painted_size(&self, text: &TextToImage, picture: &RgbImage) -> Result<(usize, usize)> {
+        if text.controls.is_empty() {
+            return self.picture_size(text);
+        }
+        let factor = self.vae.config().vae_scale_factor();
+        let side = |asked: Option<usize>, side: u32| asked.or(Some(side as usize / factor * factor));
+        self.picture_size(&TextToImage {
+            width: side(text.width, picture.width()),
+            height: side(text.height, picture.height()),
+            ..text.clone()
+        })
     }
 
     /// The same where another model has left latents.

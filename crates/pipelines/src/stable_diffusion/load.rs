@@ -59,7 +59,8 @@ impl StableDiffusionPipeline {
             None => load_scheduler(repository, family, folders_class)?,
         };
         let unet_json = repository.read_json("unet/config.json")?;
-        let unet_config = in_file(repository, "unet", UNet2DConditionConfig::from_json(&unet_json))?;
+        let unet_config =
+            in_file(repository, "unet/config.json", UNet2DConditionConfig::from_json(&unet_json))?;
         let vae_config = read_vae_config(repository)?;
         check_channels(repository, &unet_config, &vae_config)?;
         let requires_aesthetics_score = read_flag(&index, "requires_aesthetics_score", false)?;
@@ -148,15 +149,12 @@ pub(super) fn family(repository: &Repository, index: &ModelIndex) -> Result<Fami
 /// The config of a repository's VAE.
 pub(super) fn read_vae_config(repository: &Repository) -> Result<AutoencoderKLConfig> {
     let json = repository.read_json("vae/config.json")?;
-    in_file(repository, "vae", AutoencoderKLConfig::from_json(&json))
+    in_file(repository, "vae/config.json", AutoencoderKLConfig::from_json(&json))
 }
 
-/// Says in which component's config a mistake is.
-fn in_file<T>(repository: &Repository, folder: &str, read: Result<T, ModelError>) -> Result<T> {
-    read.map_err(|error| Error::Folder {
-        file: repository.display(&format!("{folder}/config.json")),
-        problem: error.to_string(),
-    })
+/// Says in which config a mistake is.
+pub(super) fn in_file<T>(repository: &Repository, path: &str, read: Result<T, ModelError>) -> Result<T> {
+    read.map_err(|error| Error::Folder { file: repository.display(path), problem: error.to_string() })
 }
 
 /// The latent size that the model was trained for. UNets saved before diffusers 0.9 may say 32 and mean 64, as diffusers

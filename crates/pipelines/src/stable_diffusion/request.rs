@@ -1,6 +1,7 @@
 use candle_core::Tensor;
 
 use super::MicroConditions;
+use crate::control::Control;
 use crate::error::{Result, argument};
 use crate::prompt_embeds::PromptEmbeds;
 
@@ -74,6 +75,10 @@ pub struct TextToImage {
     pub micro_conditions: MicroConditions,
     /// How much of the denoising is done, more than 0 and less than 1: the latents are for another model to go on with. All where not given.
     pub denoising_end: Option<f64>,
+    /// What steers by pictures. Where no size is given, text to image paints in that of the first picture.
+    pub controls: Vec<Control>,
+    /// The control pictures say more of what is painted than the prompt ([`Steering::new`](crate::Steering::new)).
+    pub guess_mode: bool,
 }
 
 impl Default for TextToImage {
@@ -95,6 +100,8 @@ impl Default for TextToImage {
             latents: None,
             micro_conditions: MicroConditions::default(),
             denoising_end: None,
+            controls: Vec::new(),
+            guess_mode: false,
         }
     }
 }
@@ -184,6 +191,9 @@ impl TextToImage {
         }
         if let Some(end) = self.denoising_end {
             check_share("denoising_end", end)?;
+        }
+        for control in &self.controls {
+            control.check(self.batch_size() / self.num_images_per_prompt)?;
         }
         self.check_latents()
     }

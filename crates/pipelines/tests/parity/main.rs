@@ -3,6 +3,7 @@
 // Clippy knows test functions only, not what they call.
 #![allow(clippy::unwrap_used)]
 
+mod control_net;
 mod image_to_image;
 mod inpainting;
 mod lora;

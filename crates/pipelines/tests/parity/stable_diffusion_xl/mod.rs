@@ -122,7 +122,7 @@ fn request(name: &str, case: &Value, fixture: &Fixture) -> TextToImage {
         height: side("height"),
         latents: case["latents"].as_bool().map(|_| given("start")),
         micro_conditions: micro_conditions(case),
-        denoising_end: None,
+        ..Default::default()
     }
 }
 
