@@ -1,0 +1,67 @@
+//! What can go wrong, said so that a caller knows what to change.
+
+use candle_core::DType;
+
+/// The error of every function of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Two parameters have one name, or the groups hold none.
+    #[error("parameters: {0}")]
+    Parameters(String),
+    /// A parameter of a type that cannot be trained.
+    #[error("parameter {name} has dtype {found:?}; expected one of f32, f16, bf16")]
+    ParameterDType {
+        /// The parameter.
+        name: String,
+        /// Its dtype.
+        found: DType,
+    },
+    /// Gradients that were collected for other parameters.
+    #[error("there are {found} gradients for {expected} parameters; collect them for the same groups")]
+    GradientCount {
+        /// How many gradients there are.
+        found: usize,
+        /// How many parameters there are.
+        expected: usize,
+    },
+    /// A gradient of another shape than its parameter.
+    #[error("the gradient of {name} has shape {found:?}; expected {expected:?}, the parameter's")]
+    GradientShape {
+        /// The parameter.
+        name: String,
+        /// The gradient's shape.
+        found: Vec<usize>,
+        /// The parameter's shape.
+        expected: Vec<usize>,
+    },
+    /// A tensor of a saved state that is missing, superfluous, or of another shape or dtype.
+    #[error("saved state: {tensor} is {found}; expected {expected}; it belongs to another run")]
+    State {
+        /// The tensor's name.
+        tensor: String,
+        /// What was found.
+        found: String,
+        /// What was expected.
+        expected: String,
+    },
+    /// `restore` without `store`.
+    #[error("there are no stored parameters to restore: call store first")]
+    NothingStored,
+    /// A setting that is not allowed.
+    #[error("{field} is {found}; expected {expected}")]
+    Field {
+        /// The setting, named as its flag.
+        field: &'static str,
+        /// The value that was found.
+        found: String,
+        /// What is allowed.
+        expected: String,
+    },
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}
+
+/// A result with this crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,110 @@
+//! Dynamic quantisation to 8 bits in blocks, as bitsandbytes keeps optimizer states (<https://arxiv.org/abs/2110.02861>).
+//!
+//! A block of values is divided by its largest absolute value; each quotient becomes the index of the nearest of 256 numbers, which lie dense
+//! near zero: an exponent, an indicator bit and a fraction of the bits that are left.
+
+/// Values that share a scale.
+pub(super) const BLOCK: usize = 256;
+
+/// The exponents run from 0 to minus this, less one.
+const EXPONENTS: u32 = 7;
+
+/// The numbers that the 256 codes stand for, ascending.
+pub(super) struct DynamicMap {
+    numbers: [f32; 256],
+    /// Halfway between each number and the next.
+    bounds: [f32; 255],
+}
+
+impl DynamicMap {
+    /// For values of both signs: the first moment.
+    pub(super) fn signed() -> Self {
+        Self::new(true)
+    }
+
+    /// For values from zero on: the second moment.
+    pub(super) fn unsigned() -> Self {
+        Self::new(false)
+    }
+
+    /// bitsandbytes' `create_dynamic_map(signed)`.
+    fn new(signed: bool) -> Self {
+        let mut numbers = vec![0.0, 1.0];
+        for exponent in 0..EXPONENTS {
+            let fractions = 1 << if signed { exponent } else { exponent + 1 };
+            let scale = 10f64.powi(exponent as i32 - (EXPONENTS as i32 - 1));
+            for mean in means(fractions) {
+                let number = (scale * f64::from(mean)) as f32;
+                numbers.push(number);
+                if signed {
+                    numbers.push(-number);
+                }
+            }
+        }
+        numbers.sort_by(f32::total_cmp);
+        let numbers: [f32; 256] = std::array::from_fn(|index| numbers.get(index).copied().unwrap_or(1.0));
+        Self { numbers, bounds: std::array::from_fn(|index| (numbers[index] + numbers[index + 1]) / 2.0) }
+    }
+
+    /// The value of each code of a block times the block's scale.
+    pub(super) fn dequantise(&self, codes: &[u8], scale: f32, values: &mut [f32]) {
+        values
+            .iter_mut()
+            .zip(codes)
+            .for_each(|(value, &code)| *value = self.numbers[usize::from(code)] * scale);
+    }
+
+    /// The codes of a block, and its scale.
+    pub(super) fn quantise(&self, values: &[f32], codes: &mut [u8]) -> f32 {
+        let largest = values.iter().fold(0.0, |largest: f32, value| largest.max(value.abs()));
+        // A block of zeros has the scale 0, and must not divide by it.
+        let inverse = 1.0 / largest.max(1e-38);
+        for (code, value) in codes.iter_mut().zip(values) {
+            *code = self.nearest((value * inverse).clamp(-1.0, 1.0));
+        }
+        largest
+    }
+
+    /// How many bounds lie below `value`, found in eight halvings.
+    fn nearest(&self, value: f32) -> u8 {
+        let mut below = 0;
+        for step in [128, 64, 32, 16, 8, 4, 2, 1] {
+            below += if self.bounds[below + step - 1] < value { step } else { 0 };
+        }
+        below as u8
+    }
+}
+
+/// The middles of `count` equal parts of the interval from 0.1 to 1, whose ends are rounded as `torch.linspace` rounds them.
+fn means(count: usize) -> Vec<f32> {
+    let step = (1.0 - 0.1f32) / count as f32;
+    let bound = |index: usize| {
+        if index < count.div_ceil(2) { 0.1 + step * index as f32 } else { 1.0 - step * (count - index) as f32 }
+    };
+    (0..count).map(|index| (bound(index) + bound(index + 1)) / 2.0).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_number_has_its_own_code() {
+        for map in [DynamicMap::signed(), DynamicMap::unsigned()] {
+            for (index, &number) in map.numbers.iter().enumerate() {
+                assert_eq!(usize::from(map.nearest(number)), index);
+            }
+            assert!(map.numbers.is_sorted());
+        }
+    }
+
+    #[test]
+    fn blocks_of_zeros_stay_zeros() {
+        for map in [DynamicMap::signed(), DynamicMap::unsigned()] {
+            let (mut codes, mut values) = ([7; BLOCK], [1.0; BLOCK]);
+            assert_eq!(map.quantise(&[0.0; BLOCK], &mut codes), 0.0);
+            map.dequantise(&codes, 0.0, &mut values);
+            assert_eq!(values, [0.0; BLOCK]);
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! Comparison with the reference libraries: see CONTRIBUTING.md.
+
+// Helpers of tests fail the test, as the tests themselves do.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod adamw;
+mod adamw_8bit;
+mod clip_gradients;
+mod ema;
+mod lr_schedule;
+mod sgd;
+
+use candle_core::{Tensor, Var};
+use candle_diffusers_training::{Parameter, ParameterGroup};
+
+/// A group of parameters with these names and first values.
+fn group(parameters: &[(&str, &Tensor)], learning_rate: f64, weight_decay: f64) -> ParameterGroup {
+    let parameter = |(name, start): &(&str, &Tensor)| Parameter {
+        name: name.to_string(),
+        var: Var::from_tensor(start).unwrap(),
+    };
+    ParameterGroup { parameters: parameters.iter().map(parameter).collect(), learning_rate, weight_decay }
+}
