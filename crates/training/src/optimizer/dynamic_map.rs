@@ -79,7 +79,11 @@ impl DynamicMap {
 fn means(count: usize) -> Vec<f32> {
     let step = (1.0 - 0.1f32) / count as f32;
     let bound = |index: usize| {
-        if index < count.div_ceil(2) { 0.1 + step * index as f32 } else { 1.0 - step * (count - index) as f32 }
+        if index < count.div_ceil(2) {
+            0.1 + step * index as f32
+        } else {
+            1.0 - step * (count - index) as f32
+        }
     };
     (0..count).map(|index| (bound(index) + bound(index + 1)) / 2.0).collect()
 }
