@@ -21,7 +21,7 @@ pub use denoise::{Denoising, Guidance, Kept, StepCallback, StepEnd, TimeIds, den
 pub use error::{Error, Result};
 pub use guidance::{classifier_free_guidance, guidance_scale_embedding};
 pub use image_processor::{
-    ClipImageProcessor, Filter, Region, blur, denormalize, from_masks, from_pictures, load_mask,
+    ClipImageProcessor, Filter, Region, blur, canny, denormalize, from_masks, from_pictures, load_mask,
     load_picture, normalize, overlay, resize, resize_with, to_pictures,
 };
 pub use latents::{

@@ -1,6 +1,7 @@
 //! Between a VAE's tensors and pictures (diffusers' `image_processor.py`).
 
 mod blur;
+mod canny;
 mod clip;
 mod region;
 mod resample;
@@ -13,6 +14,7 @@ use candle_core::{DType, Device, Tensor};
 use image::{DynamicImage, GrayImage, ImageBuffer, ImageDecoder, ImageReader, Pixel, RgbImage};
 
 pub use blur::blur;
+pub use canny::canny;
 pub use clip::ClipImageProcessor;
 pub(crate) use region::resize_and_fill;
 pub use region::{Region, overlay};
@@ -35,13 +37,16 @@ pub fn load_picture(path: &Path) -> Result<RgbImage> {
 /// # Errors
 /// Those of [`load_picture`].
 pub fn load_mask(path: &Path) -> Result<GrayImage> {
-    let picture = load_picture(path)?;
-    let grey = |pixel: &image::Rgb<u8>| {
-        let [red, green, blue] = pixel.0.map(u32::from);
-        image::Luma([((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16) as u8])
-    };
+    Ok(grey(&load_picture(path)?))
+}
+
+/// The brightness of each pixel as Pillow has it.
+fn grey(picture: &RgbImage) -> GrayImage {
     let (width, height) = picture.dimensions();
-    Ok(GrayImage::from_fn(width, height, |x, y| grey(picture.get_pixel(x, y))))
+    GrayImage::from_fn(width, height, |x, y| {
+        let [red, green, blue] = picture.get_pixel(x, y).0.map(u32::from);
+        image::Luma([((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16) as u8])
+    })
 }
 
 fn load(path: &Path) -> Result<DynamicImage> {
