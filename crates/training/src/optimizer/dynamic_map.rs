@@ -9,11 +9,17 @@ pub(super) const BLOCK: usize = 256;
 /// The exponents run from 0 to minus this, less one.
 const EXPONENTS: u32 = 7;
 
+/// Leading bits of a float32 (sign, exponent and 7 of the fraction) by which a code is looked up.
+const KEY_BITS: u32 = 16;
+
 /// The numbers that the 256 codes stand for, ascending.
 pub(super) struct DynamicMap {
     numbers: [f32; 256],
-    /// Halfway between each number and the next.
-    bounds: [f32; 255],
+    /// Halfway between each number and the next; nothing is above the last.
+    bounds: [f32; 256],
+    /// For the leading bits of a value, the code of the least value that begins with them. At most one bound lies between the values that
+    /// begin alike.
+    codes: Vec<u8>,
 }
 
 impl DynamicMap {
@@ -43,7 +49,14 @@ impl DynamicMap {
         }
         numbers.sort_by(f32::total_cmp);
         let numbers: [f32; 256] = std::array::from_fn(|index| numbers.get(index).copied().unwrap_or(1.0));
-        Self { numbers, bounds: std::array::from_fn(|index| (numbers[index] + numbers[index + 1]) / 2.0) }
+        let bound = |index: usize| numbers.get(index + 1).map(|next| (numbers[index] + next) / 2.0);
+        let bounds: [f32; 256] = std::array::from_fn(|index| bound(index).unwrap_or(f32::INFINITY));
+        let code_of_least = |key: u32| {
+            let (first, last) = (key << KEY_BITS, key << KEY_BITS | ((1 << KEY_BITS) - 1));
+            let least = f32::from_bits(first).min(f32::from_bits(last));
+            bounds.partition_point(|&bound| bound < least).min(255) as u8
+        };
+        Self { numbers, bounds, codes: (0..1 << KEY_BITS).map(code_of_least).collect() }
     }
 
     /// The value of each code of a block times the block's scale.
@@ -56,7 +69,7 @@ impl DynamicMap {
 
     /// The codes of a block, and its scale.
     pub(super) fn quantise(&self, values: &[f32], codes: &mut [u8]) -> f32 {
-        let largest = values.iter().fold(0.0, |largest: f32, value| largest.max(value.abs()));
+        let largest = largest_absolute(values);
         // A block of zeros has the scale 0, and must not divide by it.
         let inverse = 1.0 / largest.max(1e-38);
         for (code, value) in codes.iter_mut().zip(values) {
@@ -65,14 +78,22 @@ impl DynamicMap {
         largest
     }
 
-    /// How many bounds lie below `value`, found in eight halvings.
+    /// How many bounds lie below `value`.
     fn nearest(&self, value: f32) -> u8 {
-        let mut below = 0;
-        for step in [128, 64, 32, 16, 8, 4, 2, 1] {
-            below += if self.bounds[below + step - 1] < value { step } else { 0 };
-        }
-        below as u8
+        let code = self.codes[(value.to_bits() >> KEY_BITS) as usize];
+        code + u8::from(self.bounds[usize::from(code)] < value)
     }
+}
+
+fn largest_absolute(values: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if a > b { a } else { b };
+    // Several that the processor can keep in one vector.
+    let mut largest = [0.0; 8];
+    let (rows, rest) = values.as_chunks::<8>();
+    for row in rows.iter().map(|row| row.as_slice()).chain([rest]) {
+        largest.iter_mut().zip(row).for_each(|(largest, value)| *largest = larger(*largest, value.abs()));
+    }
+    largest.into_iter().fold(0.0, larger)
 }
 
 /// The middles of `count` equal parts of the interval from 0.1 to 1, whose ends are rounded as `torch.linspace` rounds them.
@@ -99,6 +120,22 @@ mod tests {
                 assert_eq!(usize::from(map.nearest(number)), index);
             }
             assert!(map.numbers.is_sorted());
+        }
+    }
+
+    #[test]
+    fn codes_are_those_of_counted_bounds() {
+        for map in [DynamicMap::signed(), DynamicMap::unsigned()] {
+            let counted = |value: f32| map.bounds.iter().filter(|bound| **bound < value).count();
+            let around =
+                map.bounds[..255].iter().flat_map(|&bound| [bound.next_down(), bound, bound.next_up()]);
+            let even = (-1000..=1000).map(|step| step as f32 / 1000.0);
+            for value in around.chain(even).chain([0.0, -0.0, 1e-9, -1e-9, 1e-40]) {
+                assert_eq!(usize::from(map.nearest(value)), counted(value), "{value}");
+            }
+            // A gradient that is no number makes no panic.
+            map.nearest(f32::NAN);
+            map.nearest(-f32::NAN);
         }
     }
 
