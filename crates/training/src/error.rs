@@ -58,6 +58,19 @@ pub enum Error {
         /// What is allowed.
         expected: String,
     },
+    /// Tensors of one batch that do not go together.
+    #[error("{what} has shape {found:?}; expected {expected}")]
+    Shape {
+        /// The tensor.
+        what: &'static str,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The shape that was expected.
+        expected: String,
+    },
+    /// The noise schedule cannot do what training asks of it.
+    #[error(transparent)]
+    Scheduler(#[from] candle_diffusers_schedulers::Error),
     /// A tensor operation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

@@ -6,6 +6,7 @@
 
 mod box_muller;
 mod mt19937;
+mod saved_state;
 
 use candle_core::{DType, Device, Tensor};
 

@@ -1,7 +1,7 @@
 //! The Mersenne Twister, seeded and tempered as torch's CPU generator does it.
 
 /// Words of state.
-const STATE_WORDS: usize = 624;
+pub(super) const STATE_WORDS: usize = 624;
 /// Distance of the word that is mixed in.
 const SHIFT: usize = 397;
 
@@ -24,6 +24,16 @@ impl Mt19937 {
             *slot = word;
         }
         Self { state, next: STATE_WORDS }
+    }
+
+    /// The state, and how many of its words were drawn.
+    pub(super) fn parts(&self) -> (&[u32; STATE_WORDS], usize) {
+        (&self.state, self.next)
+    }
+
+    /// The generator whose [`parts`](Self::parts) these are; none if it cannot have drawn so many words.
+    pub(super) fn from_parts(state: [u32; STATE_WORDS], drawn: usize) -> Option<Self> {
+        (drawn <= STATE_WORDS).then_some(Self { state, next: drawn })
     }
 
     /// 32 uniform bits.

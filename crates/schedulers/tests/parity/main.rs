@@ -11,6 +11,7 @@ mod dpm_solver_multistep;
 mod euler_ancestral_discrete;
 mod euler_discrete;
 mod from_config;
+mod generator_state;
 mod pndm;
 mod snr;
 mod torch_generator;

@@ -8,6 +8,7 @@ mod adamw_8bit;
 mod clip_gradients;
 mod ema;
 mod lr_schedule;
+mod noise_and_loss;
 mod sgd;
 
 use candle_core::{Tensor, Var};

@@ -1,0 +1,64 @@
+//! The noise and the timesteps of a training step, drawn in the order of diffusers' scripts.
+
+use candle_core::{Device, Tensor};
+use candle_diffusers_schedulers::{NoiseSource, TorchGenerator};
+
+use crate::error::{Error, Result};
+
+/// What is done to noise before it is added; nothing by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct NoiseOptions {
+    /// How much of one more random number for each channel is added to all of its noise, so that a model learns dark and bright pictures
+    /// (<https://www.crosslabs.org/blog/diffusion-with-offset-noise>); 0.1 is usual.
+    pub noise_offset: f64,
+    /// How much more noise the latents get than the model is to find (<https://arxiv.org/abs/2301.11706>); 0.1 is usual.
+    pub input_perturbation: f64,
+}
+
+/// The noise of a training step.
+#[derive(Clone, Debug)]
+pub struct Noise {
+    /// What the model is to find.
+    pub target: Tensor,
+    /// What the latents get.
+    pub added: Tensor,
+}
+
+/// Draws noise for `latents`, shaped (batch, channels, ...), in their dtype.
+///
+/// # Errors
+/// If the latents have fewer than two dimensions or a dtype that torch draws no noise in.
+pub fn draw_noise(latents: &Tensor, options: &NoiseOptions, source: &mut dyn NoiseSource) -> Result<Noise> {
+    let (shape, dtype, device) = (latents.dims(), latents.dtype(), latents.device());
+    let [batch, channels, ..] = *shape else {
+        let expected = "(batch, channels, ...)".to_string();
+        return Err(Error::Shape { what: "latents", found: shape.to_vec(), expected });
+    };
+    let mut target = source.randn(shape, dtype, device)?;
+    if options.noise_offset != 0.0 {
+        let mut offset_shape = vec![1; shape.len()];
+        offset_shape[..2].copy_from_slice(&[batch, channels]);
+        let offset = source.randn(&offset_shape, dtype, device)?;
+        target = target.broadcast_add(&(offset * options.noise_offset)?)?;
+    }
+    let added = if options.input_perturbation == 0.0 {
+        target.clone()
+    } else {
+        (&target + (source.randn(shape, dtype, device)? * options.input_perturbation)?)?
+    };
+    Ok(Noise { target, added })
+}
+
+/// A random timestep below `num_train_timesteps` for each of `batch` pictures, as `torch.randint`.
+///
+/// # Errors
+/// If `num_train_timesteps` is 0.
+pub fn draw_timesteps(
+    batch: usize,
+    num_train_timesteps: usize,
+    generator: &mut TorchGenerator,
+) -> Result<Vec<f64>> {
+    let high = i64::try_from(num_train_timesteps).unwrap_or(i64::MAX);
+    let timesteps = generator.randint(0, high, &[batch], &Device::Cpu)?.to_vec1::<i64>()?;
+    Ok(timesteps.into_iter().map(|timestep| timestep as f64).collect())
+}
