@@ -5,6 +5,7 @@ use candle_diffusers_convert::{Dtype, EmbeddingFormat, Heads, LoraFormat, Predic
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::control_arguments::ControlArguments;
 use crate::device::DeviceChoice;
 use crate::lora::LoraArguments;
 use crate::scheduler_names;
@@ -121,6 +122,8 @@ pub(crate) struct GenerateArguments {
     /// With --mask or --outpaint: the whole picture comes from the model, which changes it a little everywhere
     #[arg(long, help_heading = PART)]
     pub(crate) no_keep_unmasked: bool,
+    #[command(flatten)]
+    pub(crate) control: ControlArguments,
     #[command(flatten)]
     pub(crate) xl: XlArguments,
     /// Denoising steps [default: 50, or 1000 for models of DDPM]

@@ -8,6 +8,7 @@ use clap::CommandFactory;
 use clap::error::ErrorKind;
 
 use crate::arguments::{Arguments, GenerateArguments};
+use crate::control::Controls;
 use crate::models::{self, NamedModel};
 use crate::output::{self, Outputs};
 use crate::painter::{Brush, Description, Job, Painter};
@@ -37,6 +38,7 @@ pub(crate) fn run(arguments: &GenerateArguments, progress: &Progress) -> Result<
 
     // Small files first: what is wrong with them is told before a model is loaded.
     let start = Start::read(arguments)?;
+    let controls = Controls::read(arguments)?;
     let embeddings = embeddings::read(&arguments.embeddings)?;
     let loras = loras::read(&arguments.lora)?;
     let model = models::open_model(arguments, progress)?;
@@ -47,6 +49,7 @@ pub(crate) fn run(arguments: &GenerateArguments, progress: &Progress) -> Result<
     check_is_for_text(arguments, &model);
     arguments.xl.check_model(&model.repository, arguments.init_image.is_some())?;
     let refiner = models::open_refiner(arguments, &model.repository, progress)?;
+    let control_nets = controls.open(arguments, &model.repository, progress)?;
 
     let mut pipeline = models::load_pipeline(arguments, &model.repository, SharedParts::default(), progress)?;
     if refiner.is_some() {
@@ -56,12 +59,15 @@ pub(crate) fn run(arguments: &GenerateArguments, progress: &Progress) -> Result<
     pipeline.add_textual_inversions(&embeddings)?;
     apply_loras(arguments, &mut pipeline, &loras, progress)?;
     let refiner_name = refiner.as_ref().map(|refiner| refiner.name.clone());
-    let description = Description::new(arguments, &pipeline, model.name.clone(), refiner_name, loras);
+    let mut description = Description::new(arguments, &pipeline, model.name.clone(), refiner_name, loras);
+    description.controls = controls.describe(&control_nets);
+    let controls = controls.load(arguments, &control_nets, &pipeline, progress)?;
     let mut unsaid = assumptions(&model.repository);
     if arguments.seed.is_none() {
         unsaid.push(format!("seed: {seed}"));
     }
-    let mut painter = Painter { arguments, start, progress, outputs: &mut outputs, unsaid, description };
+    let mut painter =
+        Painter { arguments, start, controls, progress, outputs: &mut outputs, unsaid, description };
     let jobs = (0..count).map(|index| Job {
         index,
         prompt: prompts[index / arguments.num_images].clone(),

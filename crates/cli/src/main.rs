@@ -1,6 +1,8 @@
 //! The `diffuse` program: what the crates of candle-diffusers do, from the command line.
 
 mod arguments;
+mod control;
+mod control_arguments;
 mod convert;
 mod device;
 mod embedded;

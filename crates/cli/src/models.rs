@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
-use candle_diffusers_loaders::{LoadOptions, Repository};
+use candle_diffusers_loaders::{Download, LoadOptions, Repository, Result as LoaderResult};
 use candle_diffusers_pipelines::{Replacements, SharedParts, StableDiffusionPipeline, check_refiner};
 
 use crate::arguments::GenerateArguments;
@@ -41,7 +41,34 @@ pub(crate) fn open_refiner(
     Ok(Some(refiner))
 }
 
+/// The ControlNet that a `--control` names.
+pub(crate) fn open_controlnet(
+    model: &str,
+    arguments: &GenerateArguments,
+    progress: &Progress,
+) -> Result<NamedModel> {
+    let variant = arguments.variant.as_deref();
+    open_by("--control", OsStr::new(model), arguments, progress, |path, shown| {
+        Repository::open_component(path, variant, shown)
+    })
+}
+
 fn open(flag: &str, model: &OsStr, arguments: &GenerateArguments, progress: &Progress) -> Result<NamedModel> {
+    let left_out = if arguments.no_safety_checker { SAFETY_CHECKER } else { &[] };
+    let variant = arguments.variant.as_deref();
+    open_by(flag, model, arguments, progress, |path, shown| {
+        Repository::open_without(path, variant, left_out, shown)
+    })
+}
+
+/// A file, or what `open_folder` finds of a folder's path or an id.
+fn open_by(
+    flag: &str,
+    model: &OsStr,
+    arguments: &GenerateArguments,
+    progress: &Progress,
+    open_folder: impl FnOnce(&Path, &mut dyn FnMut(Download<'_>)) -> LoaderResult<Repository>,
+) -> Result<NamedModel> {
     let path = Path::new(model);
     let text = utf8_name(flag, path)?;
     ensure!(
@@ -56,6 +83,7 @@ fn open(flag: &str, model: &OsStr, arguments: &GenerateArguments, progress: &Pro
     }
     if flag == "--model"
         && let Some(flag) = arguments.single_file.given()
+        && !arguments.control.has_single_file()
     {
         bail!(
             "{flag} is for a checkpoint in one file, but {text} is a folder or an id, whose configs say it"
@@ -63,12 +91,10 @@ fn open(flag: &str, model: &OsStr, arguments: &GenerateArguments, progress: &Pro
     }
     let name = path.file_name().map_or(text.to_string(), |name| name.to_string_lossy().into_owned());
     let mut downloads = progress.downloads();
-    let left_out = if arguments.no_safety_checker { SAFETY_CHECKER } else { &[] };
-    let repository =
-        Repository::open_without(path, arguments.variant.as_deref(), left_out, &mut |download| {
-            let what = format!("{} ({} of {})", download.file, download.number, download.files);
-            downloads.show(what, download.received, download.size);
-        })?;
+    let repository = open_folder(path, &mut |download| {
+        let what = format!("{} ({} of {})", download.file, download.number, download.files);
+        downloads.show(what, download.received, download.size);
+    })?;
     Ok(NamedModel { name, repository })
 }
 

@@ -5,7 +5,8 @@ use std::ops::ControlFlow;
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 use candle_diffusers_pipelines::{
-    PromptEmbeds, Schedule, StableDiffusionPipeline, StepCallback, StepEnd, TextToImage, seeded_generators,
+    Control, PromptEmbeds, Schedule, StableDiffusionPipeline, StepCallback, StepEnd, TextToImage,
+    seeded_generators,
 };
 use candle_diffusers_schedulers::TorchGenerator;
 use image::RgbImage;
@@ -16,7 +17,7 @@ use crate::parameters::Parameters;
 use crate::progress::Progress;
 use crate::scaled_file::ScaledFile;
 use crate::start::Start;
-use crate::{loras, scheduler_names, terminal};
+use crate::{control, loras, scheduler_names, terminal};
 
 /// A picture that is asked for.
 pub(crate) struct Job {
@@ -62,6 +63,7 @@ impl Brush {
 pub(crate) struct Painter<'a> {
     pub(crate) arguments: &'a GenerateArguments,
     pub(crate) start: Start,
+    pub(crate) controls: Vec<Control>,
     pub(crate) progress: &'a Progress,
     pub(crate) outputs: &'a mut Outputs,
     /// What was assumed of the model, and a random seed: told when the work has begun, so that an error stands alone.
@@ -75,6 +77,7 @@ pub(crate) struct Description {
     pub(crate) model: String,
     pub(crate) refiner: Option<String>,
     pub(crate) loras: Vec<ScaledFile>,
+    pub(crate) controls: Vec<String>,
     sampler: String,
     schedule_type: Option<String>,
     guidance_scale: f64,
@@ -94,6 +97,7 @@ impl Description {
             model,
             refiner,
             loras,
+            controls: Vec::new(),
             sampler: sampler.to_string(),
             schedule_type: schedule_type.map(|name| name.to_string()),
             guidance_scale: pipeline.guidance(&request(arguments)).scale,
@@ -115,6 +119,8 @@ impl Painter<'_> {
         let text = TextToImage {
             prompt_embeds: Some(base.encode(told, &job.prompt)?),
             denoising_end: self.arguments.xl.refiner.as_ref().map(|_| self.arguments.xl.denoising_split),
+            controls: self.controls.clone(),
+            guess_mode: self.arguments.control.guess_mode,
             ..request(self.arguments)
         };
         let mut noise = seeded_generators(job.seed, 1);
@@ -147,8 +153,13 @@ impl Painter<'_> {
     /// Decodes what the last brush has left, and writes it.
     pub(crate) fn write(&mut self, last: &Brush, job: &Job, draft: &Draft) -> Result<()> {
         let decoding = self.progress.activity(format!("{}decoding", job.what));
-        // One prompt, whatever it says: only its number matters to what is decoded.
-        let text = TextToImage { prompts: vec![job.prompt.clone()], ..request(self.arguments) };
+        // One prompt, whatever it says: only its number matters to what is decoded. Control pictures matter to the size.
+        let is_refined = self.arguments.xl.refiner.is_some();
+        let text = TextToImage {
+            prompts: vec![job.prompt.clone()],
+            controls: if is_refined { Vec::new() } else { self.controls.clone() },
+            ..request(self.arguments)
+        };
         let output = self.start.picture(self.arguments, &last.pipeline, text, &draft.latents)?;
         drop(decoding);
         if output.nsfw_content_detected.is_some_and(|flags| flags.contains(&true)) {
@@ -193,6 +204,7 @@ impl Painter<'_> {
         if arguments.init_image.is_some() {
             parameters.set("Denoising strength", Start::strength(arguments, description.is_xl));
         }
+        control::set_parameters(&description.controls, arguments.control.guess_mode, &mut parameters);
         if let Some(clip_skip) = arguments.clip_skip {
             // Web UIs count the layer that is used from the end, from 1; diffusers the layers that are left out.
             parameters.set("Clip skip", clip_skip.saturating_add(1));

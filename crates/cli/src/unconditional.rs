@@ -55,6 +55,7 @@ fn check_flags(arguments: &GenerateArguments, model: &str) -> Result<()> {
         ("--lora", !arguments.lora.is_empty()),
         ("--embedding", !arguments.embeddings.is_empty()),
         ("--init-image", arguments.init_image.is_some()),
+        ("--control", !arguments.control.controls.is_empty()),
         ("--prompt-2", arguments.xl.prompt_2.is_some()),
         ("--negative-prompt-2", arguments.xl.negative_prompt_2.is_some()),
         ("--refiner", arguments.xl.refiner.is_some()),

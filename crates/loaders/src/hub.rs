@@ -9,7 +9,7 @@ use hf_hub::api::sync::{Api, ApiBuilder, ApiError};
 use hf_hub::{Cache, Repo, RepoType};
 
 use crate::hub_download::Downloader;
-use crate::pipeline_files::pipeline_files;
+use crate::pipeline_files::{component_config, component_files, pipeline_files};
 use crate::weights::join;
 use crate::{Error, HubId, MODEL_INDEX, ModelIndex, Repository, Result};
 
@@ -126,25 +126,46 @@ impl Hub {
         variant: Option<&str>,
         progress: &mut dyn FnMut(Download<'_>),
     ) -> Result<Repository> {
+        self.get(Wanted::Pipeline, id, variant, progress)
+    }
+
+    /// The repository `id` of one model alone, as ControlNets are published: as [`pipeline`](Self::pipeline), but what is needed is the config and the
+    /// weights at its top.
+    ///
+    /// # Errors
+    /// Those of [`pipeline`](Self::pipeline).
+    pub fn component(
+        &self,
+        id: &HubId,
+        variant: Option<&str>,
+        progress: &mut dyn FnMut(Download<'_>),
+    ) -> Result<Repository> {
+        self.get(Wanted::Component, id, variant, progress)
+    }
+
+    fn get(
+        &self,
+        wanted: Wanted,
+        id: &HubId,
+        variant: Option<&str>,
+        progress: &mut dyn FnMut(Download<'_>),
+    ) -> Result<Repository> {
         if self.offline {
-            return self.cached_pipeline(
-                id,
-                variant,
-                "HF_HUB_OFFLINE is set, so nothing is downloaded".to_string(),
-            );
+            let reason = "HF_HUB_OFFLINE is set, so nothing is downloaded".to_string();
+            return self.cached(wanted, id, variant, reason);
         }
         let info = match self.info(&self.api(id)?, id) {
             Ok(info) => info,
             Err(error) if is_unreachable(&error) => {
                 let reason = format!("{} cannot be reached ({error})", self.endpoint);
-                let repository = self.cached_pipeline(id, variant, reason)?;
+                let repository = self.cached(wanted, id, variant, reason)?;
                 tracing::warn!("{} cannot be reached: {id} is loaded from the cache", self.endpoint);
                 return Ok(repository);
             }
             Err(error) => return Err(self.refused(id, &error)),
         };
         check_commit(id, &info.sha)?;
-        self.download(id, &info, variant, progress)
+        self.download(wanted, id, &info, variant, progress)
     }
 
     /// What the hub says of the model: the first question, so a hub that takes connections and never answers shows here.
@@ -164,6 +185,7 @@ impl Hub {
 
     fn download(
         &self,
+        wanted: Wanted,
         id: &HubId,
         info: &RepoInfo,
         variant: Option<&str>,
@@ -171,7 +193,7 @@ impl Hub {
     ) -> Result<Repository> {
         let name = id.to_string();
         let files: BTreeSet<String> = info.siblings.iter().map(|file| file.rfilename.clone()).collect();
-        if !files.contains(MODEL_INDEX) {
+        if wanted == Wanted::Pipeline && !files.contains(MODEL_INDEX) {
             return Err(Error::MissingModelIndex { repository: name, found: what_the_hub_has(&files) });
         }
         // By commit, so that all files belong together even when the branch moves on meanwhile.
@@ -180,10 +202,13 @@ impl Hub {
         let folder = cache.pointer_path(&info.sha);
         let mut downloader = Downloader::new(self.api(id)?, commit, cache, &info.sha, progress);
         let refused = |error: ApiError| self.refused(id, &error);
-        downloader.fetch(&[MODEL_INDEX.to_string()]).map_err(refused)?;
+        let first = match wanted {
+            Wanted::Pipeline => MODEL_INDEX.to_string(),
+            Wanted::Component => component_config(&name, &files)?,
+        };
+        downloader.fetch(&[first]).map_err(refused)?;
         let repository = self.folder(&folder, &name)?;
-        let index = ModelIndex::load(&repository)?;
-        let needed = pipeline_files(&name, &files, &index, variant)?;
+        let needed = wanted.files(&repository, &files, variant)?;
         // Configs and indices first: they are small and can show that the rest is not needed.
         let (weights, small): (Vec<_>, Vec<_>) =
             needed.into_iter().partition(|path| path.ends_with(".safetensors"));
@@ -201,8 +226,14 @@ impl Hub {
         Ok(repository)
     }
 
-    /// The pipeline as the cache has it; `reason` says why the hub was not asked.
-    fn cached_pipeline(&self, id: &HubId, variant: Option<&str>, reason: String) -> Result<Repository> {
+    /// What is wanted as the cache has it; `reason` says why the hub was not asked.
+    fn cached(
+        &self,
+        wanted: Wanted,
+        id: &HubId,
+        variant: Option<&str>,
+        reason: String,
+    ) -> Result<Repository> {
         let not_complete = |missing: String| Error::NotInCache {
             id: id.to_string(),
             cache: self.cache.display().to_string(),
@@ -212,8 +243,7 @@ impl Hub {
         let folder = self.snapshot(id).ok_or_else(|| not_complete("it is not there".to_string()))?;
         let repository = self.folder(&folder, &id.to_string())?;
         let complete = || -> Result<()> {
-            let index = ModelIndex::load(&repository)?;
-            for path in pipeline_files(repository.name(), &local_files(&repository), &index, variant)? {
+            for path in wanted.files(&repository, &local_files(&repository), variant)? {
                 let shards = if is_shard_index(&path) { shards(&repository, &path)? } else { Vec::new() };
                 if let Some(path) = shards.into_iter().find(|shard| !repository.exists(shard)) {
                     return Err(Error::MissingFile { repository: repository.name().to_string(), path });
@@ -268,6 +298,32 @@ impl Hub {
             _ => format!("could not be downloaded from {}: {error}", self.endpoint),
         };
         Error::Hub { id: id.to_string(), message }
+    }
+}
+
+/// What of a repository is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    /// The components that its model_index.json names.
+    Pipeline,
+    /// The model at its top.
+    Component,
+}
+
+impl Wanted {
+    /// The paths of what is needed, out of all `files`; shards are not in it, only their index.
+    fn files(
+        self,
+        repository: &Repository,
+        files: &BTreeSet<String>,
+        variant: Option<&str>,
+    ) -> Result<Vec<String>> {
+        match self {
+            Self::Pipeline => {
+                pipeline_files(repository.name(), files, &ModelIndex::load(repository)?, variant)
+            }
+            Self::Component => component_files(repository.name(), files, variant),
+        }
     }
 }
 

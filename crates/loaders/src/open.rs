@@ -26,19 +26,33 @@ impl Repository {
         left_out: &[&str],
         progress: &mut dyn FnMut(Download<'_>),
     ) -> Result<Self> {
-        let name = name.as_ref();
-        let opened = match Self::folder(name) {
-            Err(Error::SingleFile { .. }) => Self::single_file(name, &ReadOptions::default()),
-            Err(Error::MissingFolder { folder }) => match hub_id(name) {
-                Some(id) => Hub::from_env()
-                    .without(left_out)
-                    .pipeline(&id, variant, progress)
-                    .map_err(no_folder_either),
-                None => Err(Error::MissingFolder { folder }),
-            },
-            result => result,
-        };
+        let opened =
+            open_by(name.as_ref(), |id| Hub::from_env().without(left_out).pipeline(id, variant, progress));
         Ok(opened?.without(left_out))
+    }
+
+    /// As [`open`](Self::open), a repository of one model alone, such as a ControlNet.
+    ///
+    /// # Errors
+    /// When there is no such folder and the name can be no id, and as [`single_file`](Self::single_file) and [`Hub::component`].
+    pub fn open_component(
+        name: impl AsRef<Path>,
+        variant: Option<&str>,
+        progress: &mut dyn FnMut(Download<'_>),
+    ) -> Result<Self> {
+        open_by(name.as_ref(), |id| Hub::from_env().component(id, variant, progress))
+    }
+}
+
+/// What is called `name` on disk, or else on the hub.
+fn open_by(name: &Path, from_hub: impl FnOnce(&HubId) -> Result<Repository>) -> Result<Repository> {
+    match Repository::folder(name) {
+        Err(Error::SingleFile { .. }) => Repository::single_file(name, &ReadOptions::default()),
+        Err(Error::MissingFolder { folder }) => match hub_id(name) {
+            Some(id) => from_hub(&id).map_err(no_folder_either),
+            None => Err(Error::MissingFolder { folder }),
+        },
+        result => result,
     }
 }
 

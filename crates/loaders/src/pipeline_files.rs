@@ -67,6 +67,30 @@ pub(crate) fn pipeline_files(
     }
 }
 
+/// The files that loading the model at the top of the repository called `name` needs: its config and the weights of `variant`, as
+/// [`pipeline_files`] gives them.
+///
+/// # Errors
+/// When the config or the weights are not there.
+pub(crate) fn component_files(
+    name: &str,
+    files: &BTreeSet<String>,
+    variant: Option<&str>,
+) -> Result<Vec<String>> {
+    check_variant_name(variant)?;
+    Ok(vec![component_config(name, files)?, choose_weights(name, &names_in(files, ""), variant)?.name])
+}
+
+/// The config at the top of the repository called `name`.
+pub(crate) fn component_config(name: &str, files: &BTreeSet<String>) -> Result<String> {
+    let path = "config.json".to_string();
+    if files.contains(&path) {
+        Ok(path)
+    } else {
+        Err(Error::MissingFile { repository: name.to_string(), path })
+    }
+}
+
 /// The folder of a component: its own, or the top where that has none and is the model itself, as in the oldest unconditional ones.
 fn folder_of<'a>(files: &BTreeSet<String>, component: &'a str) -> &'a str {
     let has_own = files.iter().any(|path| path.starts_with(&format!("{component}/")));

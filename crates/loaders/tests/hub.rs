@@ -269,6 +269,27 @@ fn the_oldest_repositories_have_all_at_their_top() {
 }
 
 #[test]
+fn a_model_alone_is_its_config_and_weights() {
+    let server = Server::new();
+    let load = |id: &str, variant, extra: &[(&str, &str)]| {
+        server.hub_with(extra).component(&id.parse().unwrap(), variant, &mut |_| {})
+    };
+    assert_says(load("owner/model", None, &[]), &["owner/model has no config.json"]);
+    let (config, weights) = ("config.json", "diffusion_pytorch_model.safetensors");
+    let files = [config, weights, "diffusion_pytorch_model.fp16.safetensors"];
+    server.state.lock().unwrap().files.extend(files.map(|path| (path.to_string(), b"{}".to_vec())));
+    let repository = load("owner/model", None, &[]).unwrap();
+    assert_eq!((repository.name(), server.cached()), ("owner/model", vec![config.into(), weights.into()]));
+    server.requests();
+    let offline = [("HF_HUB_OFFLINE", "1")];
+    assert!(load("owner/model", None, &offline).is_ok() && server.requests().is_empty());
+    load("owner/model", Some("fp16"), &[]).unwrap();
+    assert_eq!(server.cached().len(), 3);
+    let other = load("owner/other", None, &offline);
+    assert_says(other, &["owner/other", "it is not there", "HF_HUB_OFFLINE is set"]);
+}
+
+#[test]
 fn the_cache_has_the_layout_of_the_python_library() {
     let server = Server::new();
     server.load("owner/model@v1/x", None, &[]).unwrap();

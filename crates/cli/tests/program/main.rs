@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod bad_models;
+mod control_net;
 mod convert;
 mod embeddings;
 mod generate;
