@@ -17,6 +17,7 @@ pub const KNOWN_PIPELINES: &[&str] = &[
     "StableDiffusionXLPipeline",
     "StableDiffusionXLImg2ImgPipeline",
     "StableDiffusionXLInpaintPipeline",
+    "StableDiffusionXLInstructPix2PixPipeline",
     "DDPMPipeline",
     "DDIMPipeline",
     "LDMPipeline",

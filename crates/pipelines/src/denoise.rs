@@ -8,9 +8,9 @@ use candle_diffusers_schedulers::{NoiseSource, Scheduler, StepOptions};
 
 use crate::control::{Place, Steering};
 use crate::error::{Result, argument};
-use crate::guidance::{classifier_free_guidance, guidance_scale_embedding};
+use crate::guidance::{classifier_free_guidance, guidance_scale_embedding, instruct_pix2pix_guidance};
 use crate::prompt_embeds::PromptEmbeds;
-use crate::told::Told;
+use crate::told::{Asked, Told};
 
 /// How [`denoise`] guides.
 #[derive(Clone, Debug)]
@@ -19,13 +19,34 @@ pub struct Guidance {
     pub scale: f64,
     /// How far the spread of the guided prediction is brought back (0 to 1).
     pub rescale: f64,
+    /// Of a model that edits a picture: how closely that is followed. The UNet is asked three times a step then; less than 1 turns guidance off.
+    pub image_scale: Option<f64>,
 }
 
 impl Guidance {
-    /// Whether the UNet is asked twice a step, for the negative prompt too: not where guidance is off, and not where the
-    /// model takes the scale as an input.
+    /// Whether the UNet is asked for the negative prompt too: not where guidance is off, and not where the model takes the scale as an input.
     pub fn is_classifier_free(&self, unet: &UNet2DConditionModel) -> bool {
-        self.scale > 1.0 && unet.config().time_cond_proj_dim.is_none()
+        let follows_picture = self.image_scale.is_none_or(|scale| scale >= 1.0);
+        self.scale > 1.0 && follows_picture && unet.config().time_cond_proj_dim.is_none()
+    }
+
+    fn asked(&self, unet: &UNet2DConditionModel) -> Asked {
+        match self.image_scale {
+            _ if !self.is_classifier_free(unet) => Asked::Prompt,
+            None => Asked::NegativeAndPrompt,
+            Some(_) => Asked::PromptAndTwiceNegative,
+        }
+    }
+
+    /// What becomes of the UNet's predictions of what it was asked for.
+    fn guide(&self, asked: Asked, model_output: Tensor) -> Result<Tensor> {
+        match self.image_scale {
+            _ if asked == Asked::Prompt => Ok(model_output),
+            None => classifier_free_guidance(&model_output, self.scale, self.rescale),
+            Some(image_scale) => {
+                instruct_pix2pix_guidance(&model_output, self.scale, image_scale, self.rescale)
+            }
+        }
     }
 }
 
@@ -83,6 +104,9 @@ pub struct Denoising<'a> {
 pub enum Kept {
     /// By a model that was trained for it and sees more channels than the latents': these, `(batch, channels, height, width)`.
     Seen(Tensor),
+    /// By a model that was trained to edit pictures: it sees their latents, `(batch, channels, height, width)`, but zeros where it shall predict
+    /// without the picture.
+    Edited(Tensor),
     /// By any model: after each step, what the mask leaves out is the picture's again, with the noise of the next step.
     Restored {
         /// 1 where is painted, 0 where the picture stays, `(batch, 1, height, width)`.
@@ -97,13 +121,15 @@ pub enum Kept {
 impl Kept {
     /// The model's input with what it sees besides.
     fn join(&self, input: Tensor) -> Result<Tensor> {
-        let Self::Seen(channels) = self else { return Ok(input) };
-        let both = if input.dim(0)? > channels.dim(0)? {
-            Tensor::cat(&[channels, channels], 0)?
-        } else {
-            channels.clone()
+        let (channels, rows) = match self {
+            Self::Restored { .. } => return Ok(input),
+            Self::Seen(channels) | Self::Edited(channels) => (channels, input.dim(0)?),
         };
-        Ok(Tensor::cat(&[&input, &both], 1)?)
+        let mut copies = vec![channels.clone(); rows / channels.dim(0)?.max(1)];
+        if let (Self::Edited(_), [_, _, without]) = (self, &mut copies[..]) {
+            *without = without.zeros_like()?;
+        }
+        Ok(Tensor::cat(&[&input, &Tensor::cat(&copies, 0)?], 1)?)
     }
 
     /// Latents after a step; `next` is the timestep of the next one.
@@ -141,7 +167,7 @@ pub fn denoise(
         kept,
         control,
     } = denoising;
-    let classifier_free = guidance.is_classifier_free(unet);
+    let asked = guidance.asked(unet);
     let timestep_cond = match unet.config().time_cond_proj_dim {
         Some(dim) => {
             let w = guidance.scale - 1.0;
@@ -151,8 +177,8 @@ pub fn denoise(
     };
     let text_cache = TextCache::new();
     let tell = |prompt_embeds: &PromptEmbeds| -> Result<[Told; 2]> {
-        let told = |classifier_free| Told::new(prompt_embeds, time_ids.as_ref(), classifier_free);
-        Ok([told(classifier_free)?, told(false)?])
+        let told = |asked| Told::new(prompt_embeds, time_ids.as_ref(), asked);
+        Ok([told(asked)?, told(Asked::Prompt)?])
     };
     let [mut told, mut told_prompts] = tell(&prompt_embeds)?;
     let timesteps = scheduler.timesteps().get(steps.clone()).unwrap_or(&[]).to_vec();
@@ -162,7 +188,7 @@ pub fn denoise(
     }
     let total = scheduler.timesteps().len() - steps.start;
     for (index, &timestep) in timesteps.iter().enumerate() {
-        let input = if classifier_free { Tensor::cat(&[&latents, &latents], 0)? } else { latents.clone() };
+        let input = Tensor::cat(&vec![&latents; asked.rows()], 0)?;
         let input = scheduler.scale_model_input(&input, timestep)?;
         let residuals = match &control {
             Some(control) => {
@@ -180,10 +206,8 @@ pub fn denoise(
             control: residuals.as_ref().map(|residuals| residuals.residuals()),
             ..told.conditions(&text_cache)
         };
-        let mut model_output = unet.forward(&input, &[timestep], &told.text, conditions)?;
-        if classifier_free {
-            model_output = classifier_free_guidance(&model_output, guidance.scale, guidance.rescale)?;
-        }
+        let model_output = unet.forward(&input, &[timestep], &told.text, conditions)?;
+        let model_output = guidance.guide(asked, model_output)?;
         latents = scheduler.step(&model_output, timestep, &latents, noise, &step_options)?.prev_sample;
         if let Some(kept) = &kept {
             latents = kept.restore(latents, scheduler, timesteps.get(index + 1).copied())?;

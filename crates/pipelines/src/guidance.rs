@@ -32,6 +32,36 @@ pub fn classifier_free_guidance(
     Ok(guided)
 }
 
+/// The guidance of InstructPix2Pix (equation 3 of Brooks et al., 2022, <https://arxiv.org/abs/2211.09800>):
+/// `uncond + guidance_scale * (text - image) + image_guidance_scale * (image - uncond)`.
+///
+/// `model_output` is `(3 * batch, ...)`: the predictions for prompt and picture, for negative prompt and picture, and for the negative prompt alone; the
+/// result is `(batch, ...)`. `guidance_rescale` is that of [`classifier_free_guidance`].
+///
+/// # Errors
+/// When the batch is no multiple of 3.
+pub fn instruct_pix2pix_guidance(
+    model_output: &Tensor,
+    guidance_scale: f64,
+    image_guidance_scale: f64,
+    guidance_rescale: f64,
+) -> Result<Tensor> {
+    let all = model_output.dim(0)?;
+    if !all.is_multiple_of(3) {
+        let problem = format!("is {:?}, expected (3 * batch, ...)", model_output.dims());
+        return argument("model_output", problem);
+    }
+    let third = |index: usize| model_output.narrow(0, index * (all / 3), all / 3);
+    let (text, image, uncond) = (third(0)?, third(1)?, third(2)?);
+    let by_text = ((&text - &image)? * guidance_scale)?;
+    let by_image = ((&image - &uncond)? * image_guidance_scale)?;
+    let guided = ((uncond + by_text)? + by_image)?;
+    if guidance_rescale > 0.0 {
+        return rescale_noise_cfg(&guided, &text, guidance_rescale);
+    }
+    Ok(guided)
+}
+
 /// Mixes `guided` with itself scaled to the standard deviation of `text`, picture by picture.
 fn rescale_noise_cfg(guided: &Tensor, text: &Tensor, guidance_rescale: f64) -> Result<Tensor> {
     let ratio = (standard_deviation(text)? / standard_deviation(guided)?)?;
@@ -77,9 +107,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_odd_batch_is_an_error() {
+    fn a_batch_that_cannot_be_split_is_an_error() {
         let model_output = Tensor::zeros((3, 4, 2, 2), DType::F32, &Device::Cpu).unwrap();
         let error = classifier_free_guidance(&model_output, 7.5, 0.0).unwrap_err().to_string();
         assert!(error.contains("model_output: is [3, 4, 2, 2], expected (2 * batch"), "{error}");
+        let model_output = Tensor::zeros((4, 4, 2, 2), DType::F32, &Device::Cpu).unwrap();
+        let error = instruct_pix2pix_guidance(&model_output, 7.5, 1.5, 0.0).unwrap_err().to_string();
+        assert!(error.contains("model_output: is [4, 4, 2, 2], expected (3 * batch"), "{error}");
     }
 }

@@ -19,7 +19,7 @@ mod unconditional;
 pub use control::{Control, Steering};
 pub use denoise::{Denoising, Guidance, Kept, StepCallback, StepEnd, TimeIds, denoise};
 pub use error::{Error, Result};
-pub use guidance::{classifier_free_guidance, guidance_scale_embedding};
+pub use guidance::{classifier_free_guidance, guidance_scale_embedding, instruct_pix2pix_guidance};
 pub use image_processor::{
     ClipImageProcessor, Filter, Region, blur, canny, denormalize, from_masks, from_pictures, load_mask,
     load_picture, normalize, overlay, resize, resize_with, to_pictures,
@@ -34,9 +34,9 @@ pub use prompt_embeds::{PooledPromptEmbeds, PromptEmbeds};
 pub use safety_checker::SafetyChecker;
 pub use scheduler_config::load_scheduler_config;
 pub use stable_diffusion::{
-    ClipEncoder, ImageToImage, InitImage, Inpainting, MicroConditions, ProjectedClipEncoder, Replacements,
-    Schedule, SharedParts, StableDiffusionPipeline, StableDiffusionPipelineOutput, TextEncoders, TextToImage,
-    XlEncoders, check_controlnet, check_refiner, seeded_generators,
+    ClipEncoder, ImageToImage, InitImage, Inpainting, InstructPix2Pix, MicroConditions, ProjectedClipEncoder,
+    Replacements, Schedule, SharedParts, StableDiffusionPipeline, StableDiffusionPipelineOutput, Task,
+    TextEncoders, TextToImage, XlEncoders, check_controlnet, check_refiner, seeded_generators, task,
 };
 pub use timesteps::{first_step, first_step_from, steps_until};
 pub use unconditional::{Unconditional, UnconditionalCallback, UnconditionalPipeline, UnconditionalStepEnd};

@@ -4,6 +4,7 @@
 mod control_net;
 mod image_to_image;
 mod inpainting;
+mod instruct_pix2pix;
 mod load;
 mod load_scheduler;
 mod load_text_encoders;
@@ -12,6 +13,7 @@ mod micro_conditions;
 mod output;
 mod refiner;
 mod request;
+mod task;
 mod text_encoders;
 mod textual_inversion;
 
@@ -28,11 +30,14 @@ use serde_json::{Map, Value};
 pub use control_net::check_controlnet;
 pub use image_to_image::{ImageToImage, InitImage};
 pub use inpainting::Inpainting;
+pub use instruct_pix2pix::InstructPix2Pix;
+
 pub use load::Replacements;
 pub use micro_conditions::MicroConditions;
 pub use output::StableDiffusionPipelineOutput;
 pub use refiner::{SharedParts, check_refiner};
 pub use request::{Schedule, TextToImage};
+pub use task::{Task, task};
 pub use text_encoders::{ClipEncoder, ProjectedClipEncoder, TextEncoders, XlEncoders};
 
 use micro_conditions::time_ids;
@@ -69,6 +74,8 @@ pub struct StableDiffusionPipeline {
     pub sample_size: Option<(usize, usize)>,
     /// Whether the model is told how beautiful a picture is, as Stable Diffusion XL's refiner.
     pub requires_aesthetics_score: bool,
+    /// Whether a model that edits pictures sees their latents times the VAE's `scaling_factor`, as CosXL's.
+    pub is_cosxl_edit: bool,
     /// Where the models are.
     pub device: Device,
     /// In which dtype they compute.
@@ -130,7 +137,7 @@ impl StableDiffusionPipeline {
         let (found, expected) = (self.unet.config().in_channels, self.vae.config().latent_channels);
         if found != expected {
             let problem = format!(
-                "takes {found} channels, expected {expected}: it was trained for inpainting or editing, and needs a picture and a mask"
+                "takes {found} channels, expected {expected}: it was trained for inpainting or editing, and needs a picture"
             );
             return argument("unet", problem);
         }
@@ -240,7 +247,11 @@ impl StableDiffusionPipeline {
             TextEncoders::Clip(_) => 7.5,
             TextEncoders::Xl(_) => 5.0,
         };
-        Guidance { scale: request.guidance_scale.unwrap_or(usual), rescale: request.guidance_rescale }
+        Guidance {
+            scale: request.guidance_scale.unwrap_or(usual),
+            rescale: request.guidance_rescale,
+            image_scale: None,
+        }
     }
 
     /// The embeddings of the request's prompts, and of its negative prompts where guidance asks for them; one for each prompt.

@@ -148,10 +148,7 @@ fn files_that_are_no_whole_model() {
         &listed("small_sd2").without("first_stage_model.").without("cond_stage_model."),
         &["is a UNet alone"],
     );
-    refuse(
-        &listed("small_inpainting"),
-        &["Stable Diffusion 1, inpainting", "StableDiffusionInpaintPipeline"],
-    );
+    refuse(&listed("small_inpainting"), &["trained to paint into pictures", "--init-image", "--mask"]);
     refuse(
         &named(&["lora_unet_conv_in.lora_down.weight", "lora_unet_conv_in.lora_up.weight"]),
         &["LoRA", "--lora"],

@@ -160,7 +160,7 @@ impl StableDiffusionPipeline {
     }
 
     /// Pictures of the size that will be painted; latents as they are, when they are of this model.
-    fn fit_image(&self, image: &InitImage, text: &TextToImage, batch: usize) -> Result<InitImage> {
+    pub(super) fn fit_image(&self, image: &InitImage, text: &TextToImage, batch: usize) -> Result<InitImage> {
         let factor = self.vae.config().vae_scale_factor();
         let channels = self.vae.config().latent_channels;
         let (count, width, height) = match image {

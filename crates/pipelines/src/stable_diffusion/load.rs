@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::load_scheduler::{load_other_scheduler, load_scheduler};
 use super::load_text_encoders::{check_text, load_clip, load_xl, read_flag};
-use super::{SharedParts, StableDiffusionPipeline};
+use super::{SharedParts, StableDiffusionPipeline, Task};
 use crate::error::{Error, Result};
 use crate::safety_checker::SafetyChecker;
 
@@ -62,7 +62,8 @@ impl StableDiffusionPipeline {
         let unet_config =
             in_file(repository, "unet/config.json", UNet2DConditionConfig::from_json(&unet_json))?;
         let vae_config = read_vae_config(repository)?;
-        check_channels(repository, &unet_config, &vae_config)?;
+        Task::of(repository, &unet_config, &vae_config)?;
+        let is_cosxl_edit = read_flag(&index, "is_cosxl_edit", false)?;
         let requires_aesthetics_score = read_flag(&index, "requires_aesthetics_score", false)?;
         let (text_encoders, sample_size, vae_dtype) = match family {
             Family::Clip => {
@@ -96,6 +97,7 @@ impl StableDiffusionPipeline {
             scheduler_config,
             sample_size,
             requires_aesthetics_score,
+            is_cosxl_edit,
             device: options.device.clone(),
             dtype: options.dtype,
         })
@@ -123,10 +125,16 @@ pub(super) enum Family {
 /// Only models that this pipeline reads as they are meant.
 pub(super) fn family(repository: &Repository, index: &ModelIndex) -> Result<Family> {
     let (family, components): (_, &[&str]) = match index.class_name.as_str() {
-        "StableDiffusionPipeline" | "StableDiffusionImg2ImgPipeline" => {
+        "StableDiffusionPipeline"
+        | "StableDiffusionImg2ImgPipeline"
+        | "StableDiffusionInpaintPipeline"
+        | "StableDiffusionInstructPix2PixPipeline" => {
             (Family::Clip, &["unet", "vae", "text_encoder", "tokenizer"])
         }
-        "StableDiffusionXLPipeline" | "StableDiffusionXLImg2ImgPipeline" => {
+        "StableDiffusionXLPipeline"
+        | "StableDiffusionXLImg2ImgPipeline"
+        | "StableDiffusionXLInpaintPipeline"
+        | "StableDiffusionXLInstructPix2PixPipeline" => {
             (Family::Xl, &["unet", "vae", "text_encoder_2", "tokenizer_2"])
         }
         other => {
@@ -135,7 +143,7 @@ pub(super) fn family(repository: &Repository, index: &ModelIndex) -> Result<Fami
                 None => (index.file(), "is the index of a".to_string()),
             };
             let problem = format!(
-                "{what} {other}, which does not paint from a text alone yet; expected a StableDiffusionPipeline or a StableDiffusionXLPipeline",
+                "{what} {other}, which is not a kind that is painted with; expected a StableDiffusionPipeline or a StableDiffusionXLPipeline",
             );
             return Err(Error::Folder { file: file.into(), problem });
         }
@@ -168,27 +176,4 @@ fn trained_size(json: &Value, config: &UNet2DConditionConfig) -> Option<(usize, 
         (Some(size), true) if size < 64 => Some((64, 64)),
         _ => config.sample_size,
     }
-}
-
-/// UNet and VAE must agree on what latents are.
-fn check_channels(
-    repository: &Repository,
-    unet: &UNet2DConditionConfig,
-    vae: &AutoencoderKLConfig,
-) -> Result<()> {
-    let (found, expected) = (unet.in_channels, vae.latent_channels);
-    let problem = match found {
-        _ if found == expected && unet.out_channels == expected => return Ok(()),
-        _ if found == 2 * expected + 1 => {
-            format!("in_channels is {found}: this is an inpainting model, which needs a picture and a mask")
-        }
-        _ if found == 2 * expected => {
-            format!("in_channels is {found}: this is an InstructPix2Pix model, which needs a picture")
-        }
-        _ => format!(
-            "in_channels is {found} and out_channels {}, but the VAE's latents have {expected}; they do not belong together",
-            unet.out_channels
-        ),
-    };
-    Err(Error::Folder { file: repository.display("unet/config.json"), problem })
 }

@@ -6,6 +6,7 @@
 mod control_net;
 mod image_to_image;
 mod inpainting;
+mod instruct_pix2pix;
 mod lora;
 mod painted;
 mod safety_checker;

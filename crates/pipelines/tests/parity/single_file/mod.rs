@@ -107,10 +107,6 @@ fn stable_diffusion_xl_equals_its_folder_bit_for_bit() {
 #[test]
 fn models_of_other_kinds_are_refused_by_name() {
     let cases = [
-        (
-            "small_inpainting",
-            "is a checkpoint of Stable Diffusion 1, inpainting, for a StableDiffusionInpaintPipeline",
-        ),
         ("small_vae", "is a VAE alone, not a whole model"),
         ("small_controlnet", "is a ControlNet alone, not a whole model"),
     ];
