@@ -99,6 +99,10 @@ pub(crate) struct GenerateArguments {
     /// or 0.9999 for Stable Diffusion XL]
     #[arg(long, value_name = "X", requires = "init_image", allow_hyphen_values = true, help_heading = PICTURE)]
     pub(crate) strength: Option<f64>,
+    /// With a model that edits pictures by instructions (InstructPix2Pix; the prompt says what to change): how closely --init-image is
+    /// followed; less than 1 turns guidance off [default: 1.5]
+    #[arg(long, value_name = "X", requires = "init_image", allow_hyphen_values = true, help_heading = PICTURE)]
+    pub(crate) image_guidance_scale: Option<f64>,
     /// Paint only a part of --init-image anew (inpainting): what is white in this picture, which has the same size
     #[arg(long, value_name = "FILE", requires = "init_image", help_heading = PART)]
     pub(crate) mask: Option<PathBuf>,

@@ -48,6 +48,7 @@ pub(crate) fn run(arguments: &GenerateArguments, progress: &Progress) -> Result<
     }
     check_is_for_text(arguments, &model);
     arguments.xl.check_model(&model.repository, arguments.init_image.is_some())?;
+    let start = start.for_task(arguments, &model)?;
     let refiner = models::open_refiner(arguments, &model.repository, progress)?;
     let control_nets = controls.open(arguments, &model.repository, progress)?;
 
@@ -147,6 +148,7 @@ fn check_numbers(arguments: &GenerateArguments) -> Result<()> {
         ("--guidance-rescale", arguments.guidance_rescale),
         ("--eta", arguments.eta),
         ("--strength", arguments.strength.unwrap_or_default()),
+        ("--image-guidance-scale", arguments.image_guidance_scale.unwrap_or_default()),
         ("--mask-blur", arguments.mask_blur.into()),
     ];
     for (flag, value) in finite {

@@ -201,8 +201,12 @@ impl Painter<'_> {
             parameters.set("Refiner", refiner);
             parameters.set("Refiner switch at", arguments.xl.denoising_split);
         }
-        if arguments.init_image.is_some() {
-            parameters.set("Denoising strength", Start::strength(arguments, description.is_xl));
+        match self.start {
+            Start::Noise => {}
+            Start::Edited(_) => parameters.set("Image CFG scale", Start::image_guidance_scale(arguments)),
+            Start::Picture(_) | Start::Masked(..) => {
+                parameters.set("Denoising strength", Start::strength(arguments, description.is_xl))
+            }
         }
         control::set_parameters(&description.controls, arguments.control.guess_mode, &mut parameters);
         if let Some(clip_skip) = arguments.clip_skip {

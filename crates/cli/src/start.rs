@@ -3,13 +3,15 @@
 use anyhow::{Result, bail, ensure};
 use candle_core::Tensor;
 use candle_diffusers_pipelines::{
-    ImageToImage, InitImage, Inpainting, StableDiffusionPipeline, StableDiffusionPipelineOutput,
-    StepCallback, TextToImage, blur, first_step, load_mask, load_picture, resize,
+    ImageToImage, InitImage, Inpainting, InstructPix2Pix, StableDiffusionPipeline,
+    StableDiffusionPipelineOutput, StepCallback, Task, TextToImage, blur, first_step, load_mask,
+    load_picture, resize, task,
 };
 use candle_diffusers_schedulers::NoiseSource;
 use image::{GrayImage, Luma, RgbImage, imageops};
 
 use crate::arguments::GenerateArguments;
+use crate::models::NamedModel;
 
 /// As diffusers has it: Stable Diffusion XL's inpainting begins with a trace of the picture.
 const XL_INPAINTING_STRENGTH: f64 = 0.9999;
@@ -19,6 +21,8 @@ pub(crate) enum Start {
     Picture(RgbImage),
     /// White parts of the mask are painted.
     Masked(RgbImage, GrayImage),
+    /// The prompt says what to change.
+    Edited(RgbImage),
 }
 
 impl Start {
@@ -54,6 +58,34 @@ impl Start {
         })
     }
 
+    /// The same for this model, when what was given goes with what it was trained for.
+    pub(crate) fn for_task(self, arguments: &GenerateArguments, model: &NamedModel) -> Result<Self> {
+        let name = model.repository.name();
+        let task = task(&model.repository)?;
+        if task != Task::Edit {
+            ensure!(
+                arguments.image_guidance_scale.is_none(),
+                "--image-guidance-scale is for models that edit pictures by instructions (InstructPix2Pix), and {name} does not; leave it out"
+            );
+        }
+        match (task, self) {
+            (Task::Paint, start) | (Task::Inpaint, start @ Self::Masked(..)) => Ok(start),
+            (Task::Inpaint, _) => bail!(
+                "{name} was trained to paint into pictures: give one with --init-image, and --mask or --outpaint"
+            ),
+            (Task::Edit, Self::Picture(picture)) => {
+                check_edit(arguments, name)?;
+                Ok(Self::Edited(picture))
+            }
+            (Task::Edit, Self::Noise) => {
+                bail!("{name} edits pictures by instructions: give one with --init-image")
+            }
+            (Task::Edit, _) => bail!(
+                "--mask and --outpaint are for models that paint, and {name} edits whole pictures by instructions; leave them out"
+            ),
+        }
+    }
+
     /// How much of the schedule is gone through.
     pub(crate) fn strength(arguments: &GenerateArguments, is_xl: bool) -> f64 {
         let usual = match arguments.is_inpainting() {
@@ -64,6 +96,11 @@ impl Start {
             false => 0.8,
         };
         arguments.strength.unwrap_or(usual)
+    }
+
+    /// How closely a picture that is edited is followed.
+    pub(crate) fn image_guidance_scale(arguments: &GenerateArguments) -> f64 {
+        arguments.image_guidance_scale.unwrap_or(1.5)
     }
 
     /// Takes the steps: the latents of a picture.
@@ -82,6 +119,19 @@ impl Start {
                 let strength = Self::strength(arguments, pipeline.is_xl());
                 let request = ImageToImage { text, image, strength, denoising_start: None };
                 pipeline.image_to_image_latents(&request, noise, on_step_end)?
+            }
+            Self::Edited(picture) => {
+                let factor = pipeline.vae.config().vae_scale_factor();
+                let side = |asked: Option<usize>, side: u32| asked.or(Some(side as usize / factor * factor));
+                let text = TextToImage {
+                    width: side(text.width, picture.width()),
+                    height: side(text.height, picture.height()),
+                    ..text
+                };
+                let image = InitImage::Pictures(vec![picture.clone()]);
+                let image_guidance_scale = Self::image_guidance_scale(arguments);
+                let request = InstructPix2Pix { text, image, image_guidance_scale };
+                pipeline.instruct_pix2pix_latents(&request, noise, on_step_end)?
             }
             Self::Masked(picture, mask) => {
                 let request = inpainting(arguments, pipeline, picture, mask, text)?;
@@ -103,7 +153,7 @@ impl Start {
         let image = InitImage::Latents(latents);
         let denoising_start = Some(arguments.xl.denoising_split);
         Ok(match self {
-            Self::Noise | Self::Picture(_) => {
+            Self::Noise | Self::Picture(_) | Self::Edited(_) => {
                 let request = ImageToImage { text, image, strength: 1.0, denoising_start };
                 pipeline.image_to_image_latents(&request, noise, on_step_end)?
             }
@@ -124,13 +174,29 @@ impl Start {
         latents: &Tensor,
     ) -> Result<StableDiffusionPipelineOutput> {
         Ok(match self {
-            Self::Noise | Self::Picture(_) => pipeline.pictures(latents)?,
+            Self::Noise | Self::Picture(_) | Self::Edited(_) => pipeline.pictures(latents)?,
             Self::Masked(picture, mask) => {
                 let request = inpainting(arguments, pipeline, picture, mask, text)?;
                 pipeline.inpainted_pictures(&request, latents)?
             }
         })
     }
+}
+
+/// What a model that edits could do nothing with.
+fn check_edit(arguments: &GenerateArguments, model: &str) -> Result<()> {
+    let flags = [
+        ("--strength", arguments.strength.is_some()),
+        ("--refiner", arguments.xl.refiner.is_some()),
+        ("--control", !arguments.control.controls.is_empty()),
+    ];
+    for (flag, is_given) in flags {
+        ensure!(
+            !is_given,
+            "{flag} is for models that paint, and {model} edits pictures by instructions; leave it out"
+        );
+    }
+    Ok(())
 }
 
 fn inpainting(

@@ -12,6 +12,7 @@ mod generate;
 mod image_to_image;
 mod inpainting;
 mod inspect;
+mod instruct_pix2pix;
 mod lora;
 mod lora_files;
 mod lora_operations;

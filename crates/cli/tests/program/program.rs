@@ -92,7 +92,7 @@ pub(crate) fn copy_of_shapes(workplace: &Workplace) -> PathBuf {
     copy
 }
 
-fn copy_folder(from: &Path, to: &Path) {
+pub(crate) fn copy_folder(from: &Path, to: &Path) {
     fs::create_dir(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let (source, target) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
