@@ -140,6 +140,25 @@ impl<'a> ConfigReader<'a> {
         }
     }
 
+    /// As [`sizes_per_block`](Self::sizes_per_block), where a size may be 0.
+    pub(crate) fn counts_per_block(
+        &mut self,
+        field: &str,
+        default: usize,
+        count: usize,
+    ) -> Result<Vec<usize>> {
+        let Some(Value::Array(values)) = self.value(field) else {
+            self.not_null(field, SIZE)?;
+            return Ok(vec![self.count(field, default)?; count]);
+        };
+        let counts =
+            values.iter().map(|value| if value.as_u64() == Some(0) { Some(0) } else { as_size(value) });
+        match counts.collect::<Option<Vec<usize>>>() {
+            Some(counts) if counts.len() == count => Ok(counts),
+            _ => Err(self.error(field, format!("a number, or a list of {count} (one a block)"))),
+        }
+    }
+
     /// One bool for all of `count` blocks, or a list with one for each.
     pub(crate) fn bools_per_block(&mut self, field: &str, default: bool, count: usize) -> Result<Vec<bool>> {
         match self.value(field) {

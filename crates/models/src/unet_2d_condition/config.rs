@@ -56,7 +56,7 @@ pub struct UNet2DConditionConfig {
     pub norm_eps: f64,
     /// One a block.
     pub cross_attention_dim: Vec<usize>,
-    /// One a block.
+    /// One a block; 0 leaves the projections in and out, as small ControlNets have it.
     pub transformer_layers_per_block: Vec<usize>,
     /// One a block. Named `attention_head_dim` in the file, where it has always meant the number of heads
     /// ([issue 2011](https://github.com/huggingface/diffusers/issues/2011) of diffusers).
@@ -127,7 +127,7 @@ impl UNet2DConditionConfig {
             norm_num_groups: reader.size("norm_num_groups", 32)?,
             norm_eps: reader.number("norm_eps", 1e-5)?,
             cross_attention_dim: reader.sizes_per_block("cross_attention_dim", 1280, blocks)?,
-            transformer_layers_per_block: reader.sizes_per_block(
+            transformer_layers_per_block: reader.counts_per_block(
                 "transformer_layers_per_block",
                 1,
                 blocks,

@@ -29,9 +29,9 @@ SDXL = dict(
 # name: (config, keyword arguments of forward)
 VARIANTS = {
     "sd1": (dict(), dict()),
-    "guess": (dict(layers_per_block=2), dict(conditioning_scale=1.5, guess_mode=True)),
+    "guess": (dict(layers_per_block=2, transformer_layers_per_block=[0, 1]), dict(conditioning_scale=1.5, guess_mode=True)),
     "sdxl": (SDXL, dict(conditioning_scale=0.5)),
-    "pooled": (dict(global_pool_conditions=True), dict(conditioning_scale=0.7, guess_mode=True)),
+    "pooled": (dict(global_pool_conditions=True, transformer_layers_per_block=0), dict(conditioning_scale=0.7, guess_mode=True)),
     "oddities": (
         dict(
             conditioning_channels=2,
