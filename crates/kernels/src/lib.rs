@@ -24,7 +24,7 @@ pub use elementwise::{add, add_per_channel, scale_shift_per_channel};
 pub use layout::{cat, pixels_to_tokens, tokens_to_pixels};
 pub use linear::linear;
 pub use memory::PooledAllocator;
-pub use norm::{add_group_norm_silu, group_norm, group_norm_silu, layer_norm};
+pub use norm::{GroupNormSilu, add_group_norm_silu, group_norm, group_norm_silu, layer_norm};
 pub use product::{
     Float32MatmulPrecision, Level, PackedWeight, float32_matmul_precision, peak_operations_per_second,
     set_float32_matmul_precision,

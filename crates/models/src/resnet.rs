@@ -116,35 +116,56 @@ impl ResnetBlock2D {
     }
 
     /// `(batch, in_channels, height, width)` to `(batch, out_channels, height, width)`, or half or twice the height and width; `temb` is `(batch, temb_channels)`.
+    /// Takes the tensor, so that its memory is free as soon as it can be.
     ///
     /// # Errors
     /// When shapes do not fit, or `temb` is given to a block without one or the other way round.
-    pub fn forward(&self, x: &Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
+    pub fn forward(&self, x: Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
         let time = self.project_time(temb)?;
-        let normed = self.sampling.apply(self.normalize(&self.norm1, x)?)?;
-        let x = &self.sampling.apply(x.clone())?;
-        let mut hidden = self.conv1.forward(&normed)?;
-        drop(normed);
-        hidden = match (time, self.config.time_scale_shift) {
-            (None, _) => self.normalize(&self.norm2, &hidden)?,
-            (Some(time), TimeScaleShift::Add) => match self.config.activation {
-                Activation::Silu => self.norm2.forward_added_silu(&hidden, &time)?,
-                _ => self.normalize(&self.norm2, &add_per_channel(&hidden, &time)?)?,
-            },
+        let hidden = match self.sampling {
+            ResnetSampling::Keep => self.filter(&self.conv1, &self.norm1, &x, None, None)?,
+            sampling => self.conv1.forward(&sampling.apply(self.normalize(&self.norm1, &x)?)?)?,
+        };
+        let x = self.sampling.apply(x)?;
+        let skip = match &self.conv_shortcut {
+            Some(conv) => conv.forward(&x)?,
+            None => x.clone(),
+        };
+        drop(x);
+        let sum = match (time, self.config.time_scale_shift) {
             (Some(time), TimeScaleShift::ScaleShift) => {
                 let parts = time.chunk(2, 1)?;
-                let normed = self.norm2.forward(&hidden)?;
-                self.config.activation.forward(&scale_shift_per_channel(&normed, &parts[0], &parts[1])?)?
+                let normed = scale_shift_per_channel(&self.norm2.forward(&hidden)?, &parts[0], &parts[1])?;
+                self.conv2.forward_add(&self.config.activation.forward(&normed)?, &skip)?
             }
-        };
-        let sum = match &self.conv_shortcut {
-            Some(conv) => conv.forward_add(x, &self.conv2.forward(&hidden)?)?,
-            None => self.conv2.forward_add(&hidden, x)?,
+            (time, _) => self.filter(&self.conv2, &self.norm2, &hidden, time.as_ref(), Some(&skip))?,
         };
         if self.config.output_scale_factor == 1.0 {
             return Ok(sum);
         }
         Ok((sum / self.config.output_scale_factor)?)
+    }
+
+    /// `conv(act(norm(x + time))) + addend`.
+    fn filter(
+        &self,
+        conv: &Conv2d,
+        norm: &GroupNorm,
+        x: &Tensor,
+        time: Option<&Tensor>,
+        addend: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        if self.config.activation == Activation::Silu {
+            return conv.forward_normed(x, norm, time, addend);
+        }
+        let normed = match time {
+            Some(time) => self.normalize(norm, &add_per_channel(x, time)?)?,
+            None => self.normalize(norm, x)?,
+        };
+        match addend {
+            Some(addend) => conv.forward_add(&normed, addend),
+            None => conv.forward(&normed),
+        }
     }
 
     fn normalize(&self, norm: &GroupNorm, x: &Tensor) -> Result<Tensor> {

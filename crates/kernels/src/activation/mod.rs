@@ -52,7 +52,7 @@ impl Activation {
 }
 
 #[inline(always)]
-fn in_place(function: impl Pointwise<1>, numbers: &mut [f32]) {
+pub(crate) fn in_place(function: impl Pointwise<1>, numbers: &mut [f32]) {
     let (chunks, tail) = numbers.as_chunks_mut::<LANES>();
     for chunk in chunks {
         *chunk = function.apply([*chunk]);
@@ -212,7 +212,7 @@ impl<F: Slope> Pointwise<2> for TimesSlope<F> {
     }
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Silu;
 
 impl Slope for Silu {

@@ -6,6 +6,7 @@ use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::moments::{Moments, MomentsOf};
+use super::normalize::Normalize;
 use crate::Level;
 use crate::cpu::{
     Chunk, Float, Instructions, LANES, OnPart, Pointwise, TASK, Work, by_float, fill, load_tail, run_at,
@@ -39,20 +40,73 @@ impl GroupNorm<'_> {
         })
     }
 
-    fn on<T: Float>(&self, level: Level, values: &[T], activation: impl Pointwise<1>) -> Result<Vec<T>> {
-        let channels = self.weight.len();
-        let length: usize = self.x.dims()[2..].iter().product();
-        let in_group = channels / self.groups;
-        let added = |channel: usize| self.added.as_ref().map_or(0.0, |added| added[channel]);
+    /// What the norm does with each channel of each picture, for something that reads the numbers itself.
+    pub(super) fn channels<F: Pointwise<1>>(&self, level: Level, activation: F) -> Result<Vec<Normalize<F>>> {
+        let x = self.x.contiguous()?;
+        if x.elem_count() == 0 {
+            return Ok(Vec::new());
+        }
+        by_float!(x.dtype(), T => {
+            let x_values = values::<T>(&x)?;
+            let moments = self.moments(level, x_values.get()?);
+            let channels = self.groups_of_channels(&moments);
+            Ok(channels.map(|(channel, moments)| self.channel(channel, moments, activation)).collect())
+        })
+    }
+
+    /// What is added to the numbers of a channel of a picture.
+    fn added(&self, channel: usize) -> f32 {
+        self.added.as_ref().map_or(0.0, |added| added[channel])
+    }
+
+    /// What the norm does with a channel of a picture, whose group has these moments.
+    fn channel<F>(&self, channel: usize, moments: Moments, activation: F) -> Normalize<F> {
+        let feature = channel % self.weight.len();
+        let scale = moments.inverse_deviation(self.eps) * f64::from(self.weight[feature]);
+        let mean = moments.mean - f64::from(self.added(channel));
+        let center = mean as f32;
+        // What rounding the mean took from it.
+        let shift = f64::from(self.bias[feature]) - (mean - f64::from(center)) * scale;
+        Normalize { center, scale: scale as f32, shift: shift as f32, activation }
+    }
+
+    /// Numbers of a channel.
+    fn length(&self) -> usize {
+        self.x.dims()[2..].iter().product()
+    }
+
+    /// Those of each group of each picture.
+    fn moments<T: Float>(&self, level: Level, values: &[T]) -> Vec<Moments> {
+        let length = self.length();
         // Channel by channel, whoever sums them: so the bits are the same.
-        let moments_of = |channel: usize, x: &[T]| run_at(level, MomentsOf(x)).shifted(added(channel));
+        let moments: Vec<Moments> = values
+            .par_chunks(length)
+            .with_min_len(TASK.div_ceil(length))
+            .enumerate()
+            .map(|(channel, x)| self.channel_moments(level, channel, x))
+            .collect();
+        let merge = |group: &[Moments]| group.iter().fold(Moments::default(), |all, one| all.merge(*one));
+        moments.chunks(self.weight.len() / self.groups).map(merge).collect()
+    }
+
+    fn channel_moments<T: Float>(&self, level: Level, channel: usize, x: &[T]) -> Moments {
+        run_at(level, MomentsOf(x)).shifted(self.added(channel))
+    }
+
+    /// The channels of all pictures, with the moments of their groups.
+    fn groups_of_channels<'m>(
+        &self,
+        moments: &'m [Moments],
+    ) -> impl Iterator<Item = (usize, Moments)> + use<'m> {
+        let in_group = self.weight.len() / self.groups;
+        (0..moments.len() * in_group).map(move |channel| (channel, moments[channel / in_group]))
+    }
+
+    fn on<T: Float>(&self, level: Level, values: &[T], activation: impl Pointwise<1>) -> Result<Vec<T>> {
+        let length = self.length();
+        let in_group = self.weight.len() / self.groups;
         let write_channel = |channel: usize, moments: Moments, x: &[T], output: &mut [MaybeUninit<T>]| {
-            let scale = moments.inverse_deviation(self.eps) * f64::from(self.weight[channel % channels]);
-            let mean = moments.mean - f64::from(added(channel));
-            let center = mean as f32;
-            // What rounding the mean took from it.
-            let shift = f64::from(self.bias[channel % channels]) - (mean - f64::from(center)) * scale;
-            let function = Normalize { center, scale: scale as f32, shift: shift as f32, activation };
+            let function = self.channel(channel, moments, activation);
             run_at(level, OnPart { inputs: [x], output, function });
         };
         let group_numbers = in_group * length;
@@ -63,8 +117,9 @@ impl GroupNorm<'_> {
                 groups.with_min_len(TASK.div_ceil(group_numbers)).enumerate().for_each(
                     |(group, (output, x))| {
                         let numbered = || (group * in_group..).zip(x.chunks(length));
-                        let moments = numbered()
-                            .fold(Moments::default(), |all, (channel, x)| all.merge(moments_of(channel, x)));
+                        let moments = numbered().fold(Moments::default(), |all, (channel, x)| {
+                            all.merge(self.channel_moments(level, channel, x))
+                        });
                         for ((channel, x), output) in numbered().zip(output.chunks_mut(length)) {
                             write_channel(channel, moments, x, output);
                         }
@@ -72,19 +127,9 @@ impl GroupNorm<'_> {
                 );
                 return;
             }
-            let min_channels = TASK.div_ceil(length);
-            let moments: Vec<Moments> = values
-                .par_chunks(length)
-                .with_min_len(min_channels)
-                .enumerate()
-                .map(|(channel, x)| moments_of(channel, x))
-                .collect();
-            let moments: Vec<Moments> = moments
-                .chunks(in_group)
-                .map(|group| group.iter().fold(Moments::default(), |all, channel| all.merge(*channel)))
-                .collect();
+            let moments = self.moments(level, values);
             let channels = output.par_chunks_mut(length).zip(values.par_chunks(length));
-            channels.with_min_len(min_channels).enumerate().for_each(|(channel, (output, x))| {
+            channels.with_min_len(TASK.div_ceil(length)).enumerate().for_each(|(channel, (output, x))| {
                 write_channel(channel, moments[channel / in_group], x, output);
             });
         };
@@ -157,25 +202,6 @@ fn weighted(mut chunk: Chunk, weight: Chunk, bias: Chunk) -> Chunk {
         chunk[lane] = chunk[lane] * weight[lane] + bias[lane];
     }
     chunk
-}
-
-/// `activation((x - center) * scale + shift)`.
-#[derive(Clone, Copy)]
-struct Normalize<F> {
-    center: f32,
-    scale: f32,
-    shift: f32,
-    activation: F,
-}
-
-impl<F: Pointwise<1>> Pointwise<1> for Normalize<F> {
-    #[inline(always)]
-    fn apply(self, [mut x]: [Chunk; 1]) -> Chunk {
-        for lane in &mut x {
-            *lane = (*lane - self.center) * self.scale + self.shift;
-        }
-        self.activation.apply([x])
-    }
 }
 
 /// No activation.

@@ -3,12 +3,16 @@
 mod backward;
 mod cpu;
 mod moments;
+mod normalize;
+mod read_through;
 #[cfg(test)]
 mod tests;
 
 use candle_core::{D, DType, Device, Result, Shape, Tensor};
 
 use self::cpu::{GroupNorm, Nothing};
+pub(crate) use self::normalize::Normalize;
+pub use self::read_through::GroupNormSilu;
 use crate::Level;
 use crate::activation::{Silu, silu};
 use crate::cpu::computes;

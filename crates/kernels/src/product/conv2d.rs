@@ -10,11 +10,13 @@ use super::packed::{Numbers, PackedWeight, Side};
 use super::panels::{Element, Source, copy};
 use super::weight_panels::{AsFloats, Stored, WeightPanels};
 use super::winograd::{SHARED_BYTES, Winograd};
-use super::winograd_transforms::{Added, Planes, Transforms};
+use super::winograd_transforms::{Added, Pictures, Planes, Transforms};
 use super::{bias_values, to_tensor, with_addend, with_values};
 use crate::Conv2dParams;
+use crate::activation::Silu;
 use crate::conv2d::output_size;
 use crate::cpu::{Float, fill};
+use crate::norm::Normalize;
 
 /// With fewer channels of the input there is little to multiply, so that the transforms take longer than what they save.
 const FEWEST_CHANNELS: usize = 8;
@@ -40,7 +42,32 @@ pub(super) fn conv2d(
     params: Conv2dParams,
     after: After<'_, Tensor>,
 ) -> Result<Tensor> {
-    conv2d_by(None, (x, Scale::One), weight, bias, params, after)
+    conv2d_by(None, Input::plain(x), weight, bias, params, after)
+}
+
+/// The norm of a picture of more bytes is not stored. Reading through it takes up to 3% longer than storing it, for each number is normalised one and a
+/// half times, so that only the pictures are that decide how much memory a model needs.
+const MOST_STORED_BYTES: usize = 128 << 20;
+
+/// Whether the input of a convolution is normalised while it is read rather than before.
+pub(super) fn normalizes(x: &Tensor, weight: &PackedWeight, params: Conv2dParams) -> Result<bool> {
+    let geometry = Geometry::new(x, Scale::One, weight, params)?;
+    // Only the size of a picture counts, and not how many there are: half precision rounds what is stored.
+    let numbers = geometry.channels * geometry.height * geometry.width;
+    let is_large = numbers * x.dtype().size_in_bytes() > MOST_STORED_BYTES;
+    Ok(is_large && matches!(geometry.fastest_method(weight), Method::Winograd { .. }))
+}
+
+/// A convolution of what these make of each channel of each picture of `x`; it must be one that [`normalizes`].
+pub(super) fn conv2d_normed(
+    x: &Tensor,
+    normed: &[Normalize<Silu>],
+    weight: &PackedWeight,
+    bias: Option<&Tensor>,
+    params: Conv2dParams,
+    after: After<'_, Tensor>,
+) -> Result<Tensor> {
+    conv2d_by(None, Input { normed: Some(normed), ..Input::plain(x) }, weight, bias, params, after)
 }
 
 /// A convolution of what nearest-neighbour upsampling by two makes of `x`.
@@ -50,7 +77,22 @@ pub(super) fn upsample_conv2d(
     bias: Option<&Tensor>,
     params: Conv2dParams,
 ) -> Result<Tensor> {
-    conv2d_by(None, (x, Scale::Two), weight, bias, params, After::Nothing)
+    conv2d_by(None, Input { scale: Scale::Two, ..Input::plain(x) }, weight, bias, params, After::Nothing)
+}
+
+/// What a convolution reads, and how.
+#[derive(Clone, Copy)]
+pub(super) struct Input<'a> {
+    pub(super) x: &'a Tensor,
+    pub(super) scale: Scale,
+    /// What is done with each channel of each picture; by Winograd's filtering alone.
+    pub(super) normed: Option<&'a [Normalize<Silu>]>,
+}
+
+impl<'a> Input<'a> {
+    pub(super) fn plain(x: &'a Tensor) -> Self {
+        Self { x, scale: Scale::One, normed: None }
+    }
 }
 
 /// How often each row and each column of a picture is read.
@@ -84,12 +126,13 @@ pub(super) fn read_twice<S: Copy>(row: &[S], start: usize, pixels: &mut [S]) {
 /// By the fastest method, or by another one.
 pub(super) fn conv2d_by(
     method: Option<Method>,
-    (x, scale): (&Tensor, Scale),
+    input: Input<'_>,
     weight: &PackedWeight,
     bias: Option<&Tensor>,
     params: Conv2dParams,
     after: After<'_, Tensor>,
 ) -> Result<Tensor> {
+    let x = input.x;
     if weight.side() != Side::Left {
         candle_core::bail!(
             "conv2d: the weight is {:?}, but the input is {:?}",
@@ -97,7 +140,7 @@ pub(super) fn conv2d_by(
             x.dims()
         );
     }
-    let geometry = Geometry::new(x, scale, weight, params)?;
+    let geometry = Geometry::new(x, input.scale, weight, params)?;
     let bias = bias_values("conv2d", x, weight, bias)?;
     let bias = bias.as_deref();
     // Half precision may be computed with in float32.
@@ -106,27 +149,36 @@ pub(super) fn conv2d_by(
     if let Method::Winograd { outputs } = method {
         return match weight.numbers() {
             Numbers::F32(kernel, panels) => {
-                filter::<f32, _>(x, geometry, outputs, kernel, panels, bias, after)
+                filter::<f32, _>(input, geometry, outputs, kernel, panels, bias, after)
             }
             Numbers::F16(kernel, panels) if is_float => {
-                filter::<f32, _>(x, geometry, outputs, kernel, panels, bias, after)
+                filter::<f32, _>(input, geometry, outputs, kernel, panels, bias, after)
             }
             Numbers::F16(kernel, panels) => {
-                filter::<f16, _>(x, geometry, outputs, kernel, panels, bias, after)
+                filter::<f16, _>(input, geometry, outputs, kernel, panels, bias, after)
             }
             Numbers::Bf16(kernel, panels) if is_float => {
-                filter::<f32, _>(x, geometry, outputs, kernel, panels, bias, after)
+                filter::<f32, _>(input, geometry, outputs, kernel, panels, bias, after)
             }
             Numbers::Bf16(kernel, panels) => {
-                filter::<bf16, _>(x, geometry, outputs, kernel, panels, bias, after)
+                filter::<bf16, _>(input, geometry, outputs, kernel, panels, bias, after)
             }
             Numbers::Bf16Pairs(pairs, _) if pairs.level == Level::Amx => {
                 candle_core::bail!("conv2d: a weight that is packed for tiles is not filtered")
             }
-            Numbers::Bf16Pairs(pairs, panels) => {
-                filter::<bf16, _>(x, geometry, outputs, &Microkernel::new(pairs.level), panels, bias, after)
-            }
+            Numbers::Bf16Pairs(pairs, panels) => filter::<bf16, _>(
+                input,
+                geometry,
+                outputs,
+                &Microkernel::new(pairs.level),
+                panels,
+                bias,
+                after,
+            ),
         };
+    }
+    if input.normed.is_some() {
+        candle_core::bail!("conv2d: all products of an input that is to be normalised as it is read");
     }
     match weight.numbers() {
         Numbers::F32(kernel, panels) => compute::<f32, _, _>(x, geometry, kernel, panels, bias, after),
@@ -144,7 +196,7 @@ pub(super) fn conv2d_by(
 
 /// By Winograd's filtering, in float32 whatever the dtype.
 fn filter<S: Float, T: AsFloats>(
-    x: &Tensor,
+    input: Input<'_>,
     geometry: Geometry,
     outputs: usize,
     kernel: &Microkernel,
@@ -155,7 +207,7 @@ fn filter<S: Float, T: AsFloats>(
     let Geometry { batch, channels, height, width, scale, out_channels, .. } = geometry;
     let shape = [batch, out_channels, height, width];
     let mut output = Vec::new();
-    with_values(x, |values: &[S]| {
+    with_values(input.x, |values: &[S]| {
         with_addend("conv2d", after, &shape, |after| {
             let addend = match after {
                 After::Add(addend) => Some(addend),
@@ -165,9 +217,12 @@ fn filter<S: Float, T: AsFloats>(
                 kernel,
                 weight: panels,
                 added: Added { bias, addend },
-                values,
+                input: Pictures {
+                    values,
+                    planes: Planes { channels, height, width, scale },
+                    normed: input.normed,
+                },
                 batch,
-                planes: Planes { channels, height, width, scale },
                 transforms: Transforms::new(kernel.level, outputs),
                 shared_bytes: SHARED_BYTES,
             };

@@ -12,7 +12,7 @@ use super::panels::{AlignedBuffer, Element, Pair};
 use super::weight_panels::{Unpacked, WeightPanels};
 use super::{to_tensor, with_values};
 use crate::cpu::{Float, TASK, to_floats};
-use crate::{Activation, Conv2dParams};
+use crate::{Activation, Conv2dParams, GroupNormSilu};
 
 /// A weight of [`linear`](crate::linear()) or [`conv2d`](crate::conv2d()) in the order in which the processor's products read it:
 /// packed once, it is multiplied with many inputs.
@@ -301,6 +301,34 @@ impl PackedWeight {
             return crate::add(&self.conv2d(x, bias, params)?, addend);
         }
         super::conv2d::conv2d(x, self, bias, params, After::Add(addend))
+    }
+
+    /// [`conv2d`](Self::conv2d) of `norm` of `x`, plus `addend` where there is one. Where nothing is to be differentiated and it is the quicker way, the
+    /// norm is computed from `x` as it is read and never stored.
+    ///
+    /// # Errors
+    /// Those of [`GroupNormSilu::apply`] and [`conv2d_add`](Self::conv2d_add).
+    pub fn conv2d_normed(
+        &self,
+        x: &Tensor,
+        norm: GroupNormSilu<'_>,
+        bias: Option<&Tensor>,
+        params: Conv2dParams,
+        addend: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        if !tracks(x, bias, addend)
+            && !norm.tracks()
+            && super::conv2d::normalizes(x, self, params)?
+            && let Some(channels) = norm.channels(x)?
+        {
+            let after = addend.map_or(After::Nothing, After::Add);
+            return super::conv2d::conv2d_normed(x, &channels, self, bias, params, after);
+        }
+        let normed = norm.apply(x)?;
+        match addend {
+            Some(addend) => self.conv2d_add(&normed, bias, params, addend),
+            None => self.conv2d(&normed, bias, params),
+        }
     }
 
     /// The memory of a weight that nobody else has.

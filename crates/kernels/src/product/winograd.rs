@@ -10,7 +10,7 @@ use super::microkernel::Microkernel;
 use super::multiply::{TASKS_PER_THREAD, share};
 use super::panels::{AlignedBuffer, DEPTH};
 use super::weight_panels::{AsFloats, WeightPanels};
-use super::winograd_transforms::{Added, Planes, Run, Transforms};
+use super::winograd_transforms::{Added, Pictures, Planes, Run, Transforms};
 use crate::cpu::Float;
 
 const TAPS: usize = 9;
@@ -28,6 +28,9 @@ const SLACK: usize = 16;
 /// the first cache.
 const POINT_PADDING: usize = 32;
 
+/// A buffer that is kept for the next weight is at most so many times what that one takes.
+const MOST_UNUSED: usize = 4;
+
 /// A weight that several tasks multiply is transformed once for all of them, as many features at a time as take so many bytes.
 pub(super) const SHARED_BYTES: usize = 64 << 20;
 
@@ -36,9 +39,8 @@ pub(super) struct Winograd<'a, S, T> {
     pub(super) kernel: &'a Microkernel,
     pub(super) weight: &'a WeightPanels<T>,
     pub(super) added: Added<'a, S>,
-    pub(super) values: &'a [S],
+    pub(super) input: Pictures<'a, S>,
     pub(super) batch: usize,
-    pub(super) planes: Planes,
     pub(super) transforms: Transforms<S>,
     /// At most about so many bytes of the weight are transformed at a time; [`SHARED_BYTES`].
     pub(super) shared_bytes: usize,
@@ -85,14 +87,14 @@ struct TransformedWeight<'a> {
 impl<S: Float, T: AsFloats> Winograd<'_, S, T> {
     /// `(batch, features, height, width)`.
     pub(super) fn compute(&self) -> Vec<S> {
-        let Planes { height, width, .. } = self.planes;
+        let Planes { height, width, .. } = self.input.planes;
         let length = self.batch * self.weight.features() * height * width;
         let mut output = Vec::with_capacity(length);
         let start = Output(output.as_mut_ptr());
         let kernel = self.kernel;
         let panels = self.tiles().div_ceil(kernel.columns);
         let weight_panels = self.weight.features().div_ceil(kernel.rows);
-        let bytes_per_panel = self.points() * self.planes.channels * kernel.columns * size_of::<f32>();
+        let bytes_per_panel = self.points() * self.input.planes.channels * kernel.columns * size_of::<f32>();
         let blocks = panels.div_ceil((INPUT_BYTES / bytes_per_panel.max(1)).clamp(1, MAX_PANELS));
         if blocks > 1 {
             self.compute_with_shared_weight(panels, blocks, start);
@@ -123,7 +125,7 @@ impl<S: Float, T: AsFloats> Winograd<'_, S, T> {
         let length = |depths: Range<usize>| {
             self.points() * point_stride(self.group_size() * depths.len() * self.kernel.rows)
         };
-        depth_blocks(self.planes.channels).map(length).sum()
+        depth_blocks(self.input.planes.channels).map(length).sum()
     }
 
     fn compute_with_shared_weight(&self, panels: usize, blocks: usize, output: Output<S>) {
@@ -137,7 +139,12 @@ impl<S: Float, T: AsFloats> Winograd<'_, S, T> {
             (self.shared_bytes / size_of::<f32>() / group_stride.max(1)).clamp(1, groups.max(1));
         // Not borrowed: this thread may compute another convolution while it waits for the tasks of this one.
         let mut buffer = SHARED.take();
-        let points = buffer.reserve::<f32>(groups_at_once * group_stride);
+        let length = groups_at_once * group_stride;
+        if buffer.values::<f32>().len() > MOST_UNUSED * length {
+            // What a wide layer on a small picture took would lie beside the large pictures of narrow ones.
+            buffer = AlignedBuffer::default();
+        }
+        let points = buffer.reserve::<f32>(length);
         for first in (0..groups).step_by(groups_at_once) {
             let count = groups_at_once.min(groups - first);
             let points = &mut points[..count * group_stride];
@@ -161,7 +168,7 @@ impl<S: Float, T: AsFloats> Winograd<'_, S, T> {
     fn transform_group(&self, weight_panels: Range<usize>, points: &mut [f32]) {
         BUFFERS.with_borrow_mut(|Buffers { taps, .. }| {
             let mut rest = points;
-            for depths in depth_blocks(self.planes.channels) {
+            for depths in depth_blocks(self.input.planes.channels) {
                 let stride = point_stride(self.group_size() * depths.len() * self.kernel.rows);
                 let (points, behind) = rest.split_at_mut(self.points() * stride);
                 self.transform_weight(weight_panels.clone(), depths, taps, stride, points);
@@ -177,7 +184,7 @@ impl<S: Float, T: AsFloats> Winograd<'_, S, T> {
     /// Tiles in a row, and rows of tiles, of one picture.
     fn tiles_across(&self) -> (usize, usize) {
         let outputs = self.transforms.outputs;
-        (self.planes.width.div_ceil(outputs), self.planes.height.div_ceil(outputs))
+        (self.input.planes.width.div_ceil(outputs), self.input.planes.height.div_ceil(outputs))
     }
 
     fn tiles(&self) -> usize {
@@ -231,14 +238,14 @@ impl<S: Float, T: AsFloats> Winograd<'_, S, T> {
 
     /// How far apart the points of a panel of tiles are.
     fn input_stride(&self) -> usize {
-        point_stride(self.planes.channels * self.kernel.columns)
+        point_stride(self.input.planes.channels * self.kernel.columns)
     }
 
     fn transform_input(&self, runs: &[Vec<Run>], input: &mut AlignedBuffer) {
         let stride = self.input_stride();
         let points = input.reserve::<f32>(runs.len() * self.points() * stride);
         for (runs, points) in runs.iter().zip(points.chunks_exact_mut(self.points() * stride)) {
-            self.transforms.input(self.values, self.planes, runs, points, stride);
+            self.transforms.input(self.input, runs, points, stride);
         }
     }
 
@@ -255,7 +262,7 @@ impl<S: Float, T: AsFloats> Winograd<'_, S, T> {
         let Buffers { input, weight, taps, products } = buffers;
         let input = input.values::<f32>();
         let products = products.reserve::<f32>(panels * weight_panels.len() * points * tile);
-        for depths in depth_blocks(self.planes.channels) {
+        for depths in depth_blocks(self.input.planes.channels) {
             let length = depths.len() * kernel.rows;
             let stride = point_stride(self.group_size() * length);
             let weight = match &mut group {
@@ -317,7 +324,7 @@ impl<S: Float, T: AsFloats> Winograd<'_, S, T> {
     ) {
         let kernel = self.kernel;
         let tile = kernel.rows * kernel.columns;
-        let planes = Planes { channels: self.weight.features(), ..self.planes };
+        let planes = Planes { channels: self.weight.features(), ..self.input.planes };
         let mut products = products.values::<f32>().chunks_exact(self.points() * tile);
         for runs in runs {
             for (weight_panel, products) in weight_panels.clone().zip(&mut products) {

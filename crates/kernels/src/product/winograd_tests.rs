@@ -2,16 +2,16 @@
 
 use std::time::Instant;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, Var};
 
-use super::conv2d::{Method, Scale, conv2d_by};
+use super::conv2d::{Input, Method, Scale, conv2d_by, conv2d_normed, normalizes};
 use super::multiply::After;
 use super::packed::Numbers;
 use super::tests::{bits, levels, numbers, plain_conv2d, values};
 use super::winograd::Winograd;
-use super::winograd_transforms::{Added, Planes, Transforms};
+use super::winograd_transforms::{Added, Pictures, Planes, Transforms};
 use super::{Level, PackedWeight};
-use crate::Conv2dParams;
+use crate::{Conv2dParams, GroupNormSilu};
 
 const WINOGRAD: [Method; 2] = [Method::Winograd { outputs: 2 }, Method::Winograd { outputs: 4 }];
 const SAME_SIZE: Conv2dParams = Conv2dParams { stride: 1, padding: 1 };
@@ -40,7 +40,7 @@ fn winograd_at_odd_sizes() {
                 let packed = PackedWeight::pack_at(level, &weight).unwrap();
                 for method in WINOGRAD {
                     let result =
-                        conv2d_by(Some(method), (&x, Scale::One), &packed, bias, SAME_SIZE, After::Nothing)
+                        conv2d_by(Some(method), Input::plain(&x), &packed, bias, SAME_SIZE, After::Nothing)
                             .unwrap();
                     let (_, worst) = relative_errors(&result, &expected);
                     let name = format!("{level:?}, {method:?}, {:?} by {:?}", x.dims(), weight.dims());
@@ -62,7 +62,7 @@ fn errors_of_winograd_at_real_depths() -> Result<()> {
             let packed = PackedWeight::pack_at(level, &weight)?;
             for (method, most) in [(Method::Direct, 4e-7), (WINOGRAD[0], 8e-7), (WINOGRAD[1], 2.5e-6)] {
                 let result =
-                    conv2d_by(Some(method), (&x, Scale::One), &packed, None, SAME_SIZE, After::Nothing)?;
+                    conv2d_by(Some(method), Input::plain(&x), &packed, None, SAME_SIZE, After::Nothing)?;
                 let (mean, worst) = relative_errors(&result, &expected);
                 println!("{level:?}, {channels} channels, {method:?}: {mean:.1e}, at most {worst:.1e}");
                 assert!(mean < most && worst < 10.0 * most, "{method:?}: {mean:.1e}, at most {worst:.1e}");
@@ -81,7 +81,7 @@ fn winograd_gives_the_bits_of_a_batchs_items() -> Result<()> {
             let convolve = |pictures: &Tensor| {
                 conv2d_by(
                     Some(method),
-                    (pictures, Scale::One),
+                    Input::plain(pictures),
                     &weight,
                     Some(&bias),
                     SAME_SIZE,
@@ -115,12 +115,12 @@ fn a_weight_is_transformed_at_once_or_in_parts() -> Result<()> {
         let Numbers::F32(kernel, panels) = packed.numbers() else { panic!("{:?}", packed.dtype()) };
         for outputs in [2, 4] {
             let compute = |shared_bytes| {
-                let (planes, transforms) =
-                    (Planes { channels, height, width, scale: Scale::One }, Transforms::new(level, outputs));
-                let values = &pixels;
+                let planes = Planes { channels, height, width, scale: Scale::One };
+                let input = Pictures { values: &pixels[..], planes, normed: None };
+                let transforms = Transforms::new(level, outputs);
                 let weight = panels;
                 let added = Added { bias: None, addend: None };
-                Winograd { kernel, weight, added, values, batch, planes, transforms, shared_bytes }.compute()
+                Winograd { kernel, weight, added, input, batch, transforms, shared_bytes }.compute()
             };
             let in_parts = compute(1);
             assert!(in_parts == compute(usize::MAX), "{level:?}, {outputs}");
@@ -151,7 +151,7 @@ fn half_precision_is_filtered_in_float32_and_rounded_once() -> Result<()> {
                     for (after, addend) in [(After::Nothing, &zeros), (After::Add(&added), &addend)] {
                         let result = conv2d_by(
                             Some(method),
-                            (&x, Scale::One),
+                            Input::plain(&x),
                             &packed,
                             Some(&bias),
                             SAME_SIZE,
@@ -193,7 +193,14 @@ fn upsampled_pictures_are_read_where_they_are() -> Result<()> {
                         let params = Conv2dParams { stride, padding: 1 };
                         let convolve = |x: &Tensor, scale| {
                             let after = After::Nothing;
-                            conv2d_by(Some(method), (x, scale), &packed, Some(&bias), params, after)
+                            conv2d_by(
+                                Some(method),
+                                Input { scale, ..Input::plain(x) },
+                                &packed,
+                                Some(&bias),
+                                params,
+                                after,
+                            )
                         };
                         let (found, expected) = (convolve(&x, Scale::Two)?, convolve(&larger, Scale::One)?);
                         assert_eq!(found.dims(), expected.dims());
@@ -207,12 +214,78 @@ fn upsampled_pictures_are_read_where_they_are() -> Result<()> {
 }
 
 #[test]
+fn a_norm_that_is_read_through_is_the_one_that_is_stored() -> Result<()> {
+    let channels = 24;
+    for (batch, height, width) in [(1, 64, 64), (2, 65, 67)] {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let x = numbers(&[batch, channels, height, width], 1).affine(3.0, 0.5)?.to_dtype(dtype)?;
+            let packed = PackedWeight::pack(&numbers(&[17, channels, 3, 3], 2).to_dtype(dtype)?)?;
+            let [bias, addend, vectors] = [vec![17], vec![batch, 17, height, width], vec![batch, channels]]
+                .map(|shape| numbers(&shape, 3).to_dtype(dtype).unwrap());
+            let [scale, shift] = [4, 5].map(|seed| numbers(&[channels], seed).to_dtype(dtype).unwrap());
+            for vectors in [None, Some(&vectors)] {
+                let norm = GroupNormSilu { vectors, groups: 6, weight: &scale, bias: &shift, eps: 1e-5 };
+                for addend in [None, Some(&addend)] {
+                    let read = norm.channels(&x)?.unwrap();
+                    let after = addend.map_or(After::Nothing, After::Add);
+                    let through = conv2d_normed(&x, &read, &packed, Some(&bias), SAME_SIZE, after)?;
+                    let stored = norm.apply(&x)?;
+                    let stored = match addend {
+                        Some(addend) => packed.conv2d_add(&stored, Some(&bias), SAME_SIZE, addend)?,
+                        None => packed.conv2d(&stored, Some(&bias), SAME_SIZE)?,
+                    };
+                    assert_eq!(through.dtype(), dtype);
+                    let largest = values(&stored).into_iter().fold(0.0, |a: f64, b| a.max(b.abs()));
+                    // Half precision rounds what is stored.
+                    let bound = match dtype {
+                        DType::F32 => 0.0,
+                        DType::F16 => 2e-3,
+                        _ => 2e-2,
+                    };
+                    for (through, stored) in values(&through).into_iter().zip(values(&stored)) {
+                        assert!(
+                            (through - stored).abs() <= bound * largest,
+                            "{dtype:?}: {through}, {stored}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_norm_is_read_through_where_it_would_be_large_and_nothing_is_to_be_differentiated() -> Result<()> {
+    let weight = PackedWeight::pack(&numbers(&[9, 8, 3, 3], 1))?;
+    let zeros = |height| Tensor::zeros((1, 8, height, 2048), DType::F32, &Device::Cpu);
+    assert!(
+        normalizes(&zeros(2049)?, &weight, SAME_SIZE)? && !normalizes(&zeros(2048)?, &weight, SAME_SIZE)?
+    );
+    assert!(!normalizes(&zeros(2049)?, &weight, Conv2dParams { stride: 2, padding: 1 })?);
+    let [scale, shift] = [numbers(&[8], 3), numbers(&[8], 4)];
+    let norm = GroupNormSilu { vectors: None, groups: 4, weight: &scale, bias: &shift, eps: 1e-5 };
+    let through = weight.conv2d_normed(&zeros(2049)?, norm, None, SAME_SIZE, None)?;
+    let stored = weight.conv2d(&norm.apply(&zeros(2049)?)?, None, SAME_SIZE)?;
+    assert!((through - stored)?.abs()?.max_all()?.to_scalar::<f32>()? == 0.0);
+
+    let x = Var::from_tensor(&numbers(&[1, 8, 20, 20], 2))?;
+    let found = weight.conv2d_normed(x.as_tensor(), norm, None, SAME_SIZE, None)?.sum_all()?.backward()?;
+    let expected = weight.conv2d(&norm.apply(x.as_tensor())?, None, SAME_SIZE)?.sum_all()?.backward()?;
+    assert!(values(found.get(&x).unwrap()) == values(expected.get(&x).unwrap()));
+    let wrong = GroupNormSilu { groups: 3, ..norm };
+    let problem = weight.conv2d_normed(&x, wrong, None, SAME_SIZE, None).unwrap_err().to_string();
+    assert!(problem.contains("3 groups"), "{problem}");
+    Ok(())
+}
+
+#[test]
 fn nothing_to_filter() -> Result<()> {
     let weight = PackedWeight::pack(&numbers(&[5, 9, 3, 3], 1))?;
     for method in WINOGRAD {
         let none = conv2d_by(
             Some(method),
-            (&numbers(&[0, 9, 20, 20], 2), Scale::One),
+            Input::plain(&numbers(&[0, 9, 20, 20], 2)),
             &weight,
             None,
             SAME_SIZE,
@@ -223,7 +296,7 @@ fn nothing_to_filter() -> Result<()> {
         let bias = numbers(&[5], 2);
         let flat = conv2d_by(
             Some(method),
-            (&numbers(&[1, 0, 7, 7], 2), Scale::One),
+            Input::plain(&numbers(&[1, 0, 7, 7], 2)),
             &no_channels,
             Some(&bias),
             SAME_SIZE,
@@ -272,7 +345,7 @@ fn methods_in_turn() -> Result<()> {
         for _ in 0..REPETITIONS {
             for (index, method) in [Method::Direct, WINOGRAD[0], WINOGRAD[1]].into_iter().enumerate() {
                 let (start, used) = (Instant::now(), processor_seconds());
-                conv2d_by(Some(method), (&x, Scale::One), &weight, None, SAME_SIZE, After::Nothing)?;
+                conv2d_by(Some(method), Input::plain(&x), &weight, None, SAME_SIZE, After::Nothing)?;
                 by_clock[index] = by_clock[index].min(start.elapsed().as_secs_f64());
                 by_thread[index] = by_thread[index].min(processor_seconds() - used);
             }

@@ -5,9 +5,11 @@ use std::ops::Range;
 
 use super::conv2d::{Scale, read_twice};
 use super::level::Level;
+use crate::activation::{Silu, in_place};
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::{Avx2, Avx512};
 use crate::cpu::{Float, Instructions, LANES, Plain, convert, convert_to_fresh, prefetch};
+use crate::norm::Normalize;
 
 /// The most points that a tile has along a side, and the most outputs.
 pub(super) const MAX_POINTS: usize = 6;
@@ -204,6 +206,15 @@ pub(super) struct Planes {
     pub(super) scale: Scale,
 }
 
+/// What is transformed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pictures<'a, S> {
+    pub(super) values: &'a [S],
+    pub(super) planes: Planes,
+    /// What is done with each channel of each picture first.
+    pub(super) normed: Option<&'a [Normalize<Silu>]>,
+}
+
 /// What is added to each output.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Added<'a, S> {
@@ -224,7 +235,7 @@ pub(super) struct Transforms<S> {
 }
 
 type WeightTransform = unsafe fn(&[f32], &mut [f32], usize);
-type InputTransform<S> = unsafe fn(&[S], Planes, &[Run], &mut [f32], usize);
+type InputTransform<S> = unsafe fn(Pictures<'_, S>, &[Run], &mut [f32], usize);
 type OutputTransform<S> = unsafe fn(&[f32], usize, Added<'_, S>, Planes, &[Run], Range<usize>, *mut S);
 
 impl<S: Float> Transforms<S> {
@@ -260,16 +271,9 @@ impl<S: Float> Transforms<S> {
     }
 
     /// Transforms a panel of tiles: those of a point come to `point * stride`, channel after channel.
-    pub(super) fn input(
-        &self,
-        values: &[S],
-        planes: Planes,
-        runs: &[Run],
-        points: &mut [f32],
-        stride: usize,
-    ) {
+    pub(super) fn input(&self, pictures: Pictures<'_, S>, runs: &[Run], points: &mut [f32], stride: usize) {
         // SAFETY: `new` has asked whether the processor has the level.
-        unsafe { (self.input)(values, planes, runs, points, stride) }
+        unsafe { (self.input)(pictures, runs, points, stride) }
     }
 
     /// Transforms the products of some features for a panel of tiles back, adds what is to be added, and writes them to their places in
@@ -319,15 +323,12 @@ macro_rules! level {
             /// The processor must have the level.
             $(#[target_feature(enable = $feature)])?
             unsafe fn input<F: Filtering, S: Float>(
-                values: &[S],
-                planes: Planes,
+                pictures: Pictures<'_, S>,
                 runs: &[Run],
                 points: &mut [f32],
                 stride: usize,
             ) {
-                transform_input::<F, $vector, S, { $tiles }>(
-                    values, planes, runs, points, stride, $instructions,
-                );
+                transform_input::<F, $vector, S, { $tiles }>(pictures, runs, points, stride, $instructions);
             }
 
             /// # Safety
@@ -404,13 +405,13 @@ fn transform_weight<F: Filtering, V: Vector, const ROWS: usize>(
 
 #[inline(always)]
 fn transform_input<F: Filtering, V: Vector, S: Float, const TILES: usize>(
-    values: &[S],
-    planes: Planes,
+    pictures: Pictures<'_, S>,
     runs: &[Run],
     points: &mut [f32],
     stride: usize,
     instructions: impl Instructions,
 ) {
+    let Pictures { values, planes, .. } = pictures;
     // Columns are transformed first: pixels beside each other are lanes, and only what comes out is sorted by tiles. `sorted` has
     // one more tile, the first of those behind a run, whose pixels the run's last tile reaches into.
     let mut rows = [[0f32; LINE]; MAX_POINTS];
@@ -421,9 +422,10 @@ fn transform_input<F: Filtering, V: Vector, S: Float, const TILES: usize>(
             let length = F::OUTPUTS * run.tiles + 2;
             let factor = planes.scale.factor();
             let (plane_size, width) = (planes.height * planes.width / factor / factor, planes.width / factor);
-            let plane = (run.picture * planes.channels + channel) * plane_size;
+            let index = run.picture * planes.channels + channel;
+            let plane = index * plane_size;
             for (y, row) in rows.iter_mut().enumerate().take(F::POINTS) {
-                read_row(values, plane, planes, run.y + y, run.x, &mut row[..length], instructions);
+                read_row(pictures, index, run.y + y, run.x, &mut row[..length], instructions);
                 // The next channel's row lies too far away for the processor to foresee it.
                 let next = plane + plane_size + (run.y + y) / factor * width + run.x / factor;
                 for index in (0..length / factor + LANES).step_by(LANES) {
@@ -459,23 +461,24 @@ fn transform_input<F: Filtering, V: Vector, S: Float, const TILES: usize>(
     }
 }
 
-/// Reads pixels of one row of the padded picture; zeros where the padding is, and beyond the picture.
+/// Reads pixels of one row of a channel, counted through all pictures, of the padded picture; zeros where the padding is, and beyond the
+/// picture.
 #[inline(always)]
 fn read_row<S: Float>(
-    values: &[S],
-    plane: usize,
-    planes: Planes,
+    pictures: Pictures<'_, S>,
+    channel: usize,
     y: usize,
     x: usize,
     pixels: &mut [f32],
     instructions: impl Instructions,
 ) {
+    let Pictures { values, planes, normed } = pictures;
     if y == 0 || y > planes.height {
         return pixels.fill(0.0);
     }
     let factor = planes.scale.factor();
     let width = planes.width / factor;
-    let row = &values[plane + (y - 1) / factor * width..][..width];
+    let row = &values[(channel * (planes.height / factor) + (y - 1) / factor) * width..][..width];
     let (start, pixels) = if x == 0 {
         let Some((first, pixels)) = pixels.split_first_mut() else { return };
         *first = 0.0;
@@ -492,6 +495,9 @@ fn read_row<S: Float>(
             read_twice(row, start, read);
             convert(read, inside, instructions);
         }
+    }
+    if let Some(normed) = normed {
+        in_place(normed[channel], inside);
     }
     beyond.fill(0.0);
 }

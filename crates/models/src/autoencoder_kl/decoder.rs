@@ -53,8 +53,7 @@ impl Decoder {
             hidden = block.forward(hidden)?;
         }
         // Silu whatever the config's act_fn, as in diffusers.
-        hidden = self.conv_norm_out.forward_silu(&hidden)?;
-        self.conv_out.forward(&hidden)
+        self.conv_out.forward_normed(&hidden, &self.conv_norm_out, None, None)
     }
 }
 
@@ -104,7 +103,7 @@ impl UpDecoderBlock2D {
     /// When shapes do not fit.
     pub fn forward(&self, mut x: Tensor) -> Result<Tensor> {
         for resnet in &self.resnets {
-            x = resnet.forward(&x, None)?;
+            x = resnet.forward(x, None)?;
         }
         match &self.upsampler {
             Some(upsampler) => upsampler.forward(&x, None),

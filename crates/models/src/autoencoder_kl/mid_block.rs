@@ -36,11 +36,11 @@ impl AutoencoderMidBlock2D {
     /// # Errors
     /// When shapes do not fit.
     pub fn forward(&self, mut x: Tensor) -> Result<Tensor> {
-        x = self.first.forward(&x, None)?;
+        x = self.first.forward(x, None)?;
         if let Some(attention) = &self.attention {
             x = attention.forward(&x)?;
         }
-        self.second.forward(&x, None)
+        self.second.forward(x, None)
     }
 }
 

@@ -3,7 +3,7 @@ use candle_diffusers_kernels::Conv2dParams;
 use candle_nn::VarBuilder;
 
 use super::layer::Then;
-use super::{Layer, LayerList, Layers, Operation};
+use super::{GroupNorm, Layer, LayerList, Layers, Operation};
 use crate::error::Result;
 
 /// A 2D convolution with a square kernel, with the state-dict keys `weight` `(out_channels, in_channels, kernel, kernel)` and `bias`
@@ -68,6 +68,21 @@ impl Conv2d {
     /// When shapes or dtypes do not fit.
     pub fn forward_upsampled(&self, x: &Tensor) -> Result<Tensor> {
         self.layer.forward_upsampled(x)
+    }
+
+    /// [`forward`](Self::forward) of `silu(norm(x))`, which is not stored where it can be read through: `vectors`, `(batch, in_channels)`, are added to `x`
+    /// before, `addend`, which has the shape of the result, to the result.
+    ///
+    /// # Errors
+    /// When shapes or dtypes do not fit.
+    pub fn forward_normed(
+        &self,
+        x: &Tensor,
+        norm: &GroupNorm,
+        vectors: Option<&Tensor>,
+        addend: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        self.layer.forward_normed(x, norm.then_silu(vectors), addend)
     }
 
     /// [`forward`](Self::forward) plus `addend`, which has the shape of the result.

@@ -2,7 +2,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_diffusers_kernels::{
-    Activation, Conv2dParams, PackedWeight, add, conv2d, geglu, linear, upsample_nearest2d,
+    Activation, Conv2dParams, GroupNormSilu, PackedWeight, add, conv2d, geglu, linear, upsample_nearest2d,
 };
 
 use super::LayerAdapter;
@@ -147,6 +147,25 @@ impl Layer {
         match (self.operation, packed, adapter) {
             (Operation::Conv2d(params), Some(packed), None) => Ok(packed.upsample_conv2d(x, bias, params)?),
             _ => self.forward(&upsample_nearest2d(x)?),
+        }
+    }
+
+    /// [`forward`](Self::forward) of `norm` of `x`, plus `addend` where there is one; the norm is not stored where the weight is packed and no
+    /// adapter looks at it.
+    pub(super) fn forward_normed(
+        &self,
+        x: &Tensor,
+        norm: GroupNormSilu<'_>,
+        addend: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let State { weight, bias, adapter } = self.state();
+        let bias = bias.as_ref();
+        let packed = weight.packed()?.filter(|packed| packed.takes(x, bias));
+        match (self.operation, packed, adapter) {
+            (Operation::Conv2d(params), Some(packed), None) => {
+                Ok(packed.conv2d_normed(x, norm, bias, params, addend)?)
+            }
+            _ => self.forward_then(&norm.apply(x)?, addend.map_or(Then::Nothing, Then::Add)),
         }
     }
 

@@ -1,5 +1,5 @@
 use candle_core::Tensor;
-use candle_diffusers_kernels as kernels;
+use candle_diffusers_kernels::{self as kernels, GroupNormSilu};
 use candle_nn::VarBuilder;
 
 use super::{LayerList, Layers};
@@ -42,12 +42,11 @@ impl GroupNorm {
         Ok(kernels::group_norm_silu(x, self.groups, &self.weight, &self.bias, self.eps)?)
     }
 
-    /// [`GroupNorm::forward_silu`] of `x` with `vectors`, `(batch, channels)`, added to each pixel.
-    ///
-    /// # Errors
-    /// When shapes do not fit.
-    pub fn forward_added_silu(&self, x: &Tensor, vectors: &Tensor) -> Result<Tensor> {
-        Ok(kernels::add_group_norm_silu(x, vectors, self.groups, &self.weight, &self.bias, self.eps)?)
+    /// [`GroupNorm::forward_silu`], perhaps of the sum with `vectors` `(batch, channels)`, for a convolution that reads its input through it
+    /// ([`Conv2d::forward_normed`](super::Conv2d::forward_normed)).
+    pub(super) fn then_silu<'a>(&'a self, vectors: Option<&'a Tensor>) -> GroupNormSilu<'a> {
+        let Self { weight, bias, groups, eps } = self;
+        GroupNormSilu { vectors, groups: *groups, weight, bias, eps: *eps }
     }
 }
 

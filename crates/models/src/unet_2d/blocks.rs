@@ -54,7 +54,7 @@ struct Layer {
 
 impl Layer {
     fn forward(&self, x: &Tensor, temb: &Tensor) -> Result<Tensor> {
-        let hidden = self.resnet.forward(x, Some(temb))?;
+        let hidden = self.resnet.forward(x.clone(), Some(temb))?;
         match &self.attention {
             Some(attention) => attention.forward(&hidden),
             None => Ok(hidden),
@@ -119,7 +119,7 @@ impl DownBlock {
         }
         x = match &self.downsampler {
             Some(Downsampler::Conv(conv)) => conv.forward(&x)?,
-            Some(Downsampler::Resnet(resnet)) => resnet.forward(&x, Some(temb))?,
+            Some(Downsampler::Resnet(resnet)) => resnet.forward(x, Some(temb))?,
             None => return Ok(x),
         };
         res_samples.push(x.clone());
@@ -155,7 +155,7 @@ impl MidBlock {
     }
 
     pub(super) fn forward(&self, x: &Tensor, temb: &Tensor) -> Result<Tensor> {
-        self.second.forward(&self.first.forward(x, temb)?, Some(temb))
+        self.second.forward(self.first.forward(x, temb)?, Some(temb))
     }
 }
 
@@ -211,7 +211,7 @@ impl UpBlock {
         }
         match &self.upsampler {
             Some(Upsampler::Conv(conv)) => conv.forward(&x, None),
-            Some(Upsampler::Resnet(resnet)) => resnet.forward(&x, Some(temb)),
+            Some(Upsampler::Resnet(resnet)) => resnet.forward(x, Some(temb)),
             None => Ok(x),
         }
     }

@@ -113,7 +113,7 @@ impl UNet2DModel {
             sample = block.forward(sample, &emb, &mut res_samples)?;
         }
         // Silu whatever the config's act_fn, as in diffusers.
-        let output = self.conv_out.forward(&self.conv_norm_out.forward_silu(&sample)?)?;
+        let output = self.conv_out.forward_normed(&sample, &self.conv_norm_out, None, None)?;
         if self.config.time_embedding_type != TimeEmbeddingType::Fourier {
             return Ok(output);
         }

@@ -53,7 +53,7 @@ struct Layer {
 
 impl Layer {
     fn forward(&self, x: &Tensor, temb: &Tensor, context: Context) -> Result<Tensor> {
-        let hidden = self.resnet.forward(x, Some(temb))?;
+        let hidden = self.resnet.forward(x.clone(), Some(temb))?;
         match &self.attention {
             Some(attention) => attention.forward(&hidden, context),
             None => Ok(hidden),
@@ -149,9 +149,9 @@ impl MidBlock {
     /// # Errors
     /// When shapes do not fit.
     pub fn forward(&self, x: &Tensor, temb: &Tensor, context: Context) -> Result<Tensor> {
-        let hidden = self.first.forward(x, Some(temb))?;
+        let hidden = self.first.forward(x.clone(), Some(temb))?;
         match &self.rest {
-            Some((attention, resnet)) => resnet.forward(&attention.forward(&hidden, context)?, Some(temb)),
+            Some((attention, resnet)) => resnet.forward(attention.forward(&hidden, context)?, Some(temb)),
             None => Ok(hidden),
         }
     }

@@ -61,7 +61,7 @@ fn residual_blocks_equal_the_reference() {
         ("resnet_skip_time_act", 8, ResnetConfig { skip_time_act: true, output_scale_factor: 0.5, ..TIMED }),
     ] {
         let temb = config.temb_channels.map(|_| &temb);
-        check(name, |vb, x| ResnetBlock2D::new(8, out_channels, config, vb)?.forward(x, temb));
+        check(name, |vb, x| ResnetBlock2D::new(8, out_channels, config, vb)?.forward(x.clone(), temb));
     }
 }
 
@@ -75,7 +75,7 @@ fn a_time_embedding_too_many_or_too_few_is_an_error() {
         let weights = fixture.state_dict(&format!("{name}.model."));
         let weights = VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu);
         let block = ResnetBlock2D::new(8, 8, config, weights).unwrap();
-        let error = block.forward(fixture.get("resnet.x"), temb).unwrap_err().to_string();
+        let error = block.forward(fixture.get("resnet.x").clone(), temb).unwrap_err().to_string();
         assert!(error.contains(problem), "{error}");
     }
 }
