@@ -3,14 +3,15 @@
 use std::ops::{ControlFlow, Range};
 
 use candle_core::Tensor;
-use candle_diffusers_models::{TextCache, UNet2DConditionModel, UNetConditions};
+use candle_diffusers_models::UNet2DConditionModel;
 use candle_diffusers_schedulers::{NoiseSource, Scheduler, StepOptions};
 
 use crate::control::{Place, Steering};
 use crate::error::{Result, argument};
-use crate::guidance::{classifier_free_guidance, guidance_scale_embedding, instruct_pix2pix_guidance};
+use crate::guidance::{classifier_free_guidance, instruct_pix2pix_guidance};
+use crate::predictor::Predictor;
 use crate::prompt_embeds::PromptEmbeds;
-use crate::told::{Asked, Told};
+use crate::told::Asked;
 
 /// How [`denoise`] guides.
 #[derive(Clone, Debug)]
@@ -30,7 +31,7 @@ impl Guidance {
         self.scale > 1.0 && follows_picture && unet.config().time_cond_proj_dim.is_none()
     }
 
-    fn asked(&self, unet: &UNet2DConditionModel) -> Asked {
+    pub(crate) fn asked(&self, unet: &UNet2DConditionModel) -> Asked {
         match self.image_scale {
             _ if !self.is_classifier_free(unet) => Asked::Prompt,
             None => Asked::NegativeAndPrompt,
@@ -39,7 +40,7 @@ impl Guidance {
     }
 
     /// What becomes of the UNet's predictions of what it was asked for.
-    fn guide(&self, asked: Asked, model_output: Tensor) -> Result<Tensor> {
+    pub(crate) fn guide(&self, asked: Asked, model_output: Tensor) -> Result<Tensor> {
         match self.image_scale {
             _ if asked == Asked::Prompt => Ok(model_output),
             None => classifier_free_guidance(&model_output, self.scale, self.rescale),
@@ -119,8 +120,8 @@ pub enum Kept {
 }
 
 impl Kept {
-    /// The model's input with what it sees besides.
-    fn join(&self, input: Tensor) -> Result<Tensor> {
+    /// A model's input with what it sees besides.
+    pub(crate) fn join(&self, input: Tensor) -> Result<Tensor> {
         let (channels, rows) = match self {
             Self::Restored { .. } => return Ok(input),
             Self::Seen(channels) | Self::Edited(channels) => (channels, input.dim(0)?),
@@ -146,7 +147,7 @@ impl Kept {
 /// Denoises `latents` `(batch, channels, height, width)` over the timesteps of the scheduler, and returns them.
 ///
 /// Each step asks the UNet, guides its prediction, and lets the scheduler step; noise that the scheduler draws comes from
-/// `noise`. The UNet's keys and values of the text are computed once ([`TextCache`]), and again after a callback has changed the embeddings.
+/// `noise`. The UNet's keys and values of the text are computed once ([`TextCache`](candle_diffusers_models::TextCache)), and again after a callback has changed the embeddings.
 ///
 /// # Errors
 /// When shapes do not fit, no step is left, or `on_step_end` fails.
@@ -167,20 +168,7 @@ pub fn denoise(
         kept,
         control,
     } = denoising;
-    let asked = guidance.asked(unet);
-    let timestep_cond = match unet.config().time_cond_proj_dim {
-        Some(dim) => {
-            let w = guidance.scale - 1.0;
-            Some(guidance_scale_embedding(w, latents.dim(0)?, dim, latents.dtype(), latents.device())?)
-        }
-        None => None,
-    };
-    let text_cache = TextCache::new();
-    let tell = |prompt_embeds: &PromptEmbeds| -> Result<[Told; 2]> {
-        let told = |asked| Told::new(prompt_embeds, time_ids.as_ref(), asked);
-        Ok([told(asked)?, told(Asked::Prompt)?])
-    };
-    let [mut told, mut told_prompts] = tell(&prompt_embeds)?;
+    let mut predictor = Predictor::new(unet, guidance, control, time_ids, &prompt_embeds, &latents)?;
     let timesteps = scheduler.timesteps().get(steps.clone()).unwrap_or(&[]).to_vec();
     if timesteps.is_empty() {
         let problem = format!("are {steps:?} of {}, so that none is left", scheduler.timesteps().len());
@@ -188,26 +176,8 @@ pub fn denoise(
     }
     let total = scheduler.timesteps().len() - steps.start;
     for (index, &timestep) in timesteps.iter().enumerate() {
-        let input = Tensor::cat(&vec![&latents; asked.rows()], 0)?;
-        let input = scheduler.scale_model_input(&input, timestep)?;
-        let residuals = match &control {
-            Some(control) => {
-                let place = Place { index, total, timestep };
-                control.residuals(place, &input, &told, &told_prompts, &text_cache)?
-            }
-            None => None,
-        };
-        let input = match &kept {
-            Some(kept) => kept.join(input)?,
-            None => input,
-        };
-        let conditions = UNetConditions {
-            timestep_cond: timestep_cond.as_ref(),
-            control: residuals.as_ref().map(|residuals| residuals.residuals()),
-            ..told.conditions(&text_cache)
-        };
-        let model_output = unet.forward(&input, &[timestep], &told.text, conditions)?;
-        let model_output = guidance.guide(asked, model_output)?;
+        let place = Place { index, total, timestep };
+        let model_output = predictor.predict(&latents, scheduler, kept.as_ref(), place)?;
         latents = scheduler.step(&model_output, timestep, &latents, noise, &step_options)?.prev_sample;
         if let Some(kept) = &kept {
             latents = kept.restore(latents, scheduler, timesteps.get(index + 1).copied())?;
@@ -224,7 +194,7 @@ pub fn denoise(
             break;
         }
         if !prompt_embeds.is_same(&before) {
-            [told, told_prompts] = tell(&prompt_embeds)?;
+            predictor.tell(&prompt_embeds)?;
         }
     }
     Ok(latents)

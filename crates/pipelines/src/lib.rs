@@ -7,6 +7,7 @@ mod guidance;
 mod image_processor;
 mod latents;
 mod memory;
+mod predictor;
 mod prompt;
 mod prompt_embeds;
 mod safety_checker;
