@@ -68,12 +68,49 @@ pub enum Error {
         /// The shape that was expected.
         expected: String,
     },
+    /// A folder of pictures that cannot be trained on.
+    #[error("{folder}: {problem}")]
+    Folder {
+        /// The folder.
+        folder: String,
+        /// What was found and what to do.
+        problem: String,
+    },
+    /// A file of captions that cannot be used.
+    #[error("{file}: {problem}")]
+    Metadata {
+        /// The file, with the line where there is one.
+        file: String,
+        /// What was found and what to do.
+        problem: String,
+    },
+    /// A picture that cannot be used.
+    #[error("{file}: {problem}")]
+    Picture {
+        /// The file.
+        file: String,
+        /// What was found and what to do.
+        problem: String,
+    },
+    /// The thread that reads pictures ahead has ended.
+    #[error("pictures are not read any more: an earlier batch failed")]
+    ReadingEnded,
+    /// A picture could not be read or resized.
+    #[error(transparent)]
+    Pipelines(Box<candle_diffusers_pipelines::Error>),
     /// The noise schedule cannot do what training asks of it.
     #[error(transparent)]
     Scheduler(#[from] candle_diffusers_schedulers::Error),
     /// A tensor operation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
+}
+
+impl From<candle_diffusers_pipelines::Error> for Error {
+    fn from(error: candle_diffusers_pipelines::Error) -> Self {
+        // Boxed, as it is much larger than the others.
+        Self::Pipelines(Box::new(error))
+    }
 }
 
 /// A result with this crate's [`Error`].

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod dataset;
 mod ema;
 mod error;
 mod gradients;

@@ -9,6 +9,7 @@ mod clip_gradients;
 mod ema;
 mod lr_schedule;
 mod noise_and_loss;
+mod picture_transforms;
 mod sgd;
 
 use candle_core::{Tensor, Var};

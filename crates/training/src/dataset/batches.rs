@@ -1,0 +1,164 @@
+//! Batches of pictures, any of which can be made from its place in the run alone.
+
+use candle_core::Tensor;
+use candle_diffusers_pipelines::{from_pictures, normalize};
+use image::RgbImage;
+
+use super::examples::skipped;
+use super::order::{batch_count, batches, generator};
+use super::{Dataset, Sample, Warning};
+use crate::error::{Error, Result};
+
+/// How pictures are put in batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchOptions {
+    /// Pictures of one batch of this process (`train_batch_size`).
+    pub batch_size: usize,
+    /// Make incomplete batches whole by pictures that have come already. With several processes that is always done.
+    pub fill: bool,
+    /// The number of this process, from 0.
+    pub process: usize,
+    /// How many processes share each batch: together they see the pictures that one process with so many times the batch size sees.
+    pub processes: usize,
+}
+
+impl Default for BatchOptions {
+    fn default() -> Self {
+        Self { batch_size: 1, fill: false, process: 0, processes: 1 }
+    }
+}
+
+/// A place in a run, at which it can go on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    /// How often all pictures have come.
+    pub epoch: u64,
+    /// Batches of this epoch that have come.
+    pub batch: u64,
+}
+
+/// Pictures of one size.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    /// At least one.
+    pub samples: Vec<Sample>,
+    /// Where the next batch is.
+    pub next: Position,
+    /// Pictures that were left out.
+    pub warnings: Vec<Warning>,
+}
+
+impl Batch {
+    /// The pictures as a tensor (batch, 3, height, width) of float32 from -1 to 1, as a VAE encodes them.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn pixel_values(&self) -> Result<Tensor> {
+        let pictures: Vec<RgbImage> = self.samples.iter().map(|sample| sample.picture.clone()).collect();
+        Ok(normalize(&from_pictures(&pictures)?)?)
+    }
+
+    /// The pictures of the picture column `column`, as [`pixel_values`](Self::pixel_values), but from 0 to 1.
+    ///
+    /// # Errors
+    /// If there is no such column.
+    pub fn other_pixel_values(&self, column: usize) -> Result<Tensor> {
+        let pictures = self.samples.iter().filter_map(|sample| sample.others.get(column).cloned());
+        Ok(from_pictures(&pictures.collect::<Vec<_>>())?)
+    }
+
+    /// The captions.
+    pub fn captions(&self) -> Vec<&str> {
+        self.samples.iter().map(|sample| sample.caption.as_str()).collect()
+    }
+}
+
+impl Dataset {
+    /// How many batches an epoch has.
+    pub fn batches_per_epoch(&self, options: &BatchOptions) -> usize {
+        let whole = options.batch_size.saturating_mul(options.processes).max(1);
+        batch_count(&self.targets(), self.options.repeats, whole)
+    }
+
+    /// The batch at `position`.
+    ///
+    /// # Errors
+    /// When an option or the position is out of range, or a picture cannot be read: where `skip_broken` is set, only if none of its size can.
+    pub fn batch(&self, position: Position, options: &BatchOptions) -> Result<Batch> {
+        let plan = self.epoch(position.epoch, options)?;
+        self.planned_batch(&plan, position, options)
+    }
+
+    /// The places of the pictures of each batch of an epoch.
+    pub(super) fn epoch(&self, epoch: u64, options: &BatchOptions) -> Result<Vec<Vec<usize>>> {
+        for (field, value) in [("train_batch_size", options.batch_size), ("processes", options.processes)] {
+            if value == 0 {
+                let expected = "1 or more".to_string();
+                return Err(Error::Field { field, found: "0".to_string(), expected });
+            }
+        }
+        if options.process >= options.processes {
+            let (field, expected) = ("process", format!("less than {}", options.processes));
+            return Err(Error::Field { field, found: options.process.to_string(), expected });
+        }
+        let whole = options.batch_size.saturating_mul(options.processes);
+        let fill = options.fill || options.processes > 1;
+        let mut generator = generator(self.options.seed, epoch, 0);
+        batches(&self.targets(), self.options.repeats, whole, fill, &mut generator)
+    }
+
+    pub(super) fn planned_batch(
+        &self,
+        plan: &[Vec<usize>],
+        position: Position,
+        options: &BatchOptions,
+    ) -> Result<Batch> {
+        let Some(places) = plan.get(position.batch as usize) else {
+            let (found, expected) = (position.batch.to_string(), format!("less than {}", plan.len()));
+            return Err(Error::Field { field: "batch", found, expected });
+        };
+        let first = options.process * options.batch_size;
+        let own = places.iter().enumerate().skip(first).take(options.batch_size);
+        let whole = (options.batch_size * options.processes) as u64;
+        let (mut samples, mut warnings) = (Vec::new(), Vec::new());
+        for (slot, &index) in own {
+            let purpose = 1 + position.batch * whole + slot as u64;
+            samples.push(self.readable_sample(index, position.epoch, purpose, &mut warnings)?);
+        }
+        let next = if position.batch + 1 < plan.len() as u64 {
+            Position { batch: position.batch + 1, ..position }
+        } else {
+            Position { epoch: position.epoch + 1, batch: 0 }
+        };
+        Ok(Batch { samples, next, warnings })
+    }
+
+    /// The picture at `index`, or the next one of the same size where it cannot be read and that is allowed.
+    fn readable_sample(
+        &self,
+        index: usize,
+        epoch: u64,
+        purpose: u64,
+        warnings: &mut Vec<Warning>,
+    ) -> Result<Sample> {
+        let target = self.examples[index].target;
+        let places = (index..self.examples.len()).chain(0..index);
+        let mut first_error = None;
+        for place in places.filter(|&place| self.examples[place].target == target) {
+            let mut generator = generator(self.options.seed, epoch, purpose);
+            match self.sample(place, &mut generator) {
+                Ok(sample) => return Ok(sample),
+                Err(error) if self.options.skip_broken => {
+                    warnings.push(skipped(&self.examples[place].picture, &error));
+                    first_error.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(first_error.unwrap_or(Error::ReadingEnded))
+    }
+
+    fn targets(&self) -> Vec<[u32; 2]> {
+        self.examples.iter().map(|example| example.target).collect()
+    }
+}

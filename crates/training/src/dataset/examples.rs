@@ -1,0 +1,230 @@
+//! Which pictures a folder has, and their captions.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use super::metadata::{FILE_NAME, Metadata};
+use super::picture_file::{has_picture_name, picture_size};
+use super::{DatasetOptions, Warning};
+use crate::error::{Error, Result};
+
+/// Names that an error message lists at most.
+const LISTED: usize = 10;
+
+/// Where captions come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Captions {
+    /// This column of `metadata.csv` or `metadata.jsonl`; without such a file, a text file beside each picture (`cat.txt` for `cat.png`).
+    Folder {
+        /// The column (`caption_column`).
+        column: String,
+    },
+    /// The same for all pictures (`instance_prompt`).
+    Prompt(String),
+    /// There are none.
+    None,
+}
+
+impl Default for Captions {
+    fn default() -> Self {
+        Self::Folder { column: "text".to_string() }
+    }
+}
+
+/// A picture that a run trains on.
+#[derive(Clone, Debug)]
+pub(super) struct Example {
+    pub(super) picture: PathBuf,
+    /// One is chosen each time; none where pictures have no captions.
+    pub(super) captions: Vec<String>,
+    /// The pictures of `picture_columns`.
+    pub(super) others: Vec<PathBuf>,
+    /// Width and height.
+    pub(super) size: [u32; 2],
+    /// Width and height that it is cut to.
+    pub(super) target: [u32; 2],
+}
+
+/// The pictures of a folder with their sizes, in the order of the metadata, or else of their names.
+pub(super) fn find(
+    folder: &Path,
+    options: &DatasetOptions,
+    warnings: &mut Vec<Warning>,
+) -> Result<Vec<Example>> {
+    let wrong = |problem: String| Error::Folder { folder: folder.display().to_string(), problem };
+    let mut files = Vec::new();
+    list_files(folder, &mut files).map_err(|error| wrong(format!("cannot be read: {error}")))?;
+    files.sort();
+    if files.is_empty() {
+        return Err(wrong("is empty; put PNG, JPEG or WebP pictures there".to_string()));
+    }
+    let pictures: Vec<&PathBuf> = files.iter().filter(|file| has_picture_name(file)).collect();
+    if pictures.is_empty() {
+        let names = listed(files.iter().map(|file| name_in(folder, file)));
+        return Err(wrong(format!("has no PNG, JPEG or WebP picture; there are {names}")));
+    }
+    let needs_metadata =
+        !options.picture_columns.is_empty() || matches!(options.captions, Captions::Folder { .. });
+    let metadata = if needs_metadata { Metadata::find(folder)? } else { None };
+    let examples = match metadata {
+        Some(metadata) => from_metadata(folder, &metadata, options)?,
+        None if !options.picture_columns.is_empty() => {
+            let columns = options.picture_columns.join(", ");
+            return Err(wrong(format!("has no metadata.csv or metadata.jsonl with {columns}")));
+        }
+        None => from_files(folder, &pictures, &options.captions)?,
+    };
+    with_sizes(folder, examples, options.skip_broken, warnings)
+}
+
+/// All files below `folder` but hidden ones.
+fn list_files(folder: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with('.') {
+            continue;
+        }
+        if entry.path().is_dir() {
+            list_files(&entry.path(), files)?;
+        } else {
+            files.push(entry.path());
+        }
+    }
+    Ok(())
+}
+
+fn from_metadata(folder: &Path, metadata: &Metadata, options: &DatasetOptions) -> Result<Vec<Example>> {
+    let caption_column = match &options.captions {
+        Captions::Folder { column } => Some(column.as_str()),
+        Captions::Prompt(_) | Captions::None => None,
+    };
+    let columns = [FILE_NAME].into_iter().chain(caption_column);
+    for column in columns.chain(options.picture_columns.iter().map(String::as_str)) {
+        metadata.check_column(column)?;
+    }
+    let mut examples = Vec::new();
+    for row in metadata.rows() {
+        let captions = match &options.captions {
+            Captions::Folder { column } => metadata.texts(row, column)?,
+            Captions::Prompt(prompt) => vec![prompt.clone()],
+            Captions::None => Vec::new(),
+        };
+        let path = |column: &str| Ok(folder.join(metadata.text(row, column)?));
+        let others = options.picture_columns.iter().map(|column| path(column)).collect::<Result<_>>()?;
+        examples.push(Example { picture: path(FILE_NAME)?, captions, others, size: [0; 2], target: [0; 2] });
+    }
+    let named = examples.iter().flat_map(|example| [&example.picture].into_iter().chain(&example.others));
+    let missing: Vec<String> =
+        named.filter(|path| !path.is_file()).map(|path| name_in(folder, path)).collect();
+    let file = metadata.file().display().to_string();
+    if !missing.is_empty() {
+        let problem = format!("names pictures that are not there: {}", listed(missing.into_iter()));
+        return Err(Error::Metadata { file, problem });
+    }
+    if examples.is_empty() {
+        return Err(Error::Metadata { file, problem: "names no picture".to_string() });
+    }
+    Ok(examples)
+}
+
+fn from_files(folder: &Path, pictures: &[&PathBuf], captions: &Captions) -> Result<Vec<Example>> {
+    let captions_of = |picture: &Path| -> Result<Option<Vec<String>>> {
+        match captions {
+            Captions::Prompt(prompt) => Ok(Some(vec![prompt.clone()])),
+            Captions::None => Ok(Some(Vec::new())),
+            Captions::Folder { .. } => {
+                let file = picture.with_extension("txt");
+                if !file.is_file() {
+                    return Ok(None);
+                }
+                let text = fs::read_to_string(&file).map_err(|error| Error::Metadata {
+                    file: file.display().to_string(),
+                    problem: format!("cannot be read: {error}"),
+                })?;
+                Ok(Some(vec![text.trim().to_string()]))
+            }
+        }
+    };
+    let (mut examples, mut without) = (Vec::new(), Vec::new());
+    for &picture in pictures {
+        match captions_of(picture)? {
+            Some(captions) => {
+                let (picture, others) = (picture.clone(), Vec::new());
+                examples.push(Example { picture, captions, others, size: [0; 2], target: [0; 2] });
+            }
+            None => without.push(name_in(folder, picture)),
+        }
+    }
+    if without.is_empty() {
+        return Ok(examples);
+    }
+    let problem = format!(
+        "has no metadata.csv or metadata.jsonl, and no captions in text files for {}; write them, or give one prompt for all",
+        listed(without.into_iter())
+    );
+    Err(Error::Folder { folder: folder.display().to_string(), problem })
+}
+
+/// Reads the size of each picture; leaves out those that cannot be read where that is wanted.
+fn with_sizes(
+    folder: &Path,
+    mut examples: Vec<Example>,
+    skip_broken: bool,
+    warnings: &mut Vec<Warning>,
+) -> Result<Vec<Example>> {
+    let sizes: Vec<Result<[u32; 2]>> = examples.par_iter().map(size_of_whole_example).collect();
+    let problems: Vec<String> =
+        sizes.iter().filter_map(|size| Some(size.as_ref().err()?.to_string())).collect();
+    if problems.len() == examples.len() {
+        let problem = format!("has no picture that can be read: {}", listed(problems.into_iter()));
+        return Err(Error::Folder { folder: folder.display().to_string(), problem });
+    }
+    if !problems.is_empty() && !skip_broken {
+        let problem = format!(
+            "has pictures that cannot be read (remove them, or leave them out by skip_broken): {}",
+            listed(problems.into_iter())
+        );
+        return Err(Error::Folder { folder: folder.display().to_string(), problem });
+    }
+    let mut sizes = sizes.into_iter();
+    examples.retain_mut(|example| match sizes.next() {
+        Some(Ok(size)) => {
+            example.size = size;
+            true
+        }
+        Some(Err(error)) => {
+            warnings.push(skipped(&example.picture, &error));
+            false
+        }
+        None => false,
+    });
+    Ok(examples)
+}
+
+fn size_of_whole_example(example: &Example) -> Result<[u32; 2]> {
+    for other in &example.others {
+        picture_size(other)?;
+    }
+    picture_size(&example.picture)
+}
+
+/// The warning that a picture is left out for this reason.
+pub(super) fn skipped(picture: &Path, error: &Error) -> Warning {
+    let (file, problem) = (picture.display().to_string(), error.to_string());
+    let problem = problem.strip_prefix(&format!("{file}: ")).map_or(problem.clone(), str::to_string);
+    Warning::Skipped { file, problem }
+}
+
+fn name_in(folder: &Path, file: &Path) -> String {
+    file.strip_prefix(folder).unwrap_or(file).display().to_string()
+}
+
+/// The first names, and how many more there are.
+fn listed(names: impl Iterator<Item = String>) -> String {
+    let names: Vec<String> = names.collect();
+    let more = names.len().saturating_sub(LISTED);
+    let text = names[..names.len() - more].join(", ");
+    if more == 0 { text } else { format!("{text} and {more} more") }
+}

@@ -1,0 +1,196 @@
+//! Folders of pictures with captions: found, read, cut to one size, put in batches and read ahead.
+//!
+//! Everything random (order, crops, flips, one of several captions) follows from the seed and the place of a picture in the run alone, so that a
+//! run goes on from a [`Position`] as if it had never stopped, and several processes share batches without a word.
+
+mod batches;
+mod buckets;
+mod examples;
+mod loader;
+mod metadata;
+mod order;
+mod picture_file;
+mod transform;
+mod warning;
+
+use std::path::Path;
+
+use candle_diffusers_schedulers::TorchGenerator;
+use image::RgbImage;
+
+use crate::error::{Error, Result};
+use examples::Example;
+use picture_file::read_picture;
+
+pub use batches::{Batch, BatchOptions, Position};
+pub use buckets::{BucketOptions, bucket_sizes};
+pub use examples::Captions;
+pub use loader::{BatchLoader, Waiting};
+pub use transform::{Cut, Flip, TransformOptions};
+pub use warning::Warning;
+
+/// How a folder is read; the default is 512 pixels, captions from the folder, random crops.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DatasetOptions {
+    /// Where captions come from.
+    pub captions: Captions,
+    /// Columns of the metadata that name more pictures for each example, which are cut alike: masks, conditions, edited pictures.
+    pub picture_columns: Vec<String>,
+    /// Width and height of all pictures, or with `buckets` the root of their area. A multiple of 8.
+    pub resolution: u32,
+    /// Let pictures keep about their shape.
+    pub buckets: Option<BucketOptions>,
+    /// How pictures are brought to size.
+    pub transform: TransformOptions,
+    /// How often each picture comes in an epoch.
+    pub repeats: usize,
+    /// What order, crops, flips and choices follow from.
+    pub seed: u64,
+    /// Leave out pictures that cannot be read, with a warning, instead of failing.
+    pub skip_broken: bool,
+}
+
+impl Default for DatasetOptions {
+    fn default() -> Self {
+        Self {
+            captions: Captions::default(),
+            picture_columns: Vec::new(),
+            resolution: 512,
+            buckets: None,
+            transform: TransformOptions::default(),
+            repeats: 1,
+            seed: 0,
+            skip_broken: false,
+        }
+    }
+}
+
+/// The pictures of a folder.
+#[derive(Clone, Debug)]
+pub struct Dataset {
+    options: DatasetOptions,
+    examples: Vec<Example>,
+    warnings: Vec<Warning>,
+}
+
+/// A picture ready to train on, and what it was made of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    /// Which picture of the dataset.
+    pub index: usize,
+    /// Its caption; empty where there is none.
+    pub caption: String,
+    /// Cut to the target size.
+    pub picture: RgbImage,
+    /// The pictures of `picture_columns`, cut alike.
+    pub others: Vec<RgbImage>,
+    /// Height and width of the file's picture, as Stable Diffusion XL is told them.
+    pub original_size: (u32, u32),
+    /// Where the crop begins in the resized picture: top and left.
+    pub crop_top_left: (u32, u32),
+}
+
+impl Sample {
+    /// Height and width of the picture.
+    pub fn target_size(&self) -> (u32, u32) {
+        (self.picture.height(), self.picture.width())
+    }
+}
+
+impl Dataset {
+    /// Finds the pictures in `folder` and its subfolders with their captions, and reads how large each is.
+    ///
+    /// # Errors
+    /// When an option is out of range; there is no picture that can be read; captions are missing or name pictures that are not there; or a
+    /// picture cannot be read and `skip_broken` is not set.
+    pub fn open(folder: impl AsRef<Path>, options: DatasetOptions) -> Result<Self> {
+        if options.resolution == 0 || !options.resolution.is_multiple_of(8) {
+            let (field, found) = ("resolution", options.resolution.to_string());
+            let expected = format!("a multiple of 8, such as {}", (options.resolution / 8).max(1) * 8);
+            return Err(Error::Field { field, found, expected });
+        }
+        if options.repeats == 0 {
+            let (found, expected) = ("0".to_string(), "1 or more".to_string());
+            return Err(Error::Field { field: "repeats", found, expected });
+        }
+        let sizes = options.buckets.map(|buckets| bucket_sizes(options.resolution, &buckets)).transpose()?;
+        let mut warnings = Vec::new();
+        let mut examples = examples::find(folder.as_ref(), &options, &mut warnings)?;
+        for example in &mut examples {
+            let [width, height] = example.size;
+            example.target = match &sizes {
+                Some(sizes) => buckets::nearest(sizes, [width, height]),
+                None => [options.resolution; 2],
+            };
+            if width < example.target[0] || height < example.target[1] {
+                let (file, target) = (example.picture.display().to_string(), example.target);
+                warnings.push(Warning::Enlarged { file, size: [width, height], target });
+            }
+        }
+        Ok(Self { options, examples, warnings })
+    }
+
+    /// How many pictures there are, not counting repeats.
+    pub fn len(&self) -> usize {
+        self.examples.len()
+    }
+
+    /// Whether there are none, which [`open`](Self::open) does not let happen.
+    pub fn is_empty(&self) -> bool {
+        self.examples.is_empty()
+    }
+
+    /// How it was opened.
+    pub fn options(&self) -> &DatasetOptions {
+        &self.options
+    }
+
+    /// What a user should know of: pictures that are left out or enlarged.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.warnings
+    }
+
+    /// The files of the pictures.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.examples.iter().map(|example| example.picture.as_path())
+    }
+
+    /// All captions of the picture at `index`, of which one is chosen at random each time.
+    pub fn captions(&self, index: usize) -> &[String] {
+        self.examples.get(index).map_or(&[], |example| example.captions.as_slice())
+    }
+
+    /// Whether a picture is cut alike each time, so that what a model makes of it can be kept.
+    pub fn is_fixed(&self) -> bool {
+        self.options.transform.is_fixed()
+    }
+
+    /// Reads the picture at `index` and cuts it; what is random is drawn from `generator`.
+    ///
+    /// # Errors
+    /// When there is no such picture, or it cannot be read.
+    pub fn sample(&self, index: usize, generator: &mut TorchGenerator) -> Result<Sample> {
+        let Some(example) = self.examples.get(index) else {
+            let expected = format!("less than {}", self.examples.len());
+            return Err(Error::Field { field: "index", found: index.to_string(), expected });
+        };
+        let picture = read_picture(&example.picture)?;
+        let (width, height) = picture.dimensions();
+        let cut = self.options.transform.choose([width, height], example.target, generator)?;
+        let others = example.others.iter().map(|path| cut.apply(&read_picture(path)?));
+        let others = others.collect::<Result<_>>()?;
+        let caption = match example.captions.as_slice() {
+            [] => String::new(),
+            [caption] => caption.clone(),
+            captions => captions[transform::below(captions.len() as u32, generator)? as usize].clone(),
+        };
+        Ok(Sample {
+            index,
+            caption,
+            picture: cut.apply(&picture)?,
+            others,
+            original_size: (height, width),
+            crop_top_left: (cut.top, cut.left),
+        })
+    }
+}
