@@ -85,9 +85,7 @@ impl Python {
             if SPECIFIED.contains(&name.as_str()) {
                 bail!("{name} is {found}, but the expected numbers are those of {wanted}");
             }
-            if found == "missing" {
-                bail!("{name} is missing; the tests are made with {wanted}");
-            }
+            // A script that needs what is missing says so itself; most need few of them.
             eprintln!("note: {name} is {found}, the fixtures were made with {wanted}");
         }
         Ok(())
