@@ -209,14 +209,15 @@ fn filter<S: Float, T: AsFloats>(
     let mut output = Vec::new();
     with_values(input.x, |values: &[S]| {
         with_addend("conv2d", after, &shape, |after| {
-            let addend = match after {
-                After::Add(addend) => Some(addend),
-                After::Nothing | After::Geglu | After::Activate(_) => None,
+            let (addend, activation) = match after {
+                After::Add(addend) => (Some(addend), None),
+                After::Activate(activation) => (None, Some(activation)),
+                After::Nothing | After::Geglu => (None, None),
             };
             let winograd = Winograd {
                 kernel,
                 weight: panels,
-                added: Added { bias, addend },
+                added: Added { bias, addend, activation },
                 input: Pictures {
                     values,
                     planes: Planes { channels, height, width, scale },

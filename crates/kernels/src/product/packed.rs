@@ -303,6 +303,23 @@ impl PackedWeight {
         super::conv2d::conv2d(x, self, bias, params, After::Add(addend))
     }
 
+    /// [`conv2d`](Self::conv2d), then an activation; where nothing is to be differentiated, in one pass over memory and rounded once.
+    ///
+    /// # Errors
+    /// Those of [`conv2d`](Self::conv2d).
+    pub fn conv2d_activated(
+        &self,
+        x: &Tensor,
+        bias: Option<&Tensor>,
+        params: Conv2dParams,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        if tracks(x, bias, None) {
+            return activation.forward(&self.conv2d(x, bias, params)?);
+        }
+        super::conv2d::conv2d(x, self, bias, params, After::Activate(activation))
+    }
+
     /// [`conv2d`](Self::conv2d) of `norm` of `x`, plus `addend` where there is one. Where nothing is to be differentiated and it is the quicker way, the
     /// norm is computed from `x` as it is read and never stored.
     ///

@@ -349,6 +349,17 @@ fn what_comes_after_a_product_is_computed_with_it() -> Result<()> {
                 let params = Conv2dParams { stride, padding: kernel / 2 };
                 let packed = PackedWeight::pack_at(level, &weight)?;
                 let plain = packed.conv2d(&x, None, params)?;
+                for activation in [Activation::Silu, Activation::Gelu, Activation::QuickGelu] {
+                    let found = packed.conv2d_activated(&x, None, params, activation)?;
+                    let expected = activation.forward(&plain.to_dtype(DType::F32)?)?;
+                    for (found, expected) in values(&found).iter().zip(values(&expected)) {
+                        let bound = 3.0 * round(dtype) * (expected.abs() + 0.1) + 1e-6;
+                        assert!(
+                            (found - expected).abs() <= bound,
+                            "{level:?}, {dtype:?}: {found}, {expected}"
+                        );
+                    }
+                }
                 let addend = random(plain.dims(), 7)?;
                 let found = packed.conv2d_add(&x, None, params, &addend)?;
                 assert_eq!(found.dims(), plain.dims());

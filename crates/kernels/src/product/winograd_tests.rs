@@ -119,7 +119,7 @@ fn a_weight_is_transformed_at_once_or_in_parts() -> Result<()> {
                 let input = Pictures { values: &pixels[..], planes, normed: None };
                 let transforms = Transforms::new(level, outputs);
                 let weight = panels;
-                let added = Added { bias: None, addend: None };
+                let added = Added { bias: None, addend: None, activation: None };
                 Winograd { kernel, weight, added, input, batch, transforms, shared_bytes }.compute()
             };
             let in_parts = compute(1);

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::conv2d::{Scale, read_twice};
 use super::level::Level;
-use crate::activation::{Silu, in_place};
+use crate::activation::{Activation, Silu, in_place};
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::{Avx2, Avx512};
 use crate::cpu::{Float, Instructions, LANES, Plain, convert, convert_to_fresh, prefetch};
@@ -222,6 +222,8 @@ pub(super) struct Added<'a, S> {
     pub(super) bias: Option<&'a [f32]>,
     /// As many numbers as the output has.
     pub(super) addend: Option<&'a [S]>,
+    /// What comes of each output in the end.
+    pub(super) activation: Option<Activation>,
 }
 
 /// The transforms of one [`Level`] and tile, for pictures of `S`.
@@ -606,6 +608,9 @@ unsafe fn transform_output<F: Filtering, V: Vector, S: Float, const TILES: usize
                 let pixels = &mut line[run.start * F::OUTPUTS..][..length];
                 if let Some(addend) = added.addend {
                     add(pixels, &addend[row + run.x..][..length], instructions);
+                }
+                if let Some(activation) = added.activation {
+                    activation.apply(pixels);
                 }
                 // SAFETY: the row is one of the planes', of which the run lies within the width; it is ours by the caller's promise.
                 let output =

@@ -42,9 +42,9 @@ impl ConditioningEmbedding {
     }
 
     pub(super) fn forward(&self, picture: &Tensor) -> Result<Tensor> {
-        let mut embedding = Activation::Silu.forward(&self.conv_in.forward(picture)?)?;
+        let mut embedding = self.conv_in.forward_activated(picture, Activation::Silu)?;
         for block in &self.blocks {
-            embedding = Activation::Silu.forward(&block.forward(&embedding)?)?;
+            embedding = block.forward_activated(&embedding, Activation::Silu)?;
         }
         self.conv_out.forward(&embedding)
     }

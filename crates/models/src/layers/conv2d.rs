@@ -3,7 +3,7 @@ use candle_diffusers_kernels::Conv2dParams;
 use candle_nn::VarBuilder;
 
 use super::layer::Then;
-use super::{GroupNorm, Layer, LayerList, Layers, Operation};
+use super::{Activation, GroupNorm, Layer, LayerList, Layers, Operation};
 use crate::error::Result;
 
 /// A 2D convolution with a square kernel, with the state-dict keys `weight` `(out_channels, in_channels, kernel, kernel)` and `bias`
@@ -83,6 +83,14 @@ impl Conv2d {
         addend: Option<&Tensor>,
     ) -> Result<Tensor> {
         self.layer.forward_normed(x, norm.then_silu(vectors), addend)
+    }
+
+    /// [`forward`](Self::forward), then an activation.
+    ///
+    /// # Errors
+    /// When shapes or dtypes do not fit.
+    pub fn forward_activated(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        self.layer.forward_then(x, Then::Activate(activation.kernel()))
     }
 
     /// [`forward`](Self::forward) plus `addend`, which has the shape of the result.

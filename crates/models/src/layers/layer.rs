@@ -58,6 +58,9 @@ impl Operation {
             (Self::Linear, Then::Activate(activation)) => weight.linear_activated(x, bias, activation)?,
             (Self::Linear, Then::Geglu) => weight.linear_geglu(x, bias)?,
             (Self::Conv2d(params), Then::Add(addend)) => weight.conv2d_add(x, bias, params, addend)?,
+            (Self::Conv2d(params), Then::Activate(activation)) => {
+                weight.conv2d_activated(x, bias, params, activation)?
+            }
             (Self::Conv2d(params), then) => then.apply(weight.conv2d(x, bias, params)?)?,
         })
     }
