@@ -85,6 +85,21 @@ fn captions_come_from_metadata_text_files_or_a_prompt() {
     assert!(batch.other_pixel_values(1).is_err());
 }
 
+#[test]
+fn captions_are_left_out_as_often_as_asked() {
+    let folder = folder(&["a.png"]);
+    for (caption_dropout, expected) in [(0.0, 0..=0), (0.25, 30..=70), (1.0, 200..=200)] {
+        let dataset =
+            Dataset::open(folder.path(), DatasetOptions { caption_dropout, ..options(prompt()) }).unwrap();
+        let left_out = (0..200).filter(|&epoch| batch(&dataset, epoch).captions() == [""]).count();
+        assert!(expected.contains(&left_out), "{caption_dropout}: {left_out} of 200");
+    }
+    assert!(
+        Dataset::open(folder.path(), DatasetOptions { caption_dropout: f64::NAN, ..options(prompt()) })
+            .is_err()
+    );
+}
+
 fn batch(dataset: &Dataset, epoch: u64) -> Batch {
     dataset.batch(Position { epoch, batch: 0 }, &BatchOptions::default()).unwrap()
 }

@@ -44,6 +44,8 @@ pub struct DatasetOptions {
     pub transform: TransformOptions,
     /// How often each picture comes in an epoch.
     pub repeats: usize,
+    /// How often a caption is left out (0.1 is one in ten), so that a model learns to paint without one as guidance needs it.
+    pub caption_dropout: f64,
     /// What order, crops, flips and choices follow from.
     pub seed: u64,
     /// Leave out pictures that cannot be read, with a warning, instead of failing.
@@ -59,6 +61,7 @@ impl Default for DatasetOptions {
             buckets: None,
             transform: TransformOptions::default(),
             repeats: 1,
+            caption_dropout: 0.0,
             seed: 0,
             skip_broken: false,
         }
@@ -112,6 +115,10 @@ impl Dataset {
         if options.repeats == 0 {
             let (found, expected) = ("0".to_string(), "1 or more".to_string());
             return Err(Error::Field { field: "repeats", found, expected });
+        }
+        if !(0.0..=1.0).contains(&options.caption_dropout) {
+            let (field, found) = ("caption_dropout", options.caption_dropout.to_string());
+            return Err(Error::Field { field, found, expected: "between 0 and 1".to_string() });
         }
         let sizes = options.buckets.map(|buckets| bucket_sizes(options.resolution, &buckets)).transpose()?;
         let mut warnings = Vec::new();
@@ -179,11 +186,7 @@ impl Dataset {
         let cut = self.options.transform.choose([width, height], example.target, generator)?;
         let others = example.others.iter().map(|path| cut.apply(&read_picture(path)?));
         let others = others.collect::<Result<_>>()?;
-        let caption = match example.captions.as_slice() {
-            [] => String::new(),
-            [caption] => caption.clone(),
-            captions => captions[transform::below(captions.len() as u32, generator)? as usize].clone(),
-        };
+        let caption = self.choose_caption(&example.captions, generator)?;
         Ok(Sample {
             index,
             caption,
@@ -191,6 +194,17 @@ impl Dataset {
             others,
             original_size: (height, width),
             crop_top_left: (cut.top, cut.left),
+        })
+    }
+    fn choose_caption(&self, captions: &[String], generator: &mut TorchGenerator) -> Result<String> {
+        let dropout = self.options.caption_dropout;
+        if dropout > 0.0 && f64::from(transform::uniform(generator)?) < dropout {
+            return Ok(String::new());
+        }
+        Ok(match captions {
+            [] => String::new(),
+            [caption] => caption.clone(),
+            captions => captions[transform::below(captions.len() as u32, generator)? as usize].clone(),
         })
     }
 }

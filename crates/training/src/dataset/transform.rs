@@ -104,7 +104,12 @@ impl Cut {
 
 /// As torchvision's `RandomHorizontalFlip` decides.
 fn one_in_two(generator: &mut TorchGenerator) -> Result<bool> {
-    Ok(generator.rand(&[1], DType::F32, &Device::Cpu)?.to_vec1::<f32>()?[0] < 0.5)
+    Ok(uniform(generator)? < 0.5)
+}
+
+/// A random number in [0, 1), as `torch.rand(1)`.
+pub(super) fn uniform(generator: &mut TorchGenerator) -> Result<f32> {
+    Ok(generator.rand(&[1], DType::F32, &Device::Cpu)?.to_vec1::<f32>()?[0])
 }
 
 /// A random number below `count`, as `torch.randint`.

@@ -73,7 +73,7 @@ impl DynamicMap {
         // A block of zeros has the scale 0, and must not divide by it.
         let inverse = 1.0 / largest.max(1e-38);
         for (code, value) in codes.iter_mut().zip(values) {
-            *code = self.nearest((value * inverse).clamp(-1.0, 1.0));
+            *code = self.nearest(value * inverse);
         }
         largest
     }
@@ -130,7 +130,17 @@ mod tests {
             let around =
                 map.bounds[..255].iter().flat_map(|&bound| [bound.next_down(), bound, bound.next_up()]);
             let even = (-1000..=1000).map(|step| step as f32 / 1000.0);
-            for value in around.chain(even).chain([0.0, -0.0, 1e-9, -1e-9, 1e-40]) {
+            for value in around.chain(even).chain([
+                0.0,
+                -0.0,
+                1e-9,
+                -1e-9,
+                1e-40,
+                1.5,
+                -1.5,
+                f32::INFINITY,
+                f32::NEG_INFINITY,
+            ]) {
                 assert_eq!(usize::from(map.nearest(value)), counted(value), "{value}");
             }
             // A gradient that is no number makes no panic.
