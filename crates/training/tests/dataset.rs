@@ -68,6 +68,12 @@ fn captions_come_from_metadata_text_files_or_a_prompt() {
     );
     assert_eq!(Dataset::open(folder.path(), options(column("other"))).unwrap().captions(1), ["2"]);
 
+    // A file in a subfolder names pictures there.
+    fs::write(folder.path().join("more/metadata.csv"), "file_name,text\nc.jpg,four\n").unwrap();
+    let dataset = Dataset::open(folder.path(), options(Captions::default())).unwrap();
+    assert_eq!((dataset.len(), dataset.captions(2)), (3, &["four".into()][..]));
+    fs::remove_file(folder.path().join("more/metadata.csv")).unwrap();
+
     fs::remove_file(csv).unwrap();
     let lines =
         "{\"file_name\": \"a.png\", \"text\": [\"x\", \"y\"], \"mask\": \"d.webp\", \"boxes\": [[1, 2]]}\n\n";
@@ -257,9 +263,12 @@ fn bad_folders_are_refused_with_what_is_wrong() {
     assert!(refused(folder.path(), options(Captions::default())).contains("is no CSV file"));
 
     let jsonl = folder.path().join("metadata.jsonl");
-    fs::write(&jsonl, "{\"file_name\": \"a.png\", \"text\": \"one\"}\n[1]\n").unwrap();
-    assert!(refused(folder.path(), options(Captions::default())).contains("has both"));
+    fs::write(&csv, "file_name,text\na.png,one\n").unwrap();
+    fs::write(&jsonl, "{\"file_name\": \"a.png\", \"text\": \"one\"}\n").unwrap();
+    let message = refused(folder.path(), options(Captions::default()));
+    assert_eq!(message, "FOLDER: has both metadata.csv and metadata.jsonl; remove one of them");
     fs::remove_file(csv).unwrap();
+    fs::write(&jsonl, "{\"file_name\": \"a.png\", \"text\": \"one\"}\n[1]\n").unwrap();
     let message = refused(folder.path(), options(Captions::default()));
     assert_eq!(message, "FOLDER/metadata.jsonl line 2: is no JSON object");
     fs::write(&jsonl, "{\"file_name\": \"a.png\", \"text\": 7}\n").unwrap();

@@ -16,7 +16,7 @@ const LISTED: usize = 10;
 /// Where captions come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Captions {
-    /// This column of `metadata.csv` or `metadata.jsonl`; without such a file, a text file beside each picture (`cat.txt` for `cat.png`).
+    /// This column of `metadata.csv` or `metadata.jsonl`, in the folder or in subfolders; without such a file, a text file beside each picture (`cat.txt` for `cat.png`).
     Folder {
         /// The column (`caption_column`).
         column: String,
@@ -67,14 +67,15 @@ pub(super) fn find(
     }
     let needs_metadata =
         !options.picture_columns.is_empty() || matches!(options.captions, Captions::Folder { .. });
-    let metadata = if needs_metadata { Metadata::find(folder)? } else { None };
-    let examples = match metadata {
-        Some(metadata) => from_metadata(folder, &metadata, options)?,
-        None if !options.picture_columns.is_empty() => {
-            let columns = options.picture_columns.join(", ");
-            return Err(wrong(format!("has no metadata.csv or metadata.jsonl with {columns}")));
-        }
-        None => from_files(folder, &pictures, &options.captions)?,
+    let metadata = if needs_metadata { Metadata::find(&files)? } else { Vec::new() };
+    let examples = if !metadata.is_empty() {
+        let examples = metadata.iter().map(|metadata| from_metadata(metadata, options));
+        examples.collect::<Result<Vec<_>>>()?.concat()
+    } else if options.picture_columns.is_empty() {
+        from_files(folder, &pictures, &options.captions)?
+    } else {
+        let columns = options.picture_columns.join(", ");
+        return Err(wrong(format!("has no metadata.csv or metadata.jsonl with {columns}")));
     };
     with_sizes(folder, examples, options.skip_broken, warnings)
 }
@@ -95,7 +96,8 @@ fn list_files(folder: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
     Ok(())
 }
 
-fn from_metadata(folder: &Path, metadata: &Metadata, options: &DatasetOptions) -> Result<Vec<Example>> {
+fn from_metadata(metadata: &Metadata, options: &DatasetOptions) -> Result<Vec<Example>> {
+    let folder = metadata.folder();
     let caption_column = match &options.captions {
         Captions::Folder { column } => Some(column.as_str()),
         Captions::Prompt(_) | Captions::None => None,

@@ -23,18 +23,30 @@ pub(super) struct Row {
 }
 
 impl Metadata {
-    /// The metadata of `folder`, if there is any.
-    pub(super) fn find(folder: &Path) -> Result<Option<Self>> {
-        let (csv, jsonl) = (folder.join("metadata.csv"), folder.join("metadata.jsonl"));
-        match (csv.is_file(), jsonl.is_file()) {
-            (false, false) => Ok(None),
-            (true, false) => Ok(Some(Self { rows: read_csv(&csv)?, file: csv })),
-            (false, true) => Ok(Some(Self { rows: read_jsonl(&jsonl)?, file: jsonl })),
-            (true, true) => Err(Error::Folder {
-                folder: folder.display().to_string(),
-                problem: "has both metadata.csv and metadata.jsonl; remove one of them".to_string(),
-            }),
+    /// The metadata among `files`: at most one for each folder.
+    pub(super) fn find(files: &[PathBuf]) -> Result<Vec<Self>> {
+        let mut found: Vec<Self> = Vec::new();
+        for file in files {
+            let rows = match file.file_name().and_then(|name| name.to_str()) {
+                Some("metadata.csv") => read_csv(file)?,
+                Some("metadata.jsonl") => read_jsonl(file)?,
+                _ => continue,
+            };
+            if let Some(other) = found.iter().find(|other| other.file.parent() == file.parent()) {
+                let folder = file.parent().unwrap_or(Path::new(".")).display().to_string();
+                let name = |file: &Path| file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let problem =
+                    format!("has both {} and {}; remove one of them", name(&other.file), name(file));
+                return Err(Error::Folder { folder, problem });
+            }
+            found.push(Self { file: file.clone(), rows });
         }
+        Ok(found)
+    }
+
+    /// The folder that its file names start from.
+    pub(super) fn folder(&self) -> &Path {
+        self.file.parent().unwrap_or(Path::new("."))
     }
 
     pub(super) fn rows(&self) -> &[Row] {

@@ -19,7 +19,7 @@ pub(super) struct DynamicMap {
     bounds: [f32; 256],
     /// For the leading bits of a value, the code of the least value that begins with them. At most one bound lies between the values that
     /// begin alike.
-    codes: Vec<u8>,
+    codes: Box<[u8; 1 << KEY_BITS]>,
 }
 
 impl DynamicMap {
@@ -51,12 +51,13 @@ impl DynamicMap {
         let numbers: [f32; 256] = std::array::from_fn(|index| numbers.get(index).copied().unwrap_or(1.0));
         let bound = |index: usize| numbers.get(index + 1).map(|next| (numbers[index] + next) / 2.0);
         let bounds: [f32; 256] = std::array::from_fn(|index| bound(index).unwrap_or(f32::INFINITY));
-        let code_of_least = |key: u32| {
+        let code_of_least = |key: usize| {
+            let key = key as u32;
             let (first, last) = (key << KEY_BITS, key << KEY_BITS | ((1 << KEY_BITS) - 1));
             let least = f32::from_bits(first).min(f32::from_bits(last));
             bounds.partition_point(|&bound| bound < least).min(255) as u8
         };
-        Self { numbers, bounds, codes: (0..1 << KEY_BITS).map(code_of_least).collect() }
+        Self { numbers, bounds, codes: Box::new(std::array::from_fn(code_of_least)) }
     }
 
     /// The value of each code of a block times the block's scale.
@@ -80,7 +81,9 @@ impl DynamicMap {
 
     /// How many bounds lie below `value`.
     fn nearest(&self, value: f32) -> u8 {
-        let code = self.codes[(value.to_bits() >> KEY_BITS) as usize];
+        // As 16 bits it needs no check.
+        let key = (value.to_bits() >> KEY_BITS) as u16;
+        let code = self.codes[usize::from(key)];
         code + u8::from(self.bounds[usize::from(code)] < value)
     }
 }
