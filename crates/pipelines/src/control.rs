@@ -84,7 +84,7 @@ impl Steering {
     /// from 0 to 1 in the nets' dtype on their device.
     ///
     /// In `guess_mode` the nets see the prompts alone, not the negative ones, and steer more weakly from the middle outwards: a picture can then say
-    /// all that is to be painted. It is always on where the first net averages over its pixels (`global_pool_conditions`), as in diffusers.
+    /// all that is to be painted.
     ///
     /// # Errors
     /// When the batch is no multiple of the pictures, or their size does not fit.
@@ -99,8 +99,7 @@ impl Steering {
             let condition = repeat_each(&net.embed_condition(&fit(&control.pictures)?)?, batch)?;
             Ok(Steered { net, condition, scale: control.scale, start: control.start, end: control.end })
         };
-        let pools = controls.first().is_some_and(|first| first.net.config().global_pool_conditions);
-        Ok(Self { nets: controls.iter().map(embed).collect::<Result<_>>()?, guess_mode: guess_mode || pools })
+        Ok(Self { nets: controls.iter().map(embed).collect::<Result<_>>()?, guess_mode })
     }
 
     /// What all nets together add in a step; none where no net is on.

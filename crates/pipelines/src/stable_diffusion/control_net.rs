@@ -50,15 +50,16 @@ impl StableDiffusionPipeline {
         width: usize,
         height: usize,
     ) -> Result<Option<Steering>> {
-        self.steering_by(request, |pictures| {
+        self.steering_by(request, guesses(request), |pictures| {
             pictures.iter().map(|picture| resize(picture, width as u32, height as u32)).collect()
         })
     }
 
-    /// The same with pictures that are brought to their size in another way.
+    /// The same with pictures that are brought to their size in another way, in guess mode or not.
     pub(super) fn steering_by(
         &self,
         request: &TextToImage,
+        guess_mode: bool,
         fit: impl Fn(&[RgbImage]) -> Result<Vec<RgbImage>>,
     ) -> Result<Option<Steering>> {
         if request.controls.is_empty() {
@@ -67,8 +68,14 @@ impl StableDiffusionPipeline {
         let pictures = |pictures: &[RgbImage]| -> Result<Tensor> {
             Ok(from_pictures(&fit(pictures)?)?.to_device(&self.device)?.to_dtype(self.dtype)?)
         };
-        Steering::new(&request.controls, request.guess_mode, request.batch_size(), pictures).map(Some)
+        Steering::new(&request.controls, guess_mode, request.batch_size(), pictures).map(Some)
     }
+}
+
+/// Whether in guess mode: also where the first net averages over its pixels.
+pub(super) fn guesses(request: &TextToImage) -> bool {
+    let pools = request.controls.first().is_some_and(|first| first.net.config().global_pool_conditions);
+    request.guess_mode || pools
 }
 
 /// Whether the ControlNet `net` was made for models such as `base`; told by their small files, before anything is loaded.

@@ -4,6 +4,7 @@ use candle_core::Tensor;
 use candle_diffusers_schedulers::NoiseSource;
 use image::{GrayImage, ImageBuffer, Pixel, RgbImage};
 
+use super::control_net::guesses;
 use super::image_to_image::check_part;
 use super::{InitImage, StableDiffusionPipeline, StableDiffusionPipelineOutput, TextToImage};
 use crate::denoise::{Denoising, Kept, StepCallback, denoise};
@@ -132,7 +133,9 @@ impl StableDiffusionPipeline {
         };
         let size = (place.height, place.width);
         let numbers = text.micro_conditions.image_to_image(size, self.requires_aesthetics_score);
-        let control = self.steering_by(text, |pictures| place.fit(pictures))?;
+        // diffusers' pipeline for Stable Diffusion XL alone does not look at what the net is.
+        let guess_mode = if self.is_xl() { text.guess_mode } else { guesses(text) };
+        let control = self.steering_by(text, guess_mode, |pictures| place.fit(pictures))?;
         let denoising = self.denoising(text, steps, prompt_embeds, numbers)?;
         denoise(start, Denoising { kept: Some(kept), control, ..denoising }, noise, on_step_end)
     }

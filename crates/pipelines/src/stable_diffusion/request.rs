@@ -77,7 +77,8 @@ pub struct TextToImage {
     pub denoising_end: Option<f64>,
     /// What steers by pictures. Where no size is given, text to image paints in that of the first picture.
     pub controls: Vec<Control>,
-    /// The control pictures say more of what is painted than the prompt ([`Steering::new`](crate::Steering::new)).
+    /// The control pictures say more of what is painted than the prompt ([`Steering::new`](crate::Steering::new)). It is always so where the first
+    /// net averages over its pixels (`global_pool_conditions`), but in inpainting with Stable Diffusion XL, as in diffusers.
     pub guess_mode: bool,
 }
 
