@@ -53,6 +53,12 @@ fn captions_come_from_metadata_text_files_or_a_prompt() {
     assert_eq!(dataset.captions(3), ["a cat"]);
     assert!(Dataset::open(folder.path(), options(Captions::None)).unwrap().captions(0).is_empty());
 
+    let templates = Captions::OneOf(vec!["a photo of a cat".to_string(), "a drawing of a cat".to_string()]);
+    let dataset = Dataset::open(folder.path(), options(templates)).unwrap();
+    let captions: HashSet<String> =
+        (0..20).map(|epoch| batch(&dataset, epoch).samples[0].caption.clone()).collect();
+    assert_eq!(captions.len(), 2);
+
     for name in ["a", "b", "more/c", "d"] {
         fs::write(folder.path().join(name).with_extension("txt"), format!(" text of {name}\n")).unwrap();
     }

@@ -23,6 +23,8 @@ pub enum Captions {
     },
     /// The same for all pictures (`instance_prompt`).
     Prompt(String),
+    /// Each time one of these: the templates of textual inversion.
+    OneOf(Vec<String>),
     /// There are none.
     None,
 }
@@ -100,7 +102,7 @@ fn from_metadata(metadata: &Metadata, options: &DatasetOptions) -> Result<Vec<Ex
     let folder = metadata.folder();
     let caption_column = match &options.captions {
         Captions::Folder { column } => Some(column.as_str()),
-        Captions::Prompt(_) | Captions::None => None,
+        Captions::Prompt(_) | Captions::OneOf(_) | Captions::None => None,
     };
     let columns = [FILE_NAME].into_iter().chain(caption_column);
     for column in columns.chain(options.picture_columns.iter().map(String::as_str)) {
@@ -111,6 +113,7 @@ fn from_metadata(metadata: &Metadata, options: &DatasetOptions) -> Result<Vec<Ex
         let captions = match &options.captions {
             Captions::Folder { column } => metadata.texts(row, column)?,
             Captions::Prompt(prompt) => vec![prompt.clone()],
+            Captions::OneOf(prompts) => prompts.clone(),
             Captions::None => Vec::new(),
         };
         let path = |column: &str| Ok(folder.join(metadata.text(row, column)?));
@@ -135,6 +138,7 @@ fn from_files(folder: &Path, pictures: &[&PathBuf], captions: &Captions) -> Resu
     let captions_of = |picture: &Path| -> Result<Option<Vec<String>>> {
         match captions {
             Captions::Prompt(prompt) => Ok(Some(vec![prompt.clone()])),
+            Captions::OneOf(prompts) => Ok(Some(prompts.clone())),
             Captions::None => Ok(Some(Vec::new())),
             Captions::Folder { .. } => {
                 let file = picture.with_extension("txt");

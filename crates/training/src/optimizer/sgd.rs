@@ -49,15 +49,12 @@ impl Optimizer for Sgd {
             }
             let name = &turn.parameter.name;
             let momentum = self.config.momentum as f32;
+            if !self.momentum_buffers.contains_key(name) {
+                self.momentum_buffers.insert(name.clone(), turn.gradient.zeros_like()?);
+            }
             match self.momentum_buffers.get(name) {
-                Some(buffer) => step_with_momentum(&turn, buffer, momentum, 1.0, self.config.nesterov),
-                // The first step makes the gradient the buffer.
-                None => {
-                    let buffer = turn.gradient.zeros_like()?;
-                    step_with_momentum(&turn, &buffer, momentum, 0.0, self.config.nesterov)?;
-                    self.momentum_buffers.insert(name.clone(), buffer);
-                    Ok(())
-                }
+                Some(buffer) => step_with_momentum(&turn, buffer, momentum, self.config.nesterov),
+                None => Ok(()),
             }
         })
     }
@@ -98,23 +95,16 @@ fn step_without_momentum(turn: &Turn<'_>) -> Result<()> {
     })
 }
 
-fn step_with_momentum(
-    turn: &Turn<'_>,
-    buffer: &Tensor,
-    momentum: f32,
-    kept: f32,
-    nesterov: bool,
-) -> Result<()> {
+fn step_with_momentum(turn: &Turn<'_>, buffer: &Tensor, momentum: f32, nesterov: bool) -> Result<()> {
     let (decay, step_size) = (turn.weight_decay as f32, -turn.learning_rate as f32);
-    let ahead = if nesterov { momentum } else { 0.0 };
     read(&turn.gradient, |gradient| {
         change(buffer, |buffer: &mut [f32]| {
             let parts = gradient.chunks(PIECE).zip(buffer.chunks_mut(PIECE)).collect();
             change_parameter(&turn.parameter.var, parts, |values, (gradient, buffer)| {
                 for ((value, &gradient), buffer) in values.iter_mut().zip(gradient).zip(buffer) {
                     let gradient = gradient + decay * *value;
-                    *buffer = *buffer * (momentum * kept) + gradient;
-                    let direction = if nesterov { gradient + ahead * *buffer } else { *buffer };
+                    *buffer = *buffer * momentum + gradient;
+                    let direction = if nesterov { gradient + momentum * *buffer } else { *buffer };
                     *value += step_size * direction;
                 }
             })
