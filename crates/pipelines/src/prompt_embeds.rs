@@ -65,6 +65,28 @@ impl PromptEmbeds {
         ids(self) == ids(other)
     }
 
+    /// The prompts of all, one after the other; negative prompts and pooled embeddings where all have them.
+    ///
+    /// # Errors
+    /// When there are none, or their shapes do not fit.
+    pub fn cat(all: &[&Self]) -> Result<Self> {
+        let join = |tensors: Option<Vec<&Tensor>>| -> Result<Option<Tensor>> {
+            Ok(tensors.map(|tensors| Tensor::cat(&tensors, 0)).transpose()?)
+        };
+        let pooled: Option<Vec<_>> = all.iter().map(|embeds| embeds.pooled.as_ref()).collect();
+        let pooled = match pooled.filter(|pooled| !pooled.is_empty()) {
+            Some(pooled) => {
+                let prompts: Vec<&Tensor> = pooled.iter().map(|pooled| &pooled.prompt).collect();
+                let negative = join(pooled.iter().map(|pooled| pooled.negative.as_ref()).collect())?;
+                Some(PooledPromptEmbeds { prompt: Tensor::cat(&prompts, 0)?, negative })
+            }
+            None => None,
+        };
+        let prompts: Vec<&Tensor> = all.iter().map(|embeds| &embeds.prompt).collect();
+        let negative = join(all.iter().map(|embeds| embeds.negative.as_ref()).collect())?;
+        Ok(Self { prompt: Tensor::cat(&prompts, 0)?, negative, pooled })
+    }
+
     /// Each prompt `count` times in a row, for as many pictures of it.
     ///
     /// # Errors

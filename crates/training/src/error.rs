@@ -92,18 +92,60 @@ pub enum Error {
         /// What was found and what to do.
         problem: String,
     },
+    /// A file or folder that cannot be read or written.
+    #[error("{file}: {problem}")]
+    File {
+        /// The file or folder.
+        file: String,
+        /// What happened.
+        problem: String,
+    },
+    /// The loss of a step is no number: the run is of no use from there on.
+    #[error(
+        "the loss of step {step} is {loss}: lower the learning rate, or go on from an earlier checkpoint with a lower one"
+    )]
+    LossNotFinite {
+        /// Counted from 1.
+        step: u64,
+        /// NaN or an infinity.
+        loss: f32,
+    },
+    /// A checkpoint that was made with other settings.
+    #[error(
+        "{checkpoint} was made with {found}; this run has {expected}: give the same settings, or begin anew"
+    )]
+    Resume {
+        /// The checkpoint.
+        checkpoint: String,
+        /// Its settings that differ.
+        found: String,
+        /// What this run has instead.
+        expected: String,
+    },
     /// The thread that reads pictures ahead has ended.
     #[error("pictures are not read any more: an earlier batch failed")]
     ReadingEnded,
     /// A picture could not be read or resized.
     #[error(transparent)]
     Pipelines(Box<candle_diffusers_pipelines::Error>),
+    /// A model could not be loaded.
+    #[error(transparent)]
+    Loaders(Box<candle_diffusers_loaders::Error>),
+    /// A model could not compute.
+    #[error(transparent)]
+    Models(#[from] candle_diffusers_models::Error),
     /// The noise schedule cannot do what training asks of it.
     #[error(transparent)]
     Scheduler(#[from] candle_diffusers_schedulers::Error),
     /// A tensor operation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
+}
+
+impl From<candle_diffusers_loaders::Error> for Error {
+    fn from(error: candle_diffusers_loaders::Error) -> Self {
+        Self::Loaders(Box::new(error))
+    }
 }
 
 impl From<candle_diffusers_pipelines::Error> for Error {

@@ -1,9 +1,11 @@
 #![doc = include_str!("../README.md")]
 
+mod checkpoint;
 pub mod dataset;
 mod ema;
 mod error;
 mod gradients;
+mod lora;
 mod loss;
 mod loss_mask;
 mod loss_weights;
@@ -11,12 +13,17 @@ mod lr_schedule;
 mod noise;
 mod optimizer;
 mod parameters;
+pub mod recipes;
 mod targets;
+mod trainer;
 mod values;
+mod whole_models;
 
+pub use checkpoint::{Checkpoint, Checkpoints, save_tensors};
 pub use ema::{EmaConfig, EmaModel};
 pub use error::{Error, Result};
 pub use gradients::Gradients;
+pub use lora::{LoraConfig, LoraInit, TEXT_ENCODER_TARGETS, TrainedLora, UNET_TARGETS, save_lora};
 pub use loss::{LossOptions, loss};
 pub use loss_mask::loss_mask;
 pub use loss_weights::{LossWeighting, loss_weights};
@@ -25,3 +32,7 @@ pub use noise::{Noise, NoiseOptions, draw_noise, draw_timesteps};
 pub use optimizer::{AdamW, AdamW8bit, AdamWConfig, MIN_8BIT_SIZE, Optimizer, Sgd, SgdConfig};
 pub use parameters::{Parameter, ParameterGroup, check_parameters, parameters};
 pub use targets::training_target;
+pub use trainer::{StepReport, Trainer, TrainerOptions};
+pub use whole_models::{
+    WholeModel, save_component, trainable_text_encoder, trainable_unet, trainable_unet_2d,
+};

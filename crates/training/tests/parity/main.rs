@@ -11,6 +11,7 @@ mod lr_schedule;
 mod noise_and_loss;
 mod picture_transforms;
 mod sgd;
+mod stable_diffusion;
 
 use candle_core::{Tensor, Var};
 use candle_diffusers_training::{Parameter, ParameterGroup};

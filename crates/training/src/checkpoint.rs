@@ -1,0 +1,203 @@
+//! Where a run is, on disk: a folder `checkpoint-STEP` that appears whole or not at all.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use tempfile::Builder;
+
+use crate::error::{Error, Result};
+
+/// The file of a checkpoint that a run goes on from.
+const STATE: &str = "training_state.safetensors";
+const PREFIX: &str = "checkpoint-";
+/// What the names of folders begin with that are not whole yet.
+const PARTIAL: &str = ".checkpoint-";
+
+/// The checkpoints of a run.
+#[derive(Clone, Debug)]
+pub struct Checkpoints {
+    folder: PathBuf,
+    limit: Option<usize>,
+}
+
+/// What a run goes on from.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    /// Parameters, states of the optimizer and the generator, by name.
+    pub tensors: HashMap<String, Tensor>,
+    /// The step, the position in the data, and the settings.
+    pub fields: BTreeMap<String, String>,
+}
+
+impl Checkpoints {
+    /// Those in `folder` (`output_dir`), which is made if it is missing; of which only the newest `limit` are kept (`checkpoints_total_limit`). What
+    /// a run that was killed has left half-written is removed.
+    ///
+    /// # Errors
+    /// When the folder cannot be made or read, or the limit is 0.
+    pub fn new(folder: impl Into<PathBuf>, limit: Option<usize>) -> Result<Self> {
+        let folder = folder.into();
+        if limit == Some(0) {
+            let (found, expected) = ("0".to_string(), "1 or more".to_string());
+            return Err(Error::Field { field: "checkpoints_total_limit", found, expected });
+        }
+        fs::create_dir_all(&folder).map_err(|error| io(&folder, error))?;
+        for entry in fs::read_dir(&folder).map_err(|error| io(&folder, error))?.flatten() {
+            if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
+                fs::remove_dir_all(entry.path()).map_err(|error| io(&entry.path(), error))?;
+            }
+        }
+        Ok(Self { folder, limit })
+    }
+
+    /// The steps that there are checkpoints of, in order.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn steps(&self) -> Result<Vec<u64>> {
+        let entries = fs::read_dir(&self.folder).map_err(|error| io(&self.folder, error))?;
+        let step = |entry: fs::DirEntry| entry.file_name().to_str()?.strip_prefix(PREFIX)?.parse().ok();
+        let mut steps: Vec<u64> = entries.flatten().filter_map(step).collect();
+        steps.sort_unstable();
+        Ok(steps)
+    }
+
+    /// The folder of a step's checkpoint.
+    pub fn path(&self, step: u64) -> PathBuf {
+        self.folder.join(format!("{PREFIX}{step}"))
+    }
+
+    /// Writes a step's checkpoint, with whatever `more` adds to the folder, and removes those beyond the limit. All is on the disk before the folder gets its
+    /// name; after an error the earlier checkpoints are as they were.
+    ///
+    /// # Errors
+    /// When something cannot be written.
+    pub fn write(
+        &self,
+        step: u64,
+        checkpoint: &Checkpoint,
+        more: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<PathBuf> {
+        let partial = Builder::new()
+            .prefix(PARTIAL)
+            .tempdir_in(&self.folder)
+            .map_err(|error| io(&self.folder, error))?;
+        let tensors: BTreeMap<_, _> =
+            checkpoint.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
+        write_tensors(&partial.path().join(STATE), &tensors, checkpoint.fields.clone())?;
+        more(partial.path())?;
+        sync_all(partial.path())?;
+        let path = self.path(step);
+        if path.exists() {
+            fs::remove_dir_all(&path).map_err(|error| io(&path, error))?;
+        }
+        fs::rename(partial.keep(), &path).map_err(|error| io(&path, error))?;
+        sync(&self.folder)?;
+        self.forget_oldest()?;
+        Ok(path)
+    }
+
+    fn forget_oldest(&self) -> Result<()> {
+        let Some(limit) = self.limit else { return Ok(()) };
+        let steps = self.steps()?;
+        for step in &steps[..steps.len().saturating_sub(limit)] {
+            let path = self.path(*step);
+            fs::remove_dir_all(&path).map_err(|error| io(&path, error))?;
+        }
+        Ok(())
+    }
+
+    /// The folder that `resume_from_checkpoint` names: `latest`, of which there may be none yet, or the name or path of one.
+    ///
+    /// # Errors
+    /// When there is no checkpoint of that name.
+    pub fn find(&self, name: &str) -> Result<Option<PathBuf>> {
+        if name == "latest" {
+            return Ok(self.steps()?.last().map(|step| self.path(*step)));
+        }
+        let path =
+            [self.folder.join(name), PathBuf::from(name)].into_iter().find(|path| path.join(STATE).is_file());
+        match path {
+            Some(path) => Ok(Some(path)),
+            None => {
+                let steps: Vec<String> = self.steps()?.iter().map(|step| format!("{PREFIX}{step}")).collect();
+                let expected = match steps.is_empty() {
+                    true => format!("latest, or a checkpoint in {}, which has none", self.folder.display()),
+                    false => format!("latest, or one of {}", steps.join(", ")),
+                };
+                Err(Error::Field { field: "resume_from_checkpoint", found: name.to_string(), expected })
+            }
+        }
+    }
+}
+
+impl Checkpoint {
+    /// Reads the checkpoint in `folder`.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join(STATE);
+        let bytes = fs::read(&path).map_err(|error| io(&path, error))?;
+        let damaged = |error: safetensors::SafeTensorError| Error::File {
+            file: path.display().to_string(),
+            problem: error.to_string(),
+        };
+        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).map_err(damaged)?;
+        let fields = header.metadata().clone().unwrap_or_default().into_iter().collect();
+        let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)?;
+        Ok(Self { tensors, fields })
+    }
+}
+
+/// Writes tensors as a `.safetensors` file, whole or not at all.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn save_tensors(
+    path: &Path,
+    tensors: &BTreeMap<String, Tensor>,
+    metadata: impl IntoIterator<Item = (String, String)>,
+) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let file = Builder::new().prefix(PARTIAL).tempfile_in(folder).map_err(|error| io(path, error))?;
+    write_tensors(file.path(), tensors, metadata)?;
+    sync(file.path())?;
+    file.persist(path).map_err(|error| io(path, error.error))?;
+    Ok(())
+}
+
+fn write_tensors(
+    path: &Path,
+    tensors: &BTreeMap<String, Tensor>,
+    metadata: impl IntoIterator<Item = (String, String)>,
+) -> Result<()> {
+    let metadata: HashMap<String, String> = metadata.into_iter().collect();
+    safetensors::serialize_to_file(tensors, Some(metadata), path)
+        .map_err(|error| Error::File { file: path.display().to_string(), problem: error.to_string() })
+}
+
+/// Waits until a file, or a folder with all that is in it, is on the disk.
+fn sync_all(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        for entry in fs::read_dir(path).map_err(|error| io(path, error))?.flatten() {
+            sync_all(&entry.path())?;
+        }
+    }
+    sync(path)
+}
+
+/// Waits until a file, or the names in a folder, are on the disk.
+fn sync(path: &Path) -> Result<()> {
+    // Folders can be opened for this on Unix only.
+    if path.is_dir() && !cfg!(unix) {
+        return Ok(());
+    }
+    fs::File::open(path).and_then(|file| file.sync_all()).map_err(|error| io(path, error))
+}
+
+fn io(path: &Path, error: std::io::Error) -> Error {
+    Error::File { file: path.display().to_string(), problem: error.to_string() }
+}

@@ -1,0 +1,247 @@
+//! The steps of a run, whatever the recipe: losses to gradients to changed parameters, and where the run is.
+
+use std::collections::{BTreeMap, HashMap};
+
+use candle_core::{DType, Device, Tensor};
+use candle_diffusers_schedulers::TorchGenerator;
+
+use crate::checkpoint::Checkpoint;
+use crate::dataset::Position;
+use crate::ema::EmaModel;
+use crate::error::{Error, Result};
+use crate::gradients::Gradients;
+use crate::lr_schedule::LrSchedule;
+use crate::optimizer::Optimizer;
+use crate::parameters::{ParameterGroup, check_parameters, parameters};
+
+/// What a step is made of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TrainerOptions {
+    /// How many batches' gradients a step is made of.
+    pub gradient_accumulation_steps: usize,
+    /// What the norm of all gradients is clipped to.
+    pub max_grad_norm: Option<f64>,
+}
+
+impl Default for TrainerOptions {
+    /// As diffusers' scripts.
+    fn default() -> Self {
+        Self { gradient_accumulation_steps: 1, max_grad_norm: Some(1.0) }
+    }
+}
+
+/// What a step has done.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepReport {
+    /// Counted from 1.
+    pub step: u64,
+    /// The mean of its batches' losses, before the step.
+    pub loss: f64,
+    /// Of each group of parameters.
+    pub learning_rates: Vec<f64>,
+    /// Of all gradients, before they were clipped; none where they are not.
+    pub grad_norm: Option<f32>,
+}
+
+/// Trains parameters by losses that a recipe computes.
+pub struct Trainer {
+    /// What is trained.
+    pub groups: Vec<ParameterGroup>,
+    optimizer: Box<dyn Optimizer>,
+    schedule: LrSchedule,
+    /// The average of the parameters, where one is kept.
+    pub ema: Option<EmaModel>,
+    options: TrainerOptions,
+    /// What everything random comes from but the data's order.
+    pub generator: TorchGenerator,
+    step: u64,
+}
+
+impl Trainer {
+    /// A run at its beginning.
+    ///
+    /// # Errors
+    /// When the groups cannot be trained ([`check_parameters`]) or an option is out of range.
+    pub fn new(
+        groups: Vec<ParameterGroup>,
+        optimizer: Box<dyn Optimizer>,
+        schedule: LrSchedule,
+        ema: Option<EmaModel>,
+        options: TrainerOptions,
+        generator: TorchGenerator,
+    ) -> Result<Self> {
+        check_parameters(&groups)?;
+        if options.gradient_accumulation_steps == 0 {
+            let (field, expected) = ("gradient_accumulation_steps", "1 or more".to_string());
+            return Err(Error::Field { field, found: "0".to_string(), expected });
+        }
+        if let Some(norm) = options.max_grad_norm.filter(|norm| !(norm.is_finite() && *norm > 0.0)) {
+            let (found, expected) = (norm.to_string(), "more than 0".to_string());
+            return Err(Error::Field { field: "max_grad_norm", found, expected });
+        }
+        Ok(Self { groups, optimizer, schedule, ema, options, generator, step: 0 })
+    }
+
+    /// Steps that have been taken.
+    pub fn steps_done(&self) -> u64 {
+        self.step
+    }
+
+    /// Takes a step; `loss` is asked once for each batch of it.
+    ///
+    /// # Errors
+    /// When `loss` fails, or a loss or the gradients are no number: the parameters are then those before the step.
+    pub fn step(
+        &mut self,
+        mut loss: impl FnMut(&mut TorchGenerator) -> Result<Tensor>,
+    ) -> Result<StepReport> {
+        let batches = self.options.gradient_accumulation_steps;
+        let (mut sum, mut total) = (None::<Gradients>, 0.0);
+        for _ in 0..batches {
+            let loss = loss(&mut self.generator)?;
+            let value = loss.to_dtype(DType::F32)?.to_scalar::<f32>()?;
+            self.check_finite(value)?;
+            total += f64::from(value);
+            let gradients = Gradients::collect((loss / batches as f64)?.backward()?, &self.groups)?;
+            match &mut sum {
+                Some(sum) => sum.add(gradients)?,
+                None => sum = Some(gradients),
+            }
+        }
+        let Some(mut gradients) = sum else { unreachable!("at least one batch, as `new` has checked") };
+        let grad_norm = self.options.max_grad_norm.map(|norm| gradients.clip(norm)).transpose()?;
+        if let Some(norm) = grad_norm {
+            self.check_finite(norm)?;
+        }
+        let factor = self.schedule.factor(self.step as usize);
+        self.optimizer.step(&self.groups, &gradients, factor)?;
+        self.step += 1;
+        if let Some(ema) = &mut self.ema {
+            ema.step(&self.groups)?;
+        }
+        let learning_rates = self.groups.iter().map(|group| group.learning_rate * factor).collect();
+        Ok(StepReport { step: self.step, loss: total / batches as f64, learning_rates, grad_norm })
+    }
+
+    fn check_finite(&self, loss: f32) -> Result<()> {
+        if loss.is_finite() {
+            return Ok(());
+        }
+        Err(Error::LossNotFinite { step: self.step + 1, loss })
+    }
+
+    /// Where the run is, with the place of its next batch and the settings that it must be gone on with.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn checkpoint(&self, position: Position, settings: BTreeMap<String, String>) -> Result<Checkpoint> {
+        let mut tensors = HashMap::new();
+        for parameter in parameters(&self.groups) {
+            let tensor = parameter.var.as_detached_tensor().to_device(&Device::Cpu)?;
+            tensors.insert(format!("{PARAMETERS}{}", parameter.name), tensor);
+        }
+        let mut add = |prefix: &str, state: BTreeMap<String, Tensor>| {
+            tensors.extend(state.into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor)));
+        };
+        add(OPTIMIZER, self.optimizer.state()?);
+        if let Some(ema) = &self.ema {
+            add(EMA, ema.state()?);
+        }
+        tensors.insert(GENERATOR.to_string(), Tensor::new(self.generator.state(), &Device::Cpu)?);
+        let mut fields: BTreeMap<String, String> =
+            settings.into_iter().map(|(name, value)| (format!("{SETTING}{name}"), value)).collect();
+        for (name, value) in [("step", self.step), ("epoch", position.epoch), ("batch", position.batch)] {
+            fields.insert(name.to_string(), value.to_string());
+        }
+        Ok(Checkpoint { tensors, fields })
+    }
+
+    /// Goes on from a checkpoint, and gives the place of the next batch: the run is then, bit for bit, one that has never stopped. After an error it is of no
+    /// use.
+    ///
+    /// # Errors
+    /// When the checkpoint is of other parameters, or was made with other settings.
+    pub fn resume(
+        &mut self,
+        name: &str,
+        checkpoint: Checkpoint,
+        settings: &BTreeMap<String, String>,
+    ) -> Result<Position> {
+        let Checkpoint { mut tensors, fields } = checkpoint;
+        check_settings(name, &fields, settings)?;
+        let number = |field: &str| {
+            let value = fields.get(field).and_then(|value| value.parse::<u64>().ok());
+            value.ok_or_else(|| state_error(field, fields.get(field).cloned(), "a number"))
+        };
+        let (step, position) =
+            (number("step")?, Position { epoch: number("epoch")?, batch: number("batch")? });
+        for parameter in parameters(&self.groups) {
+            let key = format!("{PARAMETERS}{}", parameter.name);
+            let Some(value) = tensors.remove(&key) else {
+                return Err(state_error(&key, None, "a tensor"));
+            };
+            if value.dims() != parameter.var.dims() || value.dtype() != parameter.var.dtype() {
+                let found = format!("{:?} of {:?}", value.dims(), value.dtype());
+                let expected = format!("{:?} of {:?}", parameter.var.dims(), parameter.var.dtype());
+                return Err(state_error(&key, Some(found), &expected));
+            }
+            parameter.var.set(&value.to_device(parameter.var.device())?)?;
+        }
+        let Some(generator) = tensors.remove(GENERATOR) else {
+            return Err(state_error(GENERATOR, None, "a tensor"));
+        };
+        self.generator = TorchGenerator::from_state(&generator.to_vec1::<u8>()?)?;
+        let mut part = |prefix: &str| -> HashMap<String, Tensor> {
+            let names: Vec<String> =
+                tensors.keys().filter(|name| name.starts_with(prefix)).cloned().collect();
+            let take = |name: String| Some((name[prefix.len()..].to_string(), tensors.remove(&name)?));
+            names.into_iter().filter_map(take).collect()
+        };
+        self.optimizer.load_state(&self.groups, part(OPTIMIZER))?;
+        let averages = part(EMA);
+        if let Some(ema) = &mut self.ema {
+            ema.load_state(averages)?;
+        }
+        self.step = step;
+        Ok(position)
+    }
+}
+
+const PARAMETERS: &str = "parameters.";
+const OPTIMIZER: &str = "optimizer.";
+const EMA: &str = "ema.";
+const GENERATOR: &str = "generator";
+const SETTING: &str = "setting.";
+
+/// Whether a checkpoint was made with these settings; says all that differ.
+fn check_settings(
+    name: &str,
+    fields: &BTreeMap<String, String>,
+    settings: &BTreeMap<String, String>,
+) -> Result<()> {
+    let nothing = "nothing".to_string();
+    let (mut found, mut expected) = (Vec::new(), Vec::new());
+    let old = |setting: &str| fields.get(&format!("{SETTING}{setting}"));
+    let removed = fields.keys().filter_map(|field| field.strip_prefix(SETTING));
+    let all: std::collections::BTreeSet<&str> = settings.keys().map(String::as_str).chain(removed).collect();
+    for setting in all {
+        let (before, now) = (old(setting), settings.get(setting));
+        if before != now {
+            found.push(format!("{setting} {}", before.unwrap_or(&nothing)));
+            expected.push(format!("{setting} {}", now.unwrap_or(&nothing)));
+        }
+    }
+    if found.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Resume {
+        checkpoint: name.to_string(),
+        found: found.join(", "),
+        expected: expected.join(", "),
+    })
+}
+
+fn state_error(tensor: &str, found: Option<String>, expected: &str) -> Error {
+    let found = found.unwrap_or_else(|| "missing".to_string());
+    Error::State { tensor: tensor.to_string(), found, expected: expected.to_string() }
+}

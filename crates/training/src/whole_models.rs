@@ -1,0 +1,152 @@
+//! Models whose own weights are trained: loaded as variables, and written as diffusers' folders.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{DType, Device, Shape, Tensor, Var};
+use candle_diffusers_loaders::{LoadOptions, Repository, load_component};
+use candle_diffusers_models::{
+    ClipTextConfig, ClipTextModel, UNet2DConditionConfig, UNet2DConditionModel, UNet2DConfig, UNet2DModel,
+};
+use candle_nn::var_builder::SimpleBackend;
+use candle_nn::{Init, VarBuilder};
+use serde_json::Value;
+
+use crate::checkpoint::save_tensors;
+use crate::error::{Error, Result};
+use crate::parameters::Parameter;
+
+/// A model with its weights as variables.
+#[derive(Debug)]
+pub struct WholeModel<T> {
+    /// The model.
+    pub model: T,
+    /// Its weights, by the component's name and theirs: `unet.conv_in.weight`.
+    pub parameters: Vec<Parameter>,
+}
+
+/// The UNet in `folder` of a repository, to be trained; its parameters' names begin with `unet`.
+///
+/// # Errors
+/// When it cannot be loaded.
+pub fn trainable_unet(
+    repository: &Repository,
+    folder: &str,
+    options: &LoadOptions,
+) -> Result<WholeModel<UNet2DConditionModel>> {
+    trainable(repository, folder, "unet", options, |config, weights| {
+        UNet2DConditionModel::new(&UNet2DConditionConfig::from_json(config)?, weights)
+    })
+}
+
+/// The UNet of unconditional diffusion in `folder` of a repository, to be trained; its parameters' names begin with `unet`.
+///
+/// # Errors
+/// When it cannot be loaded.
+pub fn trainable_unet_2d(
+    repository: &Repository,
+    folder: &str,
+    options: &LoadOptions,
+) -> Result<WholeModel<UNet2DModel>> {
+    trainable(repository, folder, "unet", options, |config, weights| {
+        UNet2DModel::new(&UNet2DConfig::from_json(config)?, weights)
+    })
+}
+
+/// The text encoder in `folder` of a repository, to be trained; its parameters' names begin with `text_encoder`.
+///
+/// # Errors
+/// When it cannot be loaded.
+pub fn trainable_text_encoder(
+    repository: &Repository,
+    folder: &str,
+    options: &LoadOptions,
+) -> Result<WholeModel<ClipTextModel>> {
+    trainable(repository, folder, "text_encoder", options, |config, weights| {
+        ClipTextModel::new(&ClipTextConfig::from_json(config)?, weights)
+    })
+}
+
+fn trainable<T>(
+    repository: &Repository,
+    folder: &str,
+    component: &str,
+    options: &LoadOptions,
+    build: impl FnOnce(&Value, VarBuilder<'static>) -> candle_diffusers_models::Result<T>,
+) -> Result<WholeModel<T>> {
+    let made = Arc::new(Mutex::new(Vec::new()));
+    let model = load_component(repository, folder, options, |config, weights| {
+        let variables = Variables { inner: weights, component: component.to_string(), made: made.clone() };
+        let weights = VarBuilder::from_backend(Box::new(variables), options.dtype, options.device.clone());
+        build(config, weights)
+    })?;
+    let mut parameters = std::mem::take(&mut *made.lock().unwrap_or_else(PoisonError::into_inner));
+    parameters.sort_by(|a: &Parameter, b| a.name.cmp(&b.name));
+    Ok(WholeModel { model, parameters })
+}
+
+/// Gives out each tensor as a variable, and remembers it.
+struct Variables {
+    inner: VarBuilder<'static>,
+    component: String,
+    made: Arc<Mutex<Vec<Parameter>>>,
+}
+
+impl Variables {
+    fn keep(&self, name: &str, tensor: &Tensor) -> candle_core::Result<Tensor> {
+        let var = Var::from_tensor(&tensor.force_contiguous()?)?;
+        let tensor = var.as_tensor().clone();
+        let name = format!("{}.{name}", self.component);
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).push(Parameter { name, var });
+        Ok(tensor)
+    }
+}
+
+impl SimpleBackend for Variables {
+    fn get(
+        &self,
+        shape: Shape,
+        name: &str,
+        hints: Init,
+        dtype: DType,
+        _: &Device,
+    ) -> candle_core::Result<Tensor> {
+        self.keep(name, &self.inner.get_with_hints_dtype(shape, name, hints, dtype)?)
+    }
+
+    fn get_unchecked(&self, name: &str, dtype: DType, _: &Device) -> candle_core::Result<Tensor> {
+        self.keep(name, &self.inner.get_unchecked_dtype(name, dtype)?)
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.inner.contains_tensor(name)
+    }
+}
+
+/// Writes a trained component as diffusers does: `config.json` and the weights, of which those of `parameters` count that begin with the component's name.
+/// `weights` is the name of their file, `diffusion_pytorch_model.safetensors` for UNets and `model.safetensors` for text encoders.
+///
+/// # Errors
+/// When the folder cannot be written.
+pub fn save_component(
+    folder: &Path,
+    weights: &str,
+    config: &Value,
+    component: &str,
+    parameters: &[Parameter],
+) -> Result<()> {
+    let io = |error: std::io::Error| Error::File {
+        file: folder.display().to_string(),
+        problem: error.to_string(),
+    };
+    std::fs::create_dir_all(folder).map_err(io)?;
+    let mut tensors = BTreeMap::new();
+    for Parameter { name, var } in parameters {
+        if let Some(name) = name.strip_prefix(component).and_then(|name| name.strip_prefix('.')) {
+            tensors.insert(name.to_string(), var.as_detached_tensor().to_device(&Device::Cpu)?);
+        }
+    }
+    save_tensors(&folder.join(weights), &tensors, [("format".to_string(), "pt".to_string())])?;
+    std::fs::write(folder.join("config.json"), format!("{config:#}\n")).map_err(io)
+}
