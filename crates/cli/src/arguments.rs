@@ -10,6 +10,7 @@ use crate::device::DeviceChoice;
 use crate::lora::LoraArguments;
 use crate::scheduler_names;
 use crate::start::Margins;
+use crate::train::TrainArguments;
 use crate::xl_arguments::XlArguments;
 
 /// Paint with diffusion models.
@@ -28,6 +29,7 @@ pub(crate) enum Command {
     Convert(ConvertArguments),
     Inspect(InspectArguments),
     Lora(LoraArguments),
+    Train(Box<TrainArguments>),
 }
 
 /// What flags of `diffuse generate` are for: its help page is grouped by it.

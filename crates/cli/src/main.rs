@@ -22,6 +22,7 @@ mod scaled_file;
 mod scheduler_names;
 mod start;
 mod terminal;
+mod train;
 mod unconditional;
 mod xl_arguments;
 
@@ -37,15 +38,10 @@ use progress::Progress;
 static ALLOCATOR: PooledAllocator = PooledAllocator::new();
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
     let progress = Progress::new();
     terminal::show_warnings(&progress);
-    let result = match &arguments.command {
-        Command::Generate(arguments) => generate::run(arguments, &progress),
-        Command::Convert(arguments) => convert::run(arguments, &progress),
-        Command::Inspect(arguments) => inspect::run(arguments),
-        Command::Lora(arguments) => lora::run(arguments, &progress),
-    };
+    let result = train::expand(std::env::args_os().collect()).map(Arguments::parse_from);
+    let result = result.and_then(|arguments| run(&arguments.command, &progress));
     progress.clear();
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -53,5 +49,15 @@ fn main() -> ExitCode {
             terminal::note(&format!("error: {}", terminal::one_line(&error)));
             ExitCode::FAILURE
         }
+    }
+}
+
+fn run(command: &Command, progress: &Progress) -> anyhow::Result<()> {
+    match command {
+        Command::Generate(arguments) => generate::run(arguments, progress),
+        Command::Convert(arguments) => convert::run(arguments, progress),
+        Command::Inspect(arguments) => inspect::run(arguments),
+        Command::Lora(arguments) => lora::run(arguments, progress),
+        Command::Train(arguments) => train::run(arguments, progress),
     }
 }

@@ -87,6 +87,10 @@ impl Downloads<'_> {
 pub(crate) struct Shown(ProgressBar);
 
 impl Shown {
+    pub(crate) fn set_message(&self, message: String) {
+        self.0.set_message(message);
+    }
+
     pub(crate) fn set_done(&self, steps: usize, total: usize) {
         self.0.set_length(total as u64);
         self.0.set_position(steps as u64);

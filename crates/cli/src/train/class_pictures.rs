@@ -1,0 +1,50 @@
+//! Pictures of the class that DreamBooth shall keep, painted by the model as it was.
+
+use std::fs;
+use std::ops::ControlFlow;
+
+use anyhow::{Context, Result};
+use candle_diffusers_pipelines::{Schedule, StableDiffusionPipeline, TextToImage, seeded_generators};
+
+use super::TrainArguments;
+use crate::output::Outputs;
+use crate::progress::Progress;
+
+/// Paints as many as the folder of the class lacks.
+pub(super) fn paint_missing(
+    arguments: &TrainArguments,
+    models: &mut StableDiffusionPipeline,
+    progress: &Progress,
+) -> Result<()> {
+    let (true, Some(folder), Some(prompt)) =
+        (arguments.with_prior_preservation, &arguments.class_data_dir, &arguments.class_prompt)
+    else {
+        return Ok(());
+    };
+    let name = || format!("--class-data-dir {}", folder.display());
+    fs::create_dir_all(folder).with_context(name)?;
+    let is_picture = |entry: &fs::DirEntry| {
+        let path = entry.path();
+        let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+        matches!(ending.as_str(), "png" | "jpg" | "jpeg" | "webp")
+    };
+    let there = fs::read_dir(folder).with_context(name)?.flatten().filter(is_picture).count();
+    let bar = progress.steps("painting pictures of the class", arguments.num_class_images);
+    for index in there..arguments.num_class_images {
+        bar.set_done(index, arguments.num_class_images);
+        let request = TextToImage {
+            prompts: vec![prompt.clone()],
+            schedule: Schedule::Steps(arguments.num_inference_steps),
+            width: arguments.resolution.map(|side| side as usize),
+            height: arguments.resolution.map(|side| side as usize),
+            ..Default::default()
+        };
+        let seed = arguments.seed.wrapping_add(index as u64);
+        let mut noise = seeded_generators(seed, 1);
+        let output = models.generate(&request, &mut noise, &mut |_| Ok(ControlFlow::Continue(())))?;
+        let picture = output.images.first().context("the pipeline has painted nothing")?;
+        let path = folder.join(format!("{index}-seed-{seed}.png"));
+        Outputs::new(&path, 1)?.write(0, picture, prompt)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,36 @@
+//! Flags in a TOML file.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+/// The flags in a file of `name = value`, as they would stand on the command line.
+pub(crate) fn read(file: &Path) -> Result<Vec<OsString>> {
+    let name = file.display();
+    let text = fs::read_to_string(file).with_context(|| format!("--config {name}"))?;
+    let table: toml::Table = text.parse().with_context(|| format!("--config {name}"))?;
+    let mut flags = Vec::new();
+    for (key, value) in table {
+        let flag = format!("--{}", key.replace('_', "-"));
+        let value = match value {
+            toml::Value::Boolean(true) => {
+                flags.push(flag.into());
+                continue;
+            }
+            toml::Value::Boolean(false) => continue,
+            toml::Value::String(text) => text,
+            toml::Value::Integer(number) => number.to_string(),
+            toml::Value::Float(number) => number.to_string(),
+            toml::Value::Array(values) if values.iter().all(toml::Value::is_str) => {
+                values.iter().filter_map(toml::Value::as_str).collect::<Vec<_>>().join(",")
+            }
+            other => {
+                bail!("--config {name}: {key} is a {}, expected a text, a number or true", other.type_str())
+            }
+        };
+        flags.push(format!("{flag}={value}").into());
+    }
+    Ok(flags)
+}

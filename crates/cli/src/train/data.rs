@@ -1,0 +1,154 @@
+//! The pictures of a run.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Result, ensure};
+use candle_diffusers_loaders::Repository;
+use candle_diffusers_training::dataset::{
+    Batch, BatchLoader, BatchOptions, Captions, Dataset, DatasetOptions, Flip, Position, TransformOptions,
+};
+use candle_diffusers_training::recipes::Example;
+
+use serde_json::Value;
+
+use super::TrainArguments;
+use crate::terminal;
+
+/// Batches that are read before they are asked for.
+const AHEAD: usize = 4;
+
+/// The pictures to learn from, and those of their class where there are any.
+pub(super) struct Data {
+    own: Arc<Dataset>,
+    class: Option<Arc<Dataset>>,
+    resolution: u32,
+    batches: BatchOptions,
+}
+
+impl Data {
+    /// Opens the folder to learn from.
+    pub(super) fn open(arguments: &TrainArguments, repository: &Repository) -> Result<Self> {
+        let resolution = match arguments.resolution {
+            Some(resolution) => resolution,
+            None => own_resolution(repository)?,
+        };
+        let captions = match &arguments.instance_prompt {
+            Some(prompt) => Captions::Prompt(prompt.clone()),
+            None => Captions::Folder { column: arguments.caption_column.clone() },
+        };
+        let folder = arguments.instance_data_dir.as_ref().or(arguments.train_data_dir.as_ref());
+        let Some(folder) = folder else { anyhow::bail!("there is no folder of pictures to learn from") };
+        let own = open(folder, captions, resolution, arguments)?;
+        let batches =
+            BatchOptions { batch_size: arguments.train_batch_size, fill: true, ..Default::default() };
+        ensure!(arguments.train_batch_size > 0, "--train-batch-size is 0, expected 1 or more");
+        Ok(Self { own, class: None, resolution, batches })
+    }
+
+    /// Opens the folder of the class, when its pictures are all there.
+    pub(super) fn open_class(&mut self, arguments: &TrainArguments) -> Result<()> {
+        if let (true, Some(folder), Some(prompt)) =
+            (arguments.with_prior_preservation, &arguments.class_data_dir, &arguments.class_prompt)
+        {
+            self.class = Some(open(folder, Captions::Prompt(prompt.clone()), self.resolution, arguments)?);
+        }
+        Ok(())
+    }
+
+    /// Steps in which all pictures come once.
+    pub(super) fn steps_per_epoch(&self, arguments: &TrainArguments) -> u64 {
+        let batches = self.own.batches_per_epoch(&self.batches);
+        batches.div_ceil(arguments.gradient_accumulation_steps.max(1)) as u64
+    }
+
+    /// Where a run is that has taken so many batches.
+    pub(super) fn position(&self, batches: u64) -> Position {
+        position(&self.own, &self.batches, batches)
+    }
+
+    /// All batches from the one after `taken`.
+    pub(super) fn reader(&self, taken: u64) -> Result<Reader> {
+        let loader = |dataset: &Arc<Dataset>| {
+            let position = position(dataset, &self.batches, taken);
+            BatchLoader::new(dataset.clone(), self.batches, position, AHEAD)
+        };
+        Ok(Reader { own: loader(&self.own)?, class: self.class.as_ref().map(loader).transpose()? })
+    }
+}
+
+fn position(dataset: &Dataset, options: &BatchOptions, batches: u64) -> Position {
+    let per_epoch = (dataset.batches_per_epoch(options) as u64).max(1);
+    Position { epoch: batches / per_epoch, batch: batches % per_epoch }
+}
+
+/// Reads batches ahead.
+pub(super) struct Reader {
+    own: BatchLoader,
+    class: Option<BatchLoader>,
+}
+
+impl Reader {
+    /// The next batch: pictures to learn from, then as many of the class.
+    pub(super) fn next(&mut self) -> Result<Vec<Example>> {
+        let mut examples = examples(&self.own.next_batch()?)?;
+        if let Some(class) = &mut self.class {
+            examples.extend(self::examples(&class.next_batch()?)?);
+        }
+        Ok(examples)
+    }
+
+    /// The share of the time that was spent waiting for pictures.
+    pub(super) fn waiting(&self) -> f64 {
+        self.own.waiting().share()
+    }
+}
+
+fn examples(batch: &Batch) -> Result<Vec<Example>> {
+    batch.warnings.iter().for_each(|warning| terminal::note(&format!("warning: {warning}")));
+    let pixel_values = batch.pixel_values()?;
+    let example = |(index, sample): (usize, &candle_diffusers_training::dataset::Sample)| {
+        Ok(Example {
+            pixel_values: pixel_values.get(index)?,
+            caption: sample.caption.clone(),
+            original_size: sample.original_size,
+            crop_top_left: sample.crop_top_left,
+        })
+    };
+    batch.samples.iter().enumerate().map(example).collect()
+}
+
+fn open(
+    folder: &Path,
+    captions: Captions,
+    resolution: u32,
+    arguments: &TrainArguments,
+) -> Result<Arc<Dataset>> {
+    let dataset = Dataset::open(
+        folder,
+        DatasetOptions {
+            captions,
+            resolution,
+            transform: TransformOptions {
+                center_crop: arguments.center_crop,
+                flip: if arguments.random_flip { Flip::AfterCrop } else { Flip::Never },
+                ..Default::default()
+            },
+            repeats: arguments.repeats,
+            seed: arguments.seed,
+            skip_broken: arguments.skip_broken,
+            ..Default::default()
+        },
+    )?;
+    dataset.warnings().iter().for_each(|warning| terminal::note(&format!("warning: {warning}")));
+    Ok(Arc::new(dataset))
+}
+
+/// What the model was trained at: its sample size times what its VAE makes of a pixel.
+fn own_resolution(repository: &Repository) -> Result<u32> {
+    let unet: Value = repository.read_json("unet/config.json")?;
+    let vae: Value = repository.read_json("vae/config.json")?;
+    let blocks = vae["block_out_channels"].as_array().map_or(4, Vec::len);
+    let size = unet["sample_size"].as_u64().unwrap_or(64);
+    Ok((size << blocks.saturating_sub(1)) as u32)
+}

@@ -1,0 +1,87 @@
+//! What a run leaves.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use candle_diffusers_convert::{ConvertOptions, LoraFormat, WriteOptions, convert};
+use candle_diffusers_loaders::Repository;
+use candle_diffusers_training::{TrainedLora, parameters, save_component, save_lora};
+
+use super::TrainedLoraFormat;
+use super::session::Session;
+use crate::terminal;
+
+/// The name that diffusers looks for.
+const LORA_FILE: &str = "pytorch_lora_weights.safetensors";
+
+/// Writes a LoRA in diffusers' layout into a folder, if there is one.
+pub(super) fn write_lora(folder: &Path, loras: &[TrainedLora]) -> candle_diffusers_training::Result<()> {
+    if loras.is_empty() {
+        return Ok(());
+    }
+    save_lora(&folder.join(LORA_FILE), loras)
+}
+
+/// Writes what was learned: a LoRA's file, or a whole model's folder.
+pub(super) fn write(session: &mut Session, repository: &Repository) -> Result<()> {
+    if let Some(ema) = &session.trainer.ema {
+        ema.copy_to(&session.trainer.groups)?;
+    }
+    let folder = &session.arguments.output_dir;
+    if session.loras.is_empty() {
+        return write_whole(session, repository);
+    }
+    let path = folder.join(LORA_FILE);
+    match session.arguments.lora_format {
+        TrainedLoraFormat::Diffusers => write_lora(folder, &session.loras)?,
+        TrainedLoraFormat::Kohya => {
+            let temporary = tempfile::Builder::new().prefix(".lora-").tempdir_in(folder)?;
+            write_lora(temporary.path(), &session.loras)?;
+            let options = ConvertOptions {
+                lora_format: Some(LoraFormat::Kohya),
+                write: WriteOptions { overwrite: true, ..Default::default() },
+                ..Default::default()
+            };
+            convert(&temporary.path().join(LORA_FILE), &path, &options, &|_| ())?;
+        }
+    }
+    terminal::note(&format!("wrote {}", path.display()));
+    Ok(())
+}
+
+/// The folder of the model that the run began with, with the weights that were trained.
+fn write_whole(session: &Session, repository: &Repository) -> Result<()> {
+    let folder = &session.arguments.output_dir;
+    let source = session
+        .arguments
+        .pretrained_model_name_or_path
+        .as_ref()
+        .context("there is no folder to begin with")?;
+    let model = folder.join("model");
+    let options = ConvertOptions {
+        write: WriteOptions { overwrite: true, ..Default::default() },
+        ..Default::default()
+    };
+    let temporary = tempfile::Builder::new().prefix(".model-").tempdir_in(folder)?;
+    let whole = temporary.path().join("model");
+    convert(Path::new(source), &whole, &options, &|_| ())?;
+    let trained: Vec<_> = parameters(&session.trainer.groups).cloned().collect();
+    let components = [("unet", "diffusion_pytorch_model.safetensors"), ("text_encoder", "model.safetensors")];
+    for (component, weights) in components {
+        let prefix = format!("{component}.");
+        if !trained.iter().any(|parameter| parameter.name.starts_with(&prefix)) {
+            continue;
+        }
+        let config = repository.read_json(&format!("{component}/config.json"))?;
+        let place = whole.join(component);
+        fs::remove_dir_all(&place).with_context(|| format!("writing {}", place.display()))?;
+        save_component(&place, weights, &config, component, &trained)?;
+    }
+    if model.exists() {
+        fs::remove_dir_all(&model).with_context(|| format!("replacing {}", model.display()))?;
+    }
+    fs::rename(&whole, &model).with_context(|| format!("writing {}", model.display()))?;
+    terminal::note(&format!("wrote {}", model.display()));
+    Ok(())
+}

@@ -1,0 +1,198 @@
+//! A run from its first step, or a checkpoint, to its last.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use candle_diffusers_pipelines::{Schedule, StableDiffusionPipeline, TextToImage, seeded_generators};
+use candle_diffusers_training::recipes::{Denoising, DenoisingOptions};
+use candle_diffusers_training::{Checkpoint, Checkpoints, StepReport, TrainedLora, Trainer};
+use serde_json::json;
+
+use super::data::Data;
+use super::{TrainArguments, result};
+use crate::grid::{Grid, columns};
+use crate::output::Outputs;
+use crate::progress::{Progress, Shown};
+use crate::terminal;
+
+/// Whether an interrupt has asked the run to stop.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+pub(super) struct Session<'a> {
+    pub(super) arguments: &'a TrainArguments,
+    pub(super) progress: &'a Progress,
+    pub(super) checkpoints: Checkpoints,
+    pub(super) models: StableDiffusionPipeline,
+    pub(super) loras: Vec<TrainedLora>,
+    pub(super) trainer: Trainer,
+    pub(super) data: Data,
+    pub(super) max_steps: u64,
+}
+
+impl Session<'_> {
+    /// What a checkpoint must have been made with: all that changes what is learned.
+    fn settings(&self) -> Result<BTreeMap<String, String>> {
+        let table = toml::Table::try_from(self.arguments)?;
+        let mut settings: BTreeMap<String, String> =
+            table.into_iter().map(|(name, value)| (name, value.to_string())).collect();
+        settings.insert("recipe".to_string(), format!("{:?}", self.arguments.recipe));
+        // A run may be made longer where its learning rate does not depend on how long it is.
+        if self.arguments.lr_scheduler.starts_with("constant") {
+            settings.remove("max_train_steps");
+            settings.remove("num_train_epochs");
+        }
+        Ok(settings)
+    }
+
+    /// Goes on from the checkpoint that was named, if there is one.
+    pub(super) fn resume(&mut self) -> Result<()> {
+        let Some(name) = &self.arguments.resume_from_checkpoint else { return Ok(()) };
+        let Some(folder) = self.checkpoints.find(name)? else {
+            terminal::note("there is no checkpoint yet; beginning anew");
+            return Ok(());
+        };
+        let shown = folder.display().to_string();
+        let checkpoint = Checkpoint::read(&folder)?;
+        self.trainer.resume(&shown, checkpoint, &self.settings()?)?;
+        terminal::note(&format!("going on from {shown}"));
+        Ok(())
+    }
+
+    /// Writes the settings that the run ended up with, as --config reads them.
+    pub(super) fn write_settings(&self) -> Result<()> {
+        let path = self.arguments.output_dir.join("settings.toml");
+        let text = toml::to_string(self.arguments)?;
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+    }
+
+    /// Takes the steps that are left.
+    pub(super) fn train(&mut self, options: &DenoisingOptions) -> Result<()> {
+        // Where no handler can be set, an interrupt ends the run, which goes on from its last checkpoint.
+        ctrlc::set_handler(|| STOP.store(true, Ordering::SeqCst)).ok();
+        let accumulated = self.arguments.gradient_accumulation_steps as u64;
+        let mut reader = self.data.reader(self.trainer.steps_done() * accumulated)?;
+        let mut log = self.open_log()?;
+        let bar = self.progress.steps("training", self.max_steps as usize);
+        bar.set_done(self.trainer.steps_done() as usize, self.max_steps as usize);
+        let started = Instant::now();
+        while self.trainer.steps_done() < self.max_steps {
+            // Anew after each look, for which the models are needed: it knows the captions' embeddings only.
+            let denoising = Denoising::new(&self.models, options.clone())?;
+            let stopped = loop {
+                let step = self.trainer.steps_done();
+                self.loras
+                    .iter()
+                    .for_each(|lora| lora.begin_step(self.arguments.seed ^ step.wrapping_mul(0x9e37_79b9)));
+                let start = Instant::now();
+                let mut failure = None;
+                let report = self.trainer.step(|generator| match reader.next() {
+                    Ok(examples) => denoising.loss(&examples, generator),
+                    Err(error) => {
+                        failure = Some(error);
+                        Err(candle_diffusers_training::Error::ReadingEnded)
+                    }
+                });
+                if let Some(error) = failure {
+                    return Err(error);
+                }
+                let report = report.map_err(|error| self.with_last_checkpoint(error))?;
+                show(&bar, &report, self.max_steps);
+                let line = json!({
+                    "step": report.step, "loss": report.loss, "learning_rate": report.learning_rates[0],
+                    "grad_norm": report.grad_norm, "seconds": start.elapsed().as_secs_f64(),
+                });
+                writeln!(log, "{line}").context("writing log.jsonl")?;
+                let is_last = report.step == self.max_steps;
+                let stop = STOP.load(Ordering::SeqCst);
+                if is_last || stop || report.step % self.arguments.checkpointing_steps == 0 {
+                    self.write_checkpoint()?;
+                }
+                if stop && !is_last {
+                    break Some(report.step);
+                }
+                if is_last
+                    || (self.arguments.validation_prompt.is_some()
+                        && report.step % self.arguments.validation_steps == 0)
+                {
+                    break None;
+                }
+            };
+            drop(denoising);
+            if let Some(step) = stopped {
+                bail!("interrupted after step {step}; --resume-from-checkpoint latest goes on");
+            }
+            self.validate()?;
+        }
+        let (share, seconds) = (reader.waiting() * 100.0, started.elapsed().as_secs_f64());
+        self.progress.suspend(|| {
+            terminal::note(&format!("trained for {seconds:.0} s, of which {share:.1}% waiting for pictures"));
+        });
+        Ok(())
+    }
+
+    fn with_last_checkpoint(&self, error: candle_diffusers_training::Error) -> anyhow::Error {
+        let last = self.checkpoints.steps().ok().and_then(|steps| steps.last().copied());
+        let is_loss = matches!(error, candle_diffusers_training::Error::LossNotFinite { .. });
+        match last {
+            Some(step) if is_loss => {
+                let folder = self.checkpoints.path(step);
+                anyhow::anyhow!("{error} (the last good one is {})", folder.display())
+            }
+            _ => error.into(),
+        }
+    }
+
+    fn open_log(&self) -> Result<fs::File> {
+        let path = self.arguments.output_dir.join("log.jsonl");
+        let is_new = self.trainer.steps_done() == 0;
+        let mut options = fs::OpenOptions::new();
+        options.create(true).append(!is_new).truncate(is_new).write(true);
+        options.open(&path).with_context(|| format!("writing {}", path.display()))
+    }
+
+    fn write_checkpoint(&self) -> Result<()> {
+        let step = self.trainer.steps_done();
+        let taken = step * self.arguments.gradient_accumulation_steps as u64;
+        let checkpoint = self.trainer.checkpoint(self.data.position(taken), self.settings()?)?;
+        self.checkpoints.write(step, &checkpoint, |folder| result::write_lora(folder, &self.loras))?;
+        Ok(())
+    }
+
+    /// Paints the validation prompt as the model is now: `validation/STEP.png`.
+    fn validate(&mut self) -> Result<()> {
+        let Some(prompt) = &self.arguments.validation_prompt else { return Ok(()) };
+        let step = self.trainer.steps_done();
+        let _shown = self.progress.activity(format!("painting {prompt:?}"));
+        let request = TextToImage {
+            prompts: vec![prompt.clone()],
+            schedule: Schedule::Steps(self.arguments.num_inference_steps),
+            ..Default::default()
+        };
+        let mut grid = Grid::default();
+        let count = self.arguments.num_validation_images;
+        for index in 0..count as u64 {
+            let mut noise = seeded_generators(self.arguments.seed.wrapping_add(index), 1);
+            let output =
+                self.models.generate(&request, &mut noise, &mut |_| Ok(ControlFlow::Continue(())))?;
+            output.images.iter().for_each(|picture| grid.add(picture, prompt));
+        }
+        let folder = self.arguments.output_dir.join("validation");
+        fs::create_dir_all(&folder).with_context(|| format!("writing {}", folder.display()))?;
+        let path = folder.join(format!("{step:06}.png"));
+        Outputs::new(&path, 1)?.write(0, &grid.join(columns(1, count)), grid.parameters())?;
+        Ok(())
+    }
+}
+
+fn show(bar: &Shown, report: &StepReport, total: u64) {
+    bar.set_message(format!(
+        "training: loss {:.4}, learning rate {:.1e}",
+        report.loss, report.learning_rates[0]
+    ));
+    bar.set_done(report.step as usize, total as usize);
+}
