@@ -27,7 +27,10 @@ pub(crate) fn read(file: &Path) -> Result<Vec<OsString>> {
                 values.iter().filter_map(toml::Value::as_str).collect::<Vec<_>>().join(",")
             }
             other => {
-                bail!("--config {name}: {key} is a {}, expected a text, a number or true", other.type_str())
+                bail!(
+                    "--config {name}: {key} is of the type {}, expected a text, a number or true",
+                    other.type_str()
+                )
             }
         };
         flags.push(format!("{flag}={value}").into());

@@ -1,9 +1,10 @@
 //! The pictures of a run.
 
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use candle_diffusers_loaders::Repository;
 use candle_diffusers_training::dataset::{
     Batch, BatchLoader, BatchOptions, Captions, Dataset, DatasetOptions, Flip, Position, TransformOptions,
@@ -33,13 +34,14 @@ impl Data {
             Some(resolution) => resolution,
             None => own_resolution(repository)?,
         };
-        let captions = match &arguments.instance_prompt {
-            Some(prompt) => Captions::Prompt(prompt.clone()),
-            None => Captions::Folder { column: arguments.caption_column.clone() },
-        };
         let folder = arguments.instance_data_dir.as_ref().or(arguments.train_data_dir.as_ref());
-        let Some(folder) = folder else { anyhow::bail!("there is no folder of pictures to learn from") };
-        let own = open(folder, captions, resolution, arguments)?;
+        let Some(folder) = folder else { bail!("there is no folder of pictures to learn from") };
+        let own = open(
+            folder,
+            captions(folder, arguments.instance_prompt.as_ref(), arguments),
+            resolution,
+            arguments,
+        )?;
         let batches =
             BatchOptions { batch_size: arguments.train_batch_size, fill: true, ..Default::default() };
         ensure!(arguments.train_batch_size > 0, "--train-batch-size is 0, expected 1 or more");
@@ -48,10 +50,9 @@ impl Data {
 
     /// Opens the folder of the class, when its pictures are all there.
     pub(super) fn open_class(&mut self, arguments: &TrainArguments) -> Result<()> {
-        if let (true, Some(folder), Some(prompt)) =
-            (arguments.with_prior_preservation, &arguments.class_data_dir, &arguments.class_prompt)
-        {
-            self.class = Some(open(folder, Captions::Prompt(prompt.clone()), self.resolution, arguments)?);
+        if let (true, Some(folder)) = (arguments.with_prior_preservation, &arguments.class_data_dir) {
+            let captions = captions(folder, arguments.class_prompt.as_ref(), arguments);
+            self.class = Some(open(folder, captions, self.resolution, arguments)?);
         }
         Ok(())
     }
@@ -116,6 +117,20 @@ fn examples(batch: &Batch) -> Result<Vec<Example>> {
         })
     };
     batch.samples.iter().enumerate().map(example).collect()
+}
+
+/// What pictures show: what the folder itself says of each, or else the prompt for all.
+fn captions(folder: &Path, prompt: Option<&String>, arguments: &TrainArguments) -> Captions {
+    let says = |entry: fs::DirEntry| {
+        let path = entry.path();
+        path.extension().is_some_and(|ending| ending == "txt")
+            || path.file_stem().is_some_and(|name| name == "metadata")
+    };
+    let has_captions = fs::read_dir(folder).is_ok_and(|entries| entries.flatten().any(says));
+    match prompt {
+        Some(prompt) if !has_captions => Captions::Prompt(prompt.clone()),
+        _ => Captions::Folder { column: arguments.caption_column.clone() },
+    }
 }
 
 fn open(

@@ -77,7 +77,6 @@ pub(crate) fn run(arguments: &TrainArguments, progress: &Progress) -> Result<()>
         beta1: arguments.adam_beta1,
         beta2: arguments.adam_beta2,
         epsilon: arguments.adam_epsilon,
-        ..Default::default()
     };
     let optimizer: Box<dyn Optimizer> = match arguments.use_8bit_adam {
         true => Box::new(AdamW8bit::new(adam)?),
@@ -119,7 +118,7 @@ fn check_flags(arguments: &TrainArguments) -> Result<()> {
     if recipe.is_dreambooth() {
         ensure!(
             arguments.instance_data_dir.is_some() && arguments.instance_prompt.is_some(),
-            "DreamBooth learns from --instance-data-dir and --instance-prompt; give both"
+            "DreamBooth learns from --instance-data-dir and --instance-prompt; give both (captions beside the pictures go before the prompt)"
         );
         ensure!(
             arguments.train_data_dir.is_none(),

@@ -23,5 +23,6 @@ mod safety_checker;
 mod shapes;
 mod single_file;
 mod stable_diffusion_xl;
+mod train;
 mod unconditional;
 mod usage;

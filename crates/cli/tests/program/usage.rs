@@ -14,6 +14,7 @@ fn help_pages() {
         ("help_lora_merge", &["lora", "merge", "--help"]),
         ("help_lora_extract", &["lora", "extract", "--help"]),
         ("help_lora_resize", &["lora", "resize", "--help"]),
+        ("help_train", &["train", "--help"]),
     ] {
         insta::assert_snapshot!(name, workplace.succeed(arguments).stdout);
     }

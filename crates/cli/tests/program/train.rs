@@ -1,0 +1,282 @@
+//! `diffuse train`.
+
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use image::{Rgb, RgbImage};
+
+use crate::program::{Workplace, shapes};
+
+/// Pictures of one colour with captions beside them.
+fn pictures(workplace: &Workplace, folder: &str, count: u8) {
+    let folder = workplace.path(folder);
+    fs::create_dir(&folder).unwrap();
+    for index in 0..count {
+        let shade = Rgb([40 * index, 255 - 40 * index, 90]);
+        RgbImage::from_pixel(64, 64, shade).save(folder.join(format!("{index}.png"))).unwrap();
+        fs::write(folder.join(format!("{index}.txt")), format!("a shade number {index}")).unwrap();
+    }
+}
+
+const FIXED: [&str; 12] = [
+    "train",
+    "text-to-image-lora",
+    "--train_data_dir",
+    "data",
+    "--train_batch_size=2",
+    "--learning-rate",
+    "1e-3",
+    "--lr_scheduler=cosine",
+    "--gradient-accumulation-steps",
+    "2",
+    "--lora_dropout",
+    "0.1",
+];
+
+fn train<'a>(output: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [&FIXED[..], &["--output_dir", output], more].concat()
+}
+
+fn lora(workplace: &Workplace, output: &str) -> Vec<u8> {
+    fs::read(workplace.path(output).join("pytorch_lora_weights.safetensors")).unwrap()
+}
+
+#[test]
+fn a_lora_is_trained_and_painted_with() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 5);
+    let run = workplace.succeed(train(
+        "out",
+        &["--max_train_steps", "3", "--validation_prompt", "a shade", "--num-inference-steps", "2"],
+    ));
+    assert!(run.stderr.ends_with("wrote out/pytorch_lora_weights.safetensors\n"), "{}", run.stderr);
+    let log = fs::read_to_string(workplace.path("out/log.jsonl")).unwrap();
+    assert_eq!(log.lines().count(), 3);
+    for line in log.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(line["loss"].as_f64().unwrap() > 0.0 && line["learning_rate"].is_f64(), "{line}");
+    }
+    let grid = image::open(workplace.path("out/validation/000003.png")).unwrap();
+    assert_eq!((grid.width(), grid.height()), (128, 128));
+    let paint = |more: &[&str], output: &str| {
+        let flags = [
+            "generate",
+            "a large red circle on a blue background",
+            "--steps",
+            "3",
+            "--seed",
+            "1",
+            "--output",
+            output,
+        ];
+        workplace.succeed([&flags[..], more].concat());
+        fs::read(workplace.path(output)).unwrap()
+    };
+    let with = paint(&["--lora", "out/pytorch_lora_weights.safetensors:2"], "with.png");
+    assert!(with != paint(&[], "without.png"));
+
+    // The settings that the run ended up with make the same run again; kohya's layout has the same numbers.
+    let again = [
+        "train",
+        "text-to-image-lora",
+        "--config",
+        "out/settings.toml",
+        "--output_dir",
+        "again",
+        "--lora-format",
+        "kohya",
+    ];
+    workplace.succeed(again);
+    assert!(paint(&["--lora", "again/pytorch_lora_weights.safetensors:2"], "again.png").len() == with.len());
+    let pixels = |name: &str| image::open(workplace.path(name)).unwrap().to_rgb8();
+    assert!(pixels("again.png") == pixels("with.png"));
+}
+
+#[test]
+fn a_run_that_is_killed_goes_on_to_the_same_bits() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 5);
+    let steps = ["--max_train_steps", "12", "--checkpointing_steps", "2", "--checkpoints_total_limit", "2"];
+    let whole = [&steps[..], &["--train_text_encoder"]].concat();
+    workplace.succeed(train("whole", &whole));
+    let kept: Vec<String> = ["checkpoint-10", "checkpoint-12"].map(String::from).into();
+    let checkpoints = |output: &str| {
+        let mut names: Vec<String> = fs::read_dir(workplace.path(output))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.contains("checkpoint"))
+            .collect();
+        names.sort();
+        names
+    };
+    assert_eq!(checkpoints("whole"), kept);
+    // Killed at whatever it does, again and again, until it has come to its end.
+    let resumed = [&whole[..], &["--resume_from_checkpoint", "latest"]].concat();
+    let finished = |output: &str| workplace.path(output).join("pytorch_lora_weights.safetensors").exists();
+    let mut patience = Duration::from_millis(900);
+    while !finished("killed") {
+        let mut command = workplace.command(train("killed", &resumed));
+        let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+        let start = Instant::now();
+        while start.elapsed() < patience && child.try_wait().unwrap().is_none() {
+            sleep(Duration::from_millis(5));
+        }
+        child.kill().ok();
+        child.wait().unwrap();
+        patience += Duration::from_millis(700);
+        assert!(patience < Duration::from_secs(60));
+    }
+    assert!(lora(&workplace, "killed") == lora(&workplace, "whole"));
+    assert_eq!(checkpoints("killed"), kept);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_leaves_a_checkpoint() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 3);
+    let mut command = workplace.command(train("out", &["--max_train_steps", "100000"]));
+    let child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let log = workplace.path("out/log.jsonl");
+    let start = Instant::now();
+    while fs::metadata(&log).map_or(0, |log| log.len()) == 0 {
+        assert!(start.elapsed() < Duration::from_secs(60));
+        sleep(Duration::from_millis(20));
+    }
+    let id = child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("--resume-from-checkpoint latest goes on"), "{stderr}");
+    let step = fs::read_to_string(log).unwrap().lines().count();
+    assert!(workplace.path(&format!("out/checkpoint-{step}/training_state.safetensors")).is_file());
+}
+
+#[test]
+fn dreambooth_paints_what_its_class_lacks() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "thing", 2);
+    let flags = [
+        "train",
+        "dreambooth-lora",
+        "--instance_data_dir",
+        "thing",
+        "--instance_prompt",
+        "a sks",
+        "--with_prior_preservation",
+        "--class_data_dir",
+        "class",
+        "--class_prompt",
+        "a circle",
+        "--num_class_images",
+        "3",
+        "--num_inference_steps",
+        "2",
+        "--output_dir",
+        "out",
+        "--max_train_steps",
+        "2",
+    ];
+    workplace.succeed(flags);
+    assert_eq!(fs::read_dir(workplace.path("class")).unwrap().count(), 3);
+    assert!(!lora(&workplace, "out").is_empty());
+}
+
+#[test]
+fn a_whole_model_is_written_beside_its_other_files() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    let model = shapes().display().to_string();
+    let flags = [
+        "train",
+        "text-to-image",
+        "--pretrained_model_name_or_path",
+        &model,
+        "--train_data_dir",
+        "data",
+        "--output_dir",
+        "out",
+        "--max_train_steps",
+        "2",
+        "--use_ema",
+        "--use_8bit_adam",
+        "--learning_rate",
+        "1e-4",
+    ];
+    workplace.succeed(flags);
+    let paint = |model: &str, output: &str| {
+        workplace.succeed([
+            "generate",
+            "a red circle",
+            "--model",
+            model,
+            "--steps",
+            "3",
+            "--seed",
+            "1",
+            "--output",
+            output,
+        ]);
+        image::open(workplace.path(output)).unwrap().to_rgb8()
+    };
+    assert!(paint("out/model", "trained.png") != paint(&model, "before.png"));
+}
+
+#[test]
+fn what_cannot_be_trained_on_is_refused() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    fs::create_dir(workplace.path("empty")).unwrap();
+    fs::create_dir(workplace.path("broken")).unwrap();
+    fs::write(workplace.path("broken/a.png"), "no picture").unwrap();
+    fs::write(workplace.path("broken/a.txt"), "a cat").unwrap();
+    fs::create_dir(workplace.path("named")).unwrap();
+    fs::copy(workplace.path("data/0.png"), workplace.path("named/0.png")).unwrap();
+    fs::write(workplace.path("named/metadata.csv"), "file_name,text\nmissing.png,a cat\n").unwrap();
+    fs::write(workplace.path("bad.toml"), "learning_rate = [1, 2]\n").unwrap();
+    fs::write(workplace.path("unknown.toml"), "learning_rat = 1\n").unwrap();
+    let refuse = |flags: &[&str], culprits: &[&str]| {
+        let arguments =
+            [&["train", "text-to-image-lora", "--output_dir", "out", "--max_train_steps", "2"], flags]
+                .concat();
+        let run = workplace.run(&arguments);
+        assert_eq!(run.status, Some(1), "{}", run.stderr);
+        assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
+        for culprit in culprits {
+            assert!(run.stderr.contains(culprit), "{culprit:?}: {}", run.stderr);
+        }
+        assert!(!workplace.path("out/pytorch_lora_weights.safetensors").exists());
+    };
+    refuse(&["--train_data_dir", "nowhere"], &["nowhere"]);
+    refuse(&["--train_data_dir", "empty"], &["empty: is empty"]);
+    refuse(&["--train_data_dir", "broken"], &["a.png"]);
+    refuse(&["--train_data_dir", "named"], &["metadata.csv", "missing.png"]);
+    let data = |flags: &[&'static str]| [&["--train_data_dir", "data"], flags].concat();
+    refuse(&data(&["--resolution", "63"]), &["resolution", "63", "multiple of 8"]);
+    refuse(&data(&["--rank", "0"]), &["rank", "0"]);
+    refuse(&data(&["--lora-layers", "nothing"]), &["target_modules", "nothing"]);
+    refuse(&data(&["--learning_rate", "1e30"]), &["loss of step 2", "learning rate"]);
+    refuse(&data(&["--learning_rate", "nan"]), &["learning_rate", "NaN"]);
+    refuse(&data(&["--lr_scheduler", "odd"]), &["odd", "cosine"]);
+    refuse(&data(&["--resume_from_checkpoint", "checkpoint-7"]), &["checkpoint-7", "has none"]);
+    refuse(&data(&["--instance_prompt", "a sks"]), &["--instance-prompt", "DreamBooth"]);
+    refuse(&data(&["--config", "bad.toml"]), &["bad.toml", "learning_rate"]);
+    refuse(&data(&["--config", "missing.toml"]), &["missing.toml"]);
+
+    workplace.succeed(train("other", &["--max_train_steps", "2"]));
+    let other =
+        train("other", &["--max_train_steps", "2", "--seed", "9", "--resume_from_checkpoint", "latest"]);
+    let run = workplace.run(other);
+    assert_eq!(run.status, Some(1));
+    assert!(run.stderr.contains("seed 0; this run has seed 9"), "{}", run.stderr);
+    for wrong in [&["--learning-rat", "1"][..], &["--config", "unknown.toml"]] {
+        let run = workplace.run(train("out", wrong));
+        assert_eq!(run.status, Some(2), "{}", run.stderr);
+        assert!(run.stderr.contains("--learning-rate"), "{}", run.stderr);
+    }
+    assert!(Path::new(&workplace.path("data/0.png")).exists());
+}
