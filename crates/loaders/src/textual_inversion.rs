@@ -202,7 +202,6 @@ pub fn load_textual_inversion(
     place: TextEncoderPlace,
 ) -> Result<()> {
     let mut extended = tokenizer.clone();
-    let mut first_id = None;
     let mut rows = Vec::new();
     for embedding in embeddings {
         let vectors = embedding.vectors(place)?;
@@ -234,17 +233,22 @@ pub fn load_textual_inversion(
             );
         }
         let ids = extended.add_tokens(&tokens)?;
-        first_id = first_id.or(ids.first().copied());
-        let converted = vectors.vectors.to_dtype(text_encoder.dtype());
-        rows.push(converted.map_err(|error| tensor_error(embedding, vectors, error))?);
+        rows.push((embedding, ids, &vectors.vectors));
     }
-    let (Some(first_id), [first, ..]) = (first_id, embeddings) else { return Ok(()) };
-    let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Component {
-        component: first.file.clone(),
-        source,
-    };
-    let rows = Tensor::cat(&rows, 0).map_err(|error| failed(error.into()))?;
-    text_encoder.add_token_embeddings(first_id, &rows).map_err(|error| failed(error.into()))?;
+    // Each by itself and as it is: vectors that are a variable's remain that variable's.
+    let mut added: Vec<u32> = Vec::new();
+    for (embedding, ids, vectors) in rows {
+        let Some(first_id) = ids.first() else { continue };
+        if let Err(source) = text_encoder.add_token_embeddings(*first_id, vectors) {
+            let component = |source: candle_diffusers_models::Error| Error::Component {
+                component: embedding.file.clone(),
+                source: source.into(),
+            };
+            text_encoder.remove_token_embeddings(&added).map_err(component)?;
+            return Err(component(source));
+        }
+        added.extend(ids);
+    }
     *tokenizer = extended;
     Ok(())
 }

@@ -134,12 +134,26 @@ impl ClipTextModel {
     ///
     /// The first addition may begin at any id that the vocabulary has, or at the one after it: tables are sometimes longer than the
     /// tokenizer's vocabulary, and their surplus is then hidden. Later additions go on where the last one ended. The
-    /// vectors are converted to the model's dtype and device; the model's own table stays as it is, also that of clones.
+    /// vectors are converted to the model's dtype and device; the model's own table stays as it is, also that of clones. A variable's
+    /// tensor that is on the model's device stays that variable: gradients reach it, and its new values count at once.
     ///
     /// # Errors
     /// When `vectors` has no rows or another width, or there would be ids without a row before `first_id`.
     pub fn add_token_embeddings(&mut self, first_id: u32, vectors: &Tensor) -> Result<()> {
         self.token_embedding.add(first_id, vectors)
+    }
+
+    /// What stands for these tokens before the first layer, without their positions: `(ids.len(), hidden_size)`.
+    ///
+    /// # Errors
+    /// When an id is not in the vocabulary.
+    pub fn token_embeddings(&self, ids: &[u32]) -> Result<Tensor> {
+        let known = self.token_embedding.count();
+        if let Some(id) = ids.iter().find(|id| **id as usize >= known) {
+            let problem = format!("contain {id}, but the vocabulary has {known} tokens");
+            return Err(input_error("ids", problem));
+        }
+        self.token_embedding.forward(ids, &self.device)
     }
 
     /// Takes rows away that were added; those after them move up, as their tokens do in a tokenizer. With the last of them gone the

@@ -17,8 +17,8 @@ pub(super) struct TokenEmbedding {
 struct AddedRows {
     /// The id of the first row.
     first: usize,
-    /// `(added, hidden_size)`.
-    rows: Tensor,
+    /// Each `(added, hidden_size)`, as it was handed in: where it is a variable's, gradients reach it, and what becomes of it is seen.
+    pieces: Vec<Tensor>,
 }
 
 impl TokenEmbedding {
@@ -48,7 +48,11 @@ impl TokenEmbedding {
         let Some(added) = &self.added else { return rows_of(ids) };
         let is_added = |id: u32| id as usize >= added.first;
         let from_table: Vec<u32> = ids.iter().map(|id| if is_added(*id) { 0 } else { *id }).collect();
-        let rows = Tensor::cat(&[&rows_of(&from_table)?, &added.rows], 0)?;
+        let mut rows = vec![rows_of(&from_table)?];
+        for piece in &added.pieces {
+            rows.push(piece.to_dtype(self.dtype())?);
+        }
+        let rows = Tensor::cat(&rows, 0)?;
         let position = |(position, id): (u32, &u32)| {
             if is_added(*id) { ids.len() as u32 + (*id - added.first as u32) } else { position }
         };
@@ -74,12 +78,9 @@ impl TokenEmbedding {
             return Err(input_error("first_id", problem));
         }
         let weight = self.table.weight();
-        let vectors = vectors.to_device(weight.device())?.to_dtype(weight.dtype())?;
-        let (first, rows) = match &self.added {
-            Some(added) => (added.first, Tensor::cat(&[&added.rows, &vectors], 0)?),
-            None => (first_id, vectors),
-        };
-        self.added = Some(AddedRows { first, rows });
+        let vectors = vectors.to_device(weight.device())?;
+        let added = self.added.get_or_insert_with(|| AddedRows { first: first_id, pieces: Vec::new() });
+        added.pieces.push(vectors);
         Ok(())
     }
 
@@ -92,22 +93,26 @@ impl TokenEmbedding {
         if let Some(id) = ids.iter().find(|id| !is_there(id)) {
             return Err(not_added(*id));
         }
-        let first = added.first;
-        let kept: Vec<u32> =
-            (0..added.count() as u32).filter(|row| !ids.contains(&(row + first as u32))).collect();
-        self.added = if kept.is_empty() {
-            None
-        } else {
-            let kept = Tensor::new(kept, added.rows.device())?;
-            Some(AddedRows { first, rows: added.rows.index_select(&kept, 0)? })
-        };
+        let (first, mut id) = (added.first, added.first as u32);
+        let mut pieces = Vec::with_capacity(added.pieces.len());
+        for piece in &added.pieces {
+            let count = piece.dims()[0] as u32;
+            let kept: Vec<u32> = (0..count).filter(|row| !ids.contains(&(id + row))).collect();
+            id += count;
+            if kept.len() == count as usize {
+                pieces.push(piece.clone());
+            } else if !kept.is_empty() {
+                pieces.push(piece.index_select(&Tensor::new(kept, piece.device())?, 0)?);
+            }
+        }
+        self.added = (!pieces.is_empty()).then_some(AddedRows { first, pieces });
         Ok(())
     }
 }
 
 impl AddedRows {
     fn count(&self) -> usize {
-        self.rows.dims()[0]
+        self.pieces.iter().map(|piece| piece.dims()[0]).sum()
     }
 }
 

@@ -1,5 +1,9 @@
 //! What is taught, and how: each recipe is the loss of a batch, over the parts that all share.
 
 mod denoising;
+mod templates;
+mod textual_inversion;
 
 pub use denoising::{Denoising, DenoisingOptions, Example};
+pub use templates::LearnableProperty;
+pub use textual_inversion::{TextualInversionOptions, TrainedToken};

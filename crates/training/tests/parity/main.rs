@@ -12,6 +12,7 @@ mod noise_and_loss;
 mod picture_transforms;
 mod sgd;
 mod stable_diffusion;
+mod textual_inversion;
 
 use candle_core::{Tensor, Var};
 use candle_diffusers_training::{Parameter, ParameterGroup};
