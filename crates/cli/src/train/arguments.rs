@@ -63,6 +63,18 @@ pub(crate) struct TrainArguments {
     /// How many pictures of the class there should be
     #[arg(long, value_name = "N", default_value_t = 100, help_heading = PICTURES)]
     pub(crate) num_class_images: usize,
+    /// Textual inversion: the new word, such as "<cat-toy>"
+    #[arg(long, value_name = "TOKEN", help_heading = PICTURES)]
+    pub(crate) placeholder_token: Option<String>,
+    /// Textual inversion: a word that the new one begins as, such as "toy"
+    #[arg(long, value_name = "WORD", help_heading = PICTURES)]
+    pub(crate) initializer_token: Option<String>,
+    /// Textual inversion: how many vectors the new word has
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = PICTURES)]
+    pub(crate) num_vectors: usize,
+    /// Textual inversion: what the new word is, which captions are made by
+    #[arg(long, value_name = "KIND", default_value = "object", help_heading = PICTURES)]
+    pub(crate) learnable_property: Property,
     /// How much the pictures of the class count
     #[arg(long, value_name = "X", default_value_t = 1.0, help_heading = PICTURES)]
     pub(crate) prior_loss_weight: f64,
@@ -119,6 +131,12 @@ pub(crate) struct TrainArguments {
     /// How large a step of the text encoder is [default: --learning-rate]
     #[arg(long, value_name = "X", requires = "train_text_encoder", help_heading = STEPS)]
     pub(crate) text_encoder_lr: Option<f64>,
+    /// Pivotal tuning: steps of the textual inversion that comes first
+    #[arg(long, value_name = "N", default_value_t = 500, help_heading = STEPS)]
+    pub(crate) max_train_steps_ti: u64,
+    /// Pivotal tuning: how large a step of the textual inversion is
+    #[arg(long, value_name = "X", default_value_t = 5e-4, help_heading = STEPS)]
+    pub(crate) learning_rate_ti: f64,
     /// Multiply learning rates by the pictures of a step
     #[arg(long, help_heading = STEPS)]
     pub(crate) scale_lr: bool,
@@ -215,11 +233,20 @@ pub(crate) enum Recipe {
     DreamboothLora,
     /// The whole UNet for one thing, from a few pictures of it
     Dreambooth,
+    /// A new word for what a few pictures show
+    TextualInversion,
+    /// A new word first, then a LoRA for what it says (lora_pti)
+    PivotalTuning,
 }
 
 impl Recipe {
     pub(crate) fn is_lora(self) -> bool {
-        matches!(self, Self::TextToImageLora | Self::DreamboothLora)
+        matches!(self, Self::TextToImageLora | Self::DreamboothLora | Self::PivotalTuning)
+    }
+
+    /// Whether a new word is learned.
+    pub(crate) fn has_token(self) -> bool {
+        matches!(self, Self::TextualInversion | Self::PivotalTuning)
     }
 
     pub(crate) fn is_dreambooth(self) -> bool {
@@ -232,6 +259,13 @@ impl Recipe {
 pub(crate) enum TrainedLoraFormat {
     Diffusers,
     Kohya,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Property {
+    Object,
+    Style,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]

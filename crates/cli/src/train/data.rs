@@ -9,11 +9,11 @@ use candle_diffusers_loaders::Repository;
 use candle_diffusers_training::dataset::{
     Batch, BatchLoader, BatchOptions, Captions, Dataset, DatasetOptions, Flip, Position, TransformOptions,
 };
-use candle_diffusers_training::recipes::Example;
+use candle_diffusers_training::recipes::{Example, LearnableProperty};
 
 use serde_json::Value;
 
-use super::TrainArguments;
+use super::{Property, TrainArguments};
 use crate::terminal;
 
 /// Batches that are read before they are asked for.
@@ -127,8 +127,15 @@ fn captions(folder: &Path, prompt: Option<&String>, arguments: &TrainArguments) 
             || path.file_stem().is_some_and(|name| name == "metadata")
     };
     let has_captions = fs::read_dir(folder).is_ok_and(|entries| entries.flatten().any(says));
-    match prompt {
-        Some(prompt) if !has_captions => Captions::Prompt(prompt.clone()),
+    match (prompt, &arguments.placeholder_token) {
+        (Some(prompt), _) if !has_captions => Captions::Prompt(prompt.clone()),
+        (_, Some(token)) if !has_captions => {
+            let property = match arguments.learnable_property {
+                Property::Object => LearnableProperty::Object,
+                Property::Style => LearnableProperty::Style,
+            };
+            Captions::OneOf(property.captions(token))
+        }
         _ => Captions::Folder { column: arguments.caption_column.clone() },
     }
 }

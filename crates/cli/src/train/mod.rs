@@ -15,32 +15,29 @@ use candle_core::DType;
 use candle_diffusers_loaders::{LoadOptions, Repository};
 use candle_diffusers_pipelines::{StableDiffusionPipeline, TextEncoders};
 use candle_diffusers_schedulers::TorchGenerator;
-use candle_diffusers_training::recipes::DenoisingOptions;
+use candle_diffusers_training::recipes::{DenoisingOptions, TextualInversionOptions, TrainedToken};
 use candle_diffusers_training::{
-    AdamW, AdamW8bit, AdamWConfig, EmaConfig, EmaModel, LoraConfig, LossWeighting, LrSchedule,
-    LrScheduleOptions, NoiseOptions, Optimizer, ParameterGroup, TEXT_ENCODER_TARGETS, TrainedLora, Trainer,
-    TrainerOptions, trainable_text_encoder, trainable_unet,
+    AdamW, AdamW8bit, AdamWConfig, Checkpoints, EmaConfig, EmaModel, LoraConfig, LossWeighting, LrSchedule,
+    LrScheduleName, LrScheduleOptions, NoiseOptions, Optimizer, ParameterGroup, TEXT_ENCODER_TARGETS,
+    TrainedLora, Trainer, TrainerOptions, trainable_text_encoder, trainable_unet,
 };
 
 use crate::device;
 use crate::embedded;
 use crate::progress::Progress;
 
-pub(crate) use arguments::{MixedPrecision, TrainArguments, TrainedLoraFormat, expand};
+pub(crate) use arguments::{MixedPrecision, Property, Recipe, TrainArguments, TrainedLoraFormat, expand};
 use data::Data;
-use session::Session;
+use session::{Learned, Session};
 
 /// Trains, and writes the result.
 pub(crate) fn run(arguments: &TrainArguments, progress: &Progress) -> Result<()> {
     check_flags(arguments)?;
     // Small things first: what is wrong with them is told before a model is loaded.
-    let schedule_name = arguments.lr_scheduler.parse()?;
+    arguments.lr_scheduler.parse::<LrScheduleName>()?;
     let repository = open_model(arguments, progress)?;
     let mut data = Data::open(arguments, &repository)?;
-    let checkpoints = candle_diffusers_training::Checkpoints::new(
-        &arguments.output_dir,
-        arguments.checkpoints_total_limit,
-    )?;
+    Checkpoints::new(&arguments.output_dir, arguments.checkpoints_total_limit)?;
 
     let device = device::open(None)?;
     let dtype = match arguments.mixed_precision {
@@ -57,13 +54,48 @@ pub(crate) fn run(arguments: &TrainArguments, progress: &Progress) -> Result<()>
     data.open_class(arguments)?;
 
     let mut generator = TorchGenerator::new(arguments.seed);
-    let Trained { groups, loras } =
-        choose_trained(arguments, &repository, &mut models, &options, &mut generator)?;
-    let max_steps =
-        arguments.max_train_steps.unwrap_or(data.steps_per_epoch(arguments) * arguments.num_train_epochs);
+    let mut token = arguments.recipe.has_token().then(|| attach_token(arguments, &mut models)).transpose()?;
+    if arguments.recipe == Recipe::PivotalTuning
+        && let Some(learned) = token.take()
+    {
+        let folder = arguments.output_dir.join("inversion");
+        let groups = vec![token_group(&learned, arguments.learning_rate_ti)];
+        let steps = arguments.max_train_steps_ti;
+        let trainer = new_trainer(arguments, groups, steps, generator.clone())?;
+        let trained = Learned { loras: Vec::new(), token: Some(learned) };
+        let mut session = Session::new(arguments, progress, &folder, models, trained, trainer, data, steps)?;
+        session.run(
+            &DenoisingOptions { train_text_encoder: true, ..denoising_options(arguments) },
+            &repository,
+        )?;
+        let Session { models: kept_models, data: kept_data, learned, .. } = session;
+        (models, data, token) = (kept_models, kept_data, learned.token);
+    }
+    let (groups, loras) = match (arguments.recipe, &token) {
+        (Recipe::TextualInversion, Some(token)) => {
+            (vec![token_group(token, arguments.learning_rate)], Vec::new())
+        }
+        _ => choose_trained(arguments, &repository, &mut models, &options, &mut generator)?,
+    };
+    let epochs = data.steps_per_epoch(arguments) * arguments.num_train_epochs;
+    let max_steps = arguments.max_train_steps.unwrap_or(epochs);
+    let trainer = new_trainer(arguments, groups, max_steps, generator)?;
+    let learned = Learned { loras, token };
+    let folder = &arguments.output_dir;
+    let mut session = Session::new(arguments, progress, folder, models, learned, trainer, data, max_steps)?;
+    session.run(&denoising_options(arguments), &repository)
+}
+
+/// Steps with the optimizer and the learning rates that were asked for.
+fn new_trainer(
+    arguments: &TrainArguments,
+    groups: Vec<ParameterGroup>,
+    max_steps: u64,
+    generator: TorchGenerator,
+) -> Result<Trainer> {
     ensure!(max_steps > 0, "--max-train-steps is 0, expected 1 or more");
     let schedule = LrSchedule::new(
-        schedule_name,
+        arguments.lr_scheduler.parse()?,
         LrScheduleOptions {
             num_warmup_steps: arguments.lr_warmup_steps,
             num_training_steps: max_steps as usize,
@@ -83,16 +115,26 @@ pub(crate) fn run(arguments: &TrainArguments, progress: &Progress) -> Result<()>
         false => Box::new(AdamW::new(adam)?),
     };
     let ema = arguments.use_ema.then(|| EmaModel::new(&groups, EmaConfig::default())).transpose()?;
-    let trainer_options = TrainerOptions {
+    let options = TrainerOptions {
         gradient_accumulation_steps: arguments.gradient_accumulation_steps,
         max_grad_norm: Some(arguments.max_grad_norm),
     };
-    let trainer = Trainer::new(groups, optimizer, schedule, ema, trainer_options, generator)?;
-    let mut session = Session { arguments, progress, checkpoints, models, loras, trainer, data, max_steps };
-    session.resume()?;
-    session.write_settings()?;
-    session.train(&denoising_options(arguments))?;
-    result::write(&mut session, &repository)
+    Ok(Trainer::new(groups, optimizer, schedule, ema, options, generator)?)
+}
+
+/// Gives the models the word that is learned.
+fn attach_token(arguments: &TrainArguments, models: &mut StableDiffusionPipeline) -> Result<TrainedToken> {
+    let word = |word: &Option<String>| word.clone().unwrap_or_default();
+    let options = TextualInversionOptions {
+        placeholder_token: word(&arguments.placeholder_token),
+        initializer_token: word(&arguments.initializer_token),
+        num_vectors: arguments.num_vectors,
+    };
+    Ok(TrainedToken::attach(models, &options)?)
+}
+
+fn token_group(token: &TrainedToken, learning_rate: f64) -> ParameterGroup {
+    ParameterGroup { parameters: token.parameters(), learning_rate, weight_decay: 1e-2 }
 }
 
 fn open_model(arguments: &TrainArguments, progress: &Progress) -> Result<Repository> {
@@ -131,7 +173,7 @@ fn check_flags(arguments: &TrainArguments) -> Result<()> {
             );
         }
     } else {
-        ensure!(arguments.train_data_dir.is_some(), "text-to-image learns from --train-data-dir; give it");
+        ensure!(arguments.train_data_dir.is_some(), "this recipe learns from --train-data-dir; give it");
         let flags = [
             ("--instance-data-dir", arguments.instance_data_dir.is_some()),
             ("--instance-prompt", arguments.instance_prompt.is_some()),
@@ -141,7 +183,24 @@ fn check_flags(arguments: &TrainArguments) -> Result<()> {
             bail!("{flag} is for DreamBooth; text-to-image takes its captions from --train-data-dir");
         }
     }
-    if !recipe.is_lora() {
+    let has_token = arguments.placeholder_token.is_some() || arguments.initializer_token.is_some();
+    if recipe.has_token() {
+        ensure!(
+            arguments.placeholder_token.is_some() && arguments.initializer_token.is_some(),
+            "a new word needs --placeholder-token, what it is called, and --initializer-token, what it begins as; give both"
+        );
+    } else {
+        ensure!(
+            !has_token,
+            "--placeholder-token and --initializer-token are for textual-inversion and pivotal-tuning"
+        );
+    }
+    if recipe == Recipe::TextualInversion {
+        ensure!(
+            !arguments.train_text_encoder && arguments.mixed_precision == MixedPrecision::No,
+            "textual inversion trains the new word alone, in float32; leave out --train-text-encoder and --mixed-precision"
+        );
+    } else if !recipe.is_lora() {
         ensure!(
             arguments.mixed_precision == MixedPrecision::No,
             "--mixed-precision bf16 is for LoRAs; whole models are trained in float32"
@@ -158,12 +217,6 @@ fn check_flags(arguments: &TrainArguments) -> Result<()> {
     Ok(())
 }
 
-/// What a run changes.
-struct Trained {
-    groups: Vec<ParameterGroup>,
-    loras: Vec<TrainedLora>,
-}
-
 /// Puts a LoRA beside the models, or variables in place of their weights.
 fn choose_trained(
     arguments: &TrainArguments,
@@ -171,7 +224,7 @@ fn choose_trained(
     models: &mut StableDiffusionPipeline,
     options: &LoadOptions,
     generator: &mut TorchGenerator,
-) -> Result<Trained> {
+) -> Result<(Vec<ParameterGroup>, Vec<TrainedLora>)> {
     let scale = match arguments.scale_lr {
         true => (arguments.train_batch_size * arguments.gradient_accumulation_steps) as f64,
         false => 1.0,
@@ -209,7 +262,7 @@ fn choose_trained(
                 loras.push(lora);
             }
         }
-        return Ok(Trained { groups, loras });
+        return Ok((groups, loras));
     }
     let whole = trainable_unet(repository, "unet", options)?;
     models.unet = whole.model;
@@ -224,7 +277,7 @@ fn choose_trained(
         clip.text_encoder = whole.model;
         groups.push(group(whole.parameters, text_rate));
     }
-    Ok(Trained { groups, loras })
+    Ok((groups, loras))
 }
 
 fn denoising_options(arguments: &TrainArguments) -> DenoisingOptions {
@@ -239,6 +292,6 @@ fn denoising_options(arguments: &TrainArguments) -> DenoisingOptions {
         },
         prior_loss_weight: arguments.with_prior_preservation.then_some(arguments.prior_loss_weight),
         caption_dropout: arguments.proportion_empty_prompts,
-        train_text_encoder: arguments.train_text_encoder,
+        train_text_encoder: arguments.train_text_encoder || arguments.recipe.has_token(),
     }
 }

@@ -9,14 +9,22 @@ use candle_diffusers_loaders::Repository;
 use candle_diffusers_training::{TrainedLora, parameters, save_component, save_lora};
 
 use super::TrainedLoraFormat;
-use super::session::Session;
+use super::session::{Learned, Session};
 use crate::terminal;
 
-/// The name that diffusers looks for.
+/// The names that diffusers looks for.
 const LORA_FILE: &str = "pytorch_lora_weights.safetensors";
+const EMBEDDING_FILE: &str = "learned_embeds.safetensors";
 
-/// Writes a LoRA in diffusers' layout into a folder, if there is one.
-pub(super) fn write_lora(folder: &Path, loras: &[TrainedLora]) -> candle_diffusers_training::Result<()> {
+/// Writes a LoRA in diffusers' layout and the vectors of a word into a folder, where there are such.
+pub(super) fn write_learned(folder: &Path, learned: &Learned) -> candle_diffusers_training::Result<()> {
+    if let Some(token) = &learned.token {
+        token.save(&folder.join(EMBEDDING_FILE))?;
+    }
+    write_lora(folder, &learned.loras)
+}
+
+fn write_lora(folder: &Path, loras: &[TrainedLora]) -> candle_diffusers_training::Result<()> {
     if loras.is_empty() {
         return Ok(());
     }
@@ -28,16 +36,21 @@ pub(super) fn write(session: &mut Session, repository: &Repository) -> Result<()
     if let Some(ema) = &session.trainer.ema {
         ema.copy_to(&session.trainer.groups)?;
     }
-    let folder = &session.arguments.output_dir;
-    if session.loras.is_empty() {
-        return write_whole(session, repository);
+    let folder = &session.folder;
+    if let Some(token) = &session.learned.token {
+        let path = folder.join(EMBEDDING_FILE);
+        token.save(&path)?;
+        terminal::note(&format!("wrote {}", path.display()));
+    }
+    if session.learned.loras.is_empty() {
+        return if session.learned.token.is_some() { Ok(()) } else { write_whole(session, repository) };
     }
     let path = folder.join(LORA_FILE);
     match session.arguments.lora_format {
-        TrainedLoraFormat::Diffusers => write_lora(folder, &session.loras)?,
+        TrainedLoraFormat::Diffusers => write_lora(folder, &session.learned.loras)?,
         TrainedLoraFormat::Kohya => {
             let temporary = tempfile::Builder::new().prefix(".lora-").tempdir_in(folder)?;
-            write_lora(temporary.path(), &session.loras)?;
+            write_lora(temporary.path(), &session.learned.loras)?;
             let options = ConvertOptions {
                 lora_format: Some(LoraFormat::Kohya),
                 write: WriteOptions { overwrite: true, ..Default::default() },
@@ -52,7 +65,7 @@ pub(super) fn write(session: &mut Session, repository: &Repository) -> Result<()
 
 /// The folder of the model that the run began with, with the weights that were trained.
 fn write_whole(session: &Session, repository: &Repository) -> Result<()> {
-    let folder = &session.arguments.output_dir;
+    let folder = &session.folder;
     let source = session
         .arguments
         .pretrained_model_name_or_path

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use candle_diffusers_loaders::Repository;
 use candle_diffusers_pipelines::{Schedule, StableDiffusionPipeline, TextToImage, seeded_generators};
-use candle_diffusers_training::recipes::{Denoising, DenoisingOptions};
+use candle_diffusers_training::recipes::{Denoising, DenoisingOptions, TrainedToken};
 use candle_diffusers_training::{Checkpoint, Checkpoints, StepReport, TrainedLora, Trainer};
 use serde_json::json;
 
@@ -23,18 +25,50 @@ use crate::terminal;
 /// Whether an interrupt has asked the run to stop.
 static STOP: AtomicBool = AtomicBool::new(false);
 
-pub(super) struct Session<'a> {
-    pub(super) arguments: &'a TrainArguments,
-    pub(super) progress: &'a Progress,
-    pub(super) checkpoints: Checkpoints,
-    pub(super) models: StableDiffusionPipeline,
+/// What a run makes, where that is not the models' own weights.
+pub(super) struct Learned {
     pub(super) loras: Vec<TrainedLora>,
-    pub(super) trainer: Trainer,
-    pub(super) data: Data,
-    pub(super) max_steps: u64,
+    pub(super) token: Option<TrainedToken>,
 }
 
-impl Session<'_> {
+pub(super) struct Session<'a> {
+    pub(super) arguments: &'a TrainArguments,
+    progress: &'a Progress,
+    /// Where all goes.
+    pub(super) folder: PathBuf,
+    checkpoints: Checkpoints,
+    pub(super) models: StableDiffusionPipeline,
+    pub(super) learned: Learned,
+    pub(super) trainer: Trainer,
+    pub(super) data: Data,
+    max_steps: u64,
+}
+
+impl<'a> Session<'a> {
+    #[expect(clippy::too_many_arguments, reason = "what a run is made of")]
+    pub(super) fn new(
+        arguments: &'a TrainArguments,
+        progress: &'a Progress,
+        folder: &Path,
+        models: StableDiffusionPipeline,
+        learned: Learned,
+        trainer: Trainer,
+        data: Data,
+        max_steps: u64,
+    ) -> Result<Self> {
+        let checkpoints = Checkpoints::new(folder, arguments.checkpoints_total_limit)?;
+        let folder = folder.to_path_buf();
+        Ok(Self { arguments, progress, folder, checkpoints, models, learned, trainer, data, max_steps })
+    }
+
+    /// Goes through the run, and writes what it has made.
+    pub(super) fn run(&mut self, options: &DenoisingOptions, repository: &Repository) -> Result<()> {
+        self.resume()?;
+        self.write_settings()?;
+        self.train(options)?;
+        result::write(self, repository)
+    }
+
     /// What a checkpoint must have been made with: all that changes what is learned.
     fn settings(&self) -> Result<BTreeMap<String, String>> {
         let table = toml::Table::try_from(self.arguments)?;
@@ -50,7 +84,7 @@ impl Session<'_> {
     }
 
     /// Goes on from the checkpoint that was named, if there is one.
-    pub(super) fn resume(&mut self) -> Result<()> {
+    fn resume(&mut self) -> Result<()> {
         let Some(name) = &self.arguments.resume_from_checkpoint else { return Ok(()) };
         let Some(folder) = self.checkpoints.find(name)? else {
             terminal::note("there is no checkpoint yet; beginning anew");
@@ -64,14 +98,14 @@ impl Session<'_> {
     }
 
     /// Writes the settings that the run ended up with, as --config reads them.
-    pub(super) fn write_settings(&self) -> Result<()> {
-        let path = self.arguments.output_dir.join("settings.toml");
+    fn write_settings(&self) -> Result<()> {
+        let path = self.folder.join("settings.toml");
         let text = toml::to_string(self.arguments)?;
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
     }
 
     /// Takes the steps that are left.
-    pub(super) fn train(&mut self, options: &DenoisingOptions) -> Result<()> {
+    fn train(&mut self, options: &DenoisingOptions) -> Result<()> {
         // Where no handler can be set, an interrupt ends the run, which goes on from its last checkpoint.
         ctrlc::set_handler(|| STOP.store(true, Ordering::SeqCst)).ok();
         let accumulated = self.arguments.gradient_accumulation_steps as u64;
@@ -85,7 +119,8 @@ impl Session<'_> {
             let denoising = Denoising::new(&self.models, options.clone())?;
             let stopped = loop {
                 let step = self.trainer.steps_done();
-                self.loras
+                self.learned
+                    .loras
                     .iter()
                     .for_each(|lora| lora.begin_step(self.arguments.seed ^ step.wrapping_mul(0x9e37_79b9)));
                 let start = Instant::now();
@@ -148,7 +183,7 @@ impl Session<'_> {
     }
 
     fn open_log(&self) -> Result<fs::File> {
-        let path = self.arguments.output_dir.join("log.jsonl");
+        let path = self.folder.join("log.jsonl");
         let is_new = self.trainer.steps_done() == 0;
         let mut options = fs::OpenOptions::new();
         options.create(true).append(!is_new).truncate(is_new).write(true);
@@ -159,7 +194,7 @@ impl Session<'_> {
         let step = self.trainer.steps_done();
         let taken = step * self.arguments.gradient_accumulation_steps as u64;
         let checkpoint = self.trainer.checkpoint(self.data.position(taken), self.settings()?)?;
-        self.checkpoints.write(step, &checkpoint, |folder| result::write_lora(folder, &self.loras))?;
+        self.checkpoints.write(step, &checkpoint, |folder| result::write_learned(folder, &self.learned))?;
         Ok(())
     }
 
@@ -181,7 +216,7 @@ impl Session<'_> {
                 self.models.generate(&request, &mut noise, &mut |_| Ok(ControlFlow::Continue(())))?;
             output.images.iter().for_each(|picture| grid.add(picture, prompt));
         }
-        let folder = self.arguments.output_dir.join("validation");
+        let folder = self.folder.join("validation");
         fs::create_dir_all(&folder).with_context(|| format!("writing {}", folder.display()))?;
         let path = folder.join(format!("{step:06}.png"));
         Outputs::new(&path, 1)?.write(0, &grid.join(columns(1, count)), grid.parameters())?;

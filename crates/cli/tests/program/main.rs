@@ -23,6 +23,7 @@ mod safety_checker;
 mod shapes;
 mod single_file;
 mod stable_diffusion_xl;
+mod teach;
 mod train;
 mod unconditional;
 mod usage;
