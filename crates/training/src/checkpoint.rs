@@ -5,7 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use tempfile::Builder;
+use serde_json::Value;
+use tempfile::{Builder, NamedTempFile};
 
 use crate::error::{Error, Result};
 
@@ -161,9 +162,31 @@ pub fn save_tensors(
     tensors: &BTreeMap<String, Tensor>,
     metadata: impl IntoIterator<Item = (String, String)>,
 ) -> Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let file = Builder::new().prefix(PARTIAL).tempfile_in(folder).map_err(|error| io(path, error))?;
+    let file = partial_file(path)?;
+    // The library that writes it makes a file of its own, which only its owner may read.
+    let permissions = fs::metadata(file.path()).map_err(|error| io(path, error))?.permissions();
     write_tensors(file.path(), tensors, metadata)?;
+    fs::set_permissions(file.path(), permissions).map_err(|error| io(path, error))?;
+    sync(file.path())?;
+    file.persist(path).map_err(|error| io(path, error.error))?;
+    Ok(())
+}
+
+/// A file beside `path`, to take its place when it is whole.
+fn partial_file(path: &Path) -> Result<NamedTempFile> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = Builder::new();
+    builder.prefix(PARTIAL);
+    // As any file that a program makes: others may read it where the user's mask lets them.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder).map_err(|error| io(path, error))
+}
+
+/// Writes a config, whole or not at all.
+pub(crate) fn save_json(path: &Path, value: &Value) -> Result<()> {
+    let file = partial_file(path)?;
+    fs::write(file.path(), format!("{value:#}\n")).map_err(|error| io(path, error))?;
     sync(file.path())?;
     file.persist(path).map_err(|error| io(path, error.error))?;
     Ok(())

@@ -13,6 +13,7 @@ mod lr_schedule;
 mod noise;
 mod optimizer;
 mod parameters;
+mod random_init;
 pub mod recipes;
 mod targets;
 mod trainer;
@@ -34,5 +35,5 @@ pub use parameters::{Parameter, ParameterGroup, check_parameters, parameters};
 pub use targets::training_target;
 pub use trainer::{StepReport, Trainer, TrainerOptions};
 pub use whole_models::{
-    WholeModel, save_component, trainable_text_encoder, trainable_unet, trainable_unet_2d,
+    WholeModel, new_unet_2d, save_component, trainable_text_encoder, trainable_unet, trainable_unet_2d,
 };

@@ -9,13 +9,15 @@ use candle_diffusers_loaders::{LoadOptions, Repository, load_component};
 use candle_diffusers_models::{
     ClipTextConfig, ClipTextModel, UNet2DConditionConfig, UNet2DConditionModel, UNet2DConfig, UNet2DModel,
 };
+use candle_diffusers_schedulers::TorchGenerator;
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
 use serde_json::Value;
 
-use crate::checkpoint::save_tensors;
+use crate::checkpoint::{save_json, save_tensors};
 use crate::error::{Error, Result};
 use crate::parameters::Parameter;
+use crate::random_init::RandomInit;
 
 /// A model with its weights as variables.
 #[derive(Debug)]
@@ -54,6 +56,23 @@ pub fn trainable_unet_2d(
     })
 }
 
+/// A UNet of unconditional diffusion that begins from nothing, with weights as torch draws them (by their distributions, not number by number); its parameters'
+/// names begin with `unet`.
+///
+/// # Errors
+/// When the config is not one of a `UNet2DModel`.
+pub fn new_unet_2d(
+    config: &Value,
+    generator: TorchGenerator,
+    options: &LoadOptions,
+) -> Result<WholeModel<UNet2DModel>> {
+    let weights = Box::new(RandomInit::new(generator));
+    let weights = VarBuilder::from_backend(weights, options.dtype, options.device.clone());
+    as_variables("unet", weights, options, |weights| {
+        Ok(UNet2DModel::new(&UNet2DConfig::from_json(config)?, weights)?)
+    })
+}
+
 /// The text encoder in `folder` of a repository, to be trained; its parameters' names begin with `text_encoder`.
 ///
 /// # Errors
@@ -75,12 +94,26 @@ fn trainable<T>(
     options: &LoadOptions,
     build: impl FnOnce(&Value, VarBuilder<'static>) -> candle_diffusers_models::Result<T>,
 ) -> Result<WholeModel<T>> {
-    let made = Arc::new(Mutex::new(Vec::new()));
+    let mut parameters = Vec::new();
     let model = load_component(repository, folder, options, |config, weights| {
-        let variables = Variables { inner: weights, component: component.to_string(), made: made.clone() };
-        let weights = VarBuilder::from_backend(Box::new(variables), options.dtype, options.device.clone());
-        build(config, weights)
+        let whole = as_variables(component, weights, options, |weights| build(config, weights))?;
+        parameters = whole.parameters;
+        Ok::<_, candle_diffusers_models::Error>(whole.model)
     })?;
+    Ok(WholeModel { model, parameters })
+}
+
+/// Builds a model of variables that begin as `weights`.
+fn as_variables<T, E>(
+    component: &str,
+    weights: VarBuilder<'static>,
+    options: &LoadOptions,
+    build: impl FnOnce(VarBuilder<'static>) -> std::result::Result<T, E>,
+) -> std::result::Result<WholeModel<T>, E> {
+    let made = Arc::new(Mutex::new(Vec::new()));
+    let variables = Variables { inner: weights, component: component.to_string(), made: made.clone() };
+    let weights = VarBuilder::from_backend(Box::new(variables), options.dtype, options.device.clone());
+    let model = build(weights)?;
     let mut parameters = std::mem::take(&mut *made.lock().unwrap_or_else(PoisonError::into_inner));
     parameters.sort_by(|a: &Parameter, b| a.name.cmp(&b.name));
     Ok(WholeModel { model, parameters })
@@ -148,5 +181,5 @@ pub fn save_component(
         }
     }
     save_tensors(&folder.join(weights), &tensors, [("format".to_string(), "pt".to_string())])?;
-    std::fs::write(folder.join("config.json"), format!("{config:#}\n")).map_err(io)
+    save_json(&folder.join("config.json"), config)
 }

@@ -3,7 +3,11 @@
 mod denoising;
 mod templates;
 mod textual_inversion;
+mod unconditional;
 
 pub use denoising::{Denoising, DenoisingOptions, Example};
 pub use templates::LearnableProperty;
 pub use textual_inversion::{TextualInversionOptions, TrainedToken};
+pub use unconditional::{
+    UnconditionalDenoising, UnconditionalOptions, default_unet_2d_config, save_unconditional,
+};

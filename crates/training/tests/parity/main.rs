@@ -13,6 +13,7 @@ mod picture_transforms;
 mod sgd;
 mod stable_diffusion;
 mod textual_inversion;
+mod unconditional;
 
 use candle_core::{Tensor, Var};
 use candle_diffusers_training::{Parameter, ParameterGroup};

@@ -137,6 +137,13 @@ fn losses_and_vectors_are_those_of_the_reference() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("learned_embeds.safetensors");
         token.save(&file).unwrap();
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            std::fs::write(folder.path().join("other"), "").unwrap();
+            let mode = |name| std::fs::metadata(folder.path().join(name)).unwrap().permissions().mode();
+            assert_eq!(mode("learned_embeds.safetensors"), mode("other"), "readable as any other file");
+        }
         let mut fresh = self::models(text("model"));
         // The file of a model with one text encoder knows its token.
         let given = name.starts_with("xl").then_some(text("token"));
