@@ -227,6 +227,58 @@ fn a_whole_model_is_written_beside_its_other_files() {
 }
 
 #[test]
+fn a_word_is_learned_and_a_lora_on_top_of_it() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    let word = [
+        "--placeholder_token",
+        "<shade>",
+        "--initializer_token",
+        "red",
+        "--train_data_dir",
+        "data",
+        "--max_train_steps",
+        "2",
+    ];
+    let train = |recipe: &str, output: &str, more: &[&str]| {
+        workplace.succeed([&["train", recipe, "--output_dir", output][..], &word, more].concat())
+    };
+    train("textual-inversion", "word", &["--learning_rate", "1e-1", "--num_vectors", "2"]);
+    let paint = |flags: &[&str], output: &str| {
+        let fixed = ["generate", "a large <shade> circle", "--steps", "2", "--seed", "1", "--output", output];
+        workplace.succeed([&fixed[..], flags].concat());
+        image::open(workplace.path(output)).unwrap().to_rgb8()
+    };
+    let embedding = ["--embedding", "word/learned_embeds.safetensors:<shade>"];
+    assert!(paint(&embedding, "with.png") != paint(&[], "without.png"));
+
+    let pivotal = ["--max_train_steps_ti", "2", "--checkpointing_steps", "1"];
+    train("pivotal-tuning", "both", &pivotal);
+    let files = |output: &str| {
+        [
+            "inversion/learned_embeds.safetensors",
+            "learned_embeds.safetensors",
+            "pytorch_lora_weights.safetensors",
+        ]
+        .map(|name| fs::read(workplace.path(output).join(name)).unwrap())
+    };
+    let [inversion, word_file, _] = files("both");
+    assert!(inversion == word_file, "the LoRA's steps have changed the word");
+    // Both parts go on from where they were.
+    fs::create_dir_all(workplace.path("again/inversion")).unwrap();
+    let copy = |name: &str| {
+        let to = workplace.path("again").join(name);
+        fs::create_dir_all(&to).unwrap();
+        let state = "training_state.safetensors";
+        fs::copy(workplace.path("both").join(name).join(state), to.join(state)).unwrap();
+    };
+    copy("inversion/checkpoint-2");
+    copy("checkpoint-1");
+    train("pivotal-tuning", "again", &[&pivotal[..], &["--resume_from_checkpoint", "latest"]].concat());
+    assert!(files("again") == files("both"));
+}
+
+#[test]
 fn what_cannot_be_trained_on_is_refused() {
     let workplace = Workplace::new();
     pictures(&workplace, "data", 2);
@@ -264,6 +316,34 @@ fn what_cannot_be_trained_on_is_refused() {
     refuse(&data(&["--lr_scheduler", "odd"]), &["odd", "cosine"]);
     refuse(&data(&["--resume_from_checkpoint", "checkpoint-7"]), &["checkpoint-7", "has none"]);
     refuse(&data(&["--instance_prompt", "a sks"]), &["--instance-prompt", "DreamBooth"]);
+    refuse(&data(&["--placeholder_token", "<a>"]), &["--placeholder-token", "textual-inversion"]);
+    let inversion = |flags: &[&str], culprits: &[&str]| {
+        let fixed = [
+            "train",
+            "textual-inversion",
+            "--output_dir",
+            "word",
+            "--train_data_dir",
+            "data",
+            "--max_train_steps",
+            "1",
+        ];
+        let run = workplace.run([&fixed[..], flags].concat());
+        assert_eq!((run.status, run.stderr.lines().count()), (Some(1), 1), "{}", run.stderr);
+        for culprit in culprits {
+            assert!(run.stderr.contains(culprit), "{culprit:?}: {}", run.stderr);
+        }
+    };
+    inversion(&["--placeholder_token", "<a>"], &["--initializer-token", "both"]);
+    inversion(&["--placeholder_token", "red", "--initializer_token", "blue"], &["red"]);
+    inversion(
+        &["--placeholder_token", "<a>", "--initializer_token", "red circle"],
+        &["initializer_token", "red circle", "2 tokens"],
+    );
+    inversion(
+        &["--placeholder_token", "<a>", "--initializer_token", "red", "--num_vectors", "0"],
+        &["num_vectors is 0"],
+    );
     refuse(&data(&["--config", "bad.toml"]), &["bad.toml", "learning_rate"]);
     refuse(&data(&["--config", "missing.toml"]), &["missing.toml"]);
 

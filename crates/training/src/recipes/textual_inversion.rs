@@ -111,6 +111,13 @@ fn beginning(
     text_encoder: &ClipTextModel,
     options: &TextualInversionOptions,
 ) -> Result<Var> {
+    let placeholder = &options.placeholder_token;
+    // A whole word is in a CLIP vocabulary with a mark at its end.
+    if tokenizer.token_to_id(&format!("{placeholder}</w>")).is_some() {
+        let found = format!("{placeholder:?}, which is a word of the tokenizer already");
+        let expected = "a new one, such as \"<my-cat>\"".to_string();
+        return Err(Error::Field { field: "placeholder_token", found, expected });
+    }
     let word = &options.initializer_token;
     let ids = tokenizer.encode_pieces(word)?;
     let [id] = ids[..] else {
