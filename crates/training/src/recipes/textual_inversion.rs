@@ -76,6 +76,11 @@ impl TrainedToken {
         Ok(Self { token: placeholder_token.clone(), first, second })
     }
 
+    /// What it is called in prompts.
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
     /// What is trained: the token's vectors, `(num_vectors, width)` for each text encoder.
     pub fn parameters(&self) -> Vec<Parameter> {
         let encoders = [("text_encoder", &self.first), ("text_encoder_2", &self.second)];

@@ -6,6 +6,7 @@
 mod adamw;
 mod adamw_8bit;
 mod clip_gradients;
+mod custom_diffusion;
 mod ema;
 mod lr_schedule;
 mod noise_and_loss;

@@ -1,0 +1,160 @@
+//! Ten steps of Custom Diffusion, beside the reference's script; then the files that it writes, loaded and painted with.
+
+use std::ops::ControlFlow;
+
+use candle_core::{Device, Tensor};
+use candle_diffusers_loaders::{LoadOptions, Repository};
+use candle_diffusers_pipelines::{
+    Schedule, StableDiffusionPipeline, StepEnd, TextToImage, seeded_generators,
+};
+use candle_diffusers_schedulers::TorchGenerator;
+use candle_diffusers_test_support::{Fixture, assert_close, values};
+use candle_diffusers_training::recipes::{
+    CustomDiffusion, CustomDiffusionDenoising, DenoisingOptions, Example, TextualInversionOptions,
+    TrainedProjections,
+};
+use candle_diffusers_training::{
+    AdamW, AdamWConfig, LrSchedule, LrScheduleOptions, Parameter, ParameterGroup, Trainer, TrainerOptions,
+};
+use serde_json::Value;
+
+const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/parity/custom_diffusion");
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../pipelines/tests/parity/text_to_image/sd1");
+const STEPS: usize = 10;
+
+fn models() -> StableDiffusionPipeline {
+    StableDiffusionPipeline::load(&Repository::folder(MODEL).unwrap(), &LoadOptions::default()).unwrap()
+}
+
+fn word(token: &str, initializer: &str) -> TextualInversionOptions {
+    TextualInversionOptions {
+        placeholder_token: token.to_string(),
+        initializer_token: initializer.to_string(),
+        num_vectors: 1,
+    }
+}
+
+fn trainer(case: &Value, parameters: Vec<Parameter>) -> Trainer {
+    let groups = vec![ParameterGroup { parameters, learning_rate: 1e-3, weight_decay: 1e-2 }];
+    let schedule = LrSchedule::new(
+        case["lr_scheduler"].as_str().unwrap().parse().unwrap(),
+        LrScheduleOptions {
+            num_warmup_steps: case["warmup"].as_u64().unwrap_or(0) as usize,
+            num_training_steps: STEPS,
+            ..Default::default()
+        },
+    );
+    let options = TrainerOptions {
+        gradient_accumulation_steps: case["accumulation"].as_u64().unwrap_or(1) as usize,
+        ..Default::default()
+    };
+    let optimizer = Box::new(AdamW::new(AdamWConfig::default()).unwrap());
+    Trainer::new(groups, optimizer, schedule.unwrap(), None, options, TorchGenerator::new(42)).unwrap()
+}
+
+fn paint(models: &mut StableDiffusionPipeline, prompt: &str) -> Vec<f64> {
+    let request = TextToImage {
+        prompts: vec![prompt.to_string()],
+        schedule: Schedule::Steps(2),
+        width: Some(32),
+        height: Some(32),
+        ..Default::default()
+    };
+    let mut go_on = |_: StepEnd<'_>| Ok(ControlFlow::Continue(()));
+    values(&models.generate_tensor(&request, &mut seeded_generators(3, 1), &mut go_on).unwrap().images)
+}
+
+fn farthest(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+}
+
+#[test]
+fn losses_and_weights_are_those_of_the_reference() {
+    let fixture = Fixture::open(format!("{FOLDER}/custom_diffusion.safetensors"));
+    let settings: Value =
+        serde_json::from_slice(&std::fs::read(format!("{FOLDER}/cases.json")).unwrap()).unwrap();
+    let captions: Vec<String> = serde_json::from_value(settings["captions"].clone()).unwrap();
+    let size = settings["batch"].as_u64().unwrap() as usize;
+    for (name, case) in settings["cases"].as_object().unwrap() {
+        let mut models = models();
+        let tokens = case["tokens"].as_object().unwrap();
+        let words: Vec<_> = tokens.iter().map(|(token, from)| word(token, from.as_str().unwrap())).collect();
+        let all = case["all"].as_bool().unwrap();
+        let trained = if all { TrainedProjections::All } else { TrainedProjections::KeysAndValues };
+        let custom = CustomDiffusion::attach(&mut models, &words, trained).unwrap();
+        let mut trainer = trainer(case, custom.parameters());
+        let options = DenoisingOptions {
+            prior_loss_weight: case["prior"].as_f64(),
+            train_text_encoder: true,
+            ..Default::default()
+        };
+        let denoising = CustomDiffusionDenoising::new(&models, options).unwrap();
+        let losses = fixture.values(&format!("{name}/losses"));
+        let (mut batch, mut worst): (usize, f64) = (0, 0.0);
+        for (step, loss) in losses.iter().enumerate() {
+            let report = trainer
+                .step(|generator| {
+                    let example = |i: usize| {
+                        let index = (batch * size + i) % captions.len();
+                        Example {
+                            pixel_values: fixture.get("pictures").get(index).unwrap(),
+                            caption: captions[index].clone(),
+                            original_size: (32, 32),
+                            crop_top_left: (0, 0),
+                        }
+                    };
+                    let examples: Vec<Example> = (0..size).map(example).collect();
+                    batch += 1;
+                    denoising.loss(&examples, generator)
+                })
+                .unwrap();
+            worst = worst.max((report.loss / loss - 1.0).abs());
+            assert!(worst < 1e-4, "{name}, step {step}: {} and {loss}", report.loss);
+        }
+        assert_eq!(losses.len(), STEPS);
+        let parameters = &trainer.groups[0].parameters;
+        for Parameter { name: parameter, var } in parameters {
+            let every = if parameter.starts_with("unet.") { 2 } else { 1 };
+            let kept: Vec<f32> = values(var).into_iter().step_by(every).map(|x| x as f32).collect();
+            let expected = fixture.get(&format!("{name}/end/{parameter}")).flatten_all().unwrap();
+            assert_close(parameter, &Tensor::new(kept, &Device::Cpu).unwrap(), &expected, 1e-5);
+        }
+        let ends = fixture.names().iter().filter(|key| key.starts_with(&format!("{name}/end/"))).count();
+        assert_eq!(ends, parameters.len(), "{name}");
+        println!("{name}: {ends} weights, losses within {worst:.1e}");
+
+        let folder = tempfile::tempdir().unwrap();
+        custom.save(folder.path()).unwrap();
+        let learned = paint(&mut models, "a large <new1>");
+        let lora = folder.path().join("lora.safetensors");
+        if all {
+            let error = custom.save_as_lora(&lora).unwrap_err().to_string();
+            assert!(error.starts_with("freeze_model is crossattn; expected crossattn_kv"), "{error}");
+            continue;
+        }
+        custom.save_as_lora(&lora).unwrap();
+        let mut fresh = self::models();
+        for token in tokens.keys() {
+            let file = folder.path().join(format!("{token}.safetensors"));
+            assert_eq!(fresh.load_textual_inversion(&file, None).unwrap(), [token.as_str()]);
+        }
+        let without = paint(&mut fresh, "a large <new1>");
+        fresh.load_lora_weights(&lora, "learned").unwrap();
+        let painted = paint(&mut fresh, "a large <new1>");
+        let (near, far) = (farthest(&painted, &learned), farthest(&without, &learned));
+        assert!(near < 1e-4 && far > 100.0 * near, "{name}: {near} with the LoRA, {far} without");
+    }
+}
+
+#[test]
+fn words_that_do_not_fit_leave_the_models_as_they_were() {
+    let mut models = models();
+    let before = paint(&mut models, "a star");
+    let words = [word("<new1>", "circle"), word("<new2>", "large circle")];
+    let error = CustomDiffusion::attach(&mut models, &words, TrainedProjections::All).unwrap_err();
+    assert!(error.to_string().contains("initializer_token is \"large circle\""), "{error}");
+    assert_eq!(paint(&mut models, "a star"), before);
+    CustomDiffusion::attach(&mut models, &words[..1], TrainedProjections::All).unwrap();
+    // Variables that have not moved compute what the weights do.
+    assert!(farthest(&paint(&mut models, "a star"), &before) < 1e-4);
+}
