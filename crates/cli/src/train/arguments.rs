@@ -78,6 +78,21 @@ pub(crate) struct TrainArguments {
     /// How much the pictures of the class count
     #[arg(long, value_name = "X", default_value_t = 1.0, help_heading = PICTURES)]
     pub(crate) prior_loss_weight: f64,
+    /// Unconditional: what the new model's UNet is, a config.json of a UNet2DModel [default: that of diffusers' script]
+    #[arg(long, value_name = "FILE", help_heading = TRAINED)]
+    pub(crate) model_config_name_or_path: Option<PathBuf>,
+    /// Unconditional: what the model predicts, epsilon or sample
+    #[arg(long, value_name = "KIND", default_value = "epsilon", help_heading = TRAINED)]
+    pub(crate) prediction_type: String,
+    /// Unconditional: the scheduler that it is to paint with, DDPMScheduler or DDIMScheduler
+    #[arg(long, value_name = "CLASS", default_value = "DDPMScheduler", help_heading = TRAINED)]
+    pub(crate) scheduler: String,
+    /// Unconditional: timesteps of its noise
+    #[arg(long, value_name = "N", default_value_t = 1000, help_heading = TRAINED)]
+    pub(crate) ddpm_num_steps: usize,
+    /// Unconditional: how its noise rises
+    #[arg(long, value_name = "NAME", default_value = "linear", help_heading = TRAINED)]
+    pub(crate) ddpm_beta_schedule: String,
     /// Width and height to train at, a multiple of 8 [default: the model's own]
     #[arg(long, value_name = "PIXELS", help_heading = PICTURES)]
     pub(crate) resolution: Option<u32>,
@@ -237,6 +252,8 @@ pub(crate) enum Recipe {
     TextualInversion,
     /// A new word first, then a LoRA for what it says (lora_pti)
     PivotalTuning,
+    /// A model that paints without a text, from nothing or from one that is there
+    Unconditional,
 }
 
 impl Recipe {

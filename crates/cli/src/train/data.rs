@@ -48,6 +48,18 @@ impl Data {
         Ok(Self { own, class: None, resolution, batches })
     }
 
+    /// Opens the folder to learn from, for a model that is told nothing of the pictures.
+    pub(super) fn without_captions(arguments: &TrainArguments, resolution: u32) -> Result<Self> {
+        let Some(folder) = &arguments.train_data_dir else {
+            bail!("there is no folder of pictures to learn from")
+        };
+        ensure!(arguments.train_batch_size > 0, "--train-batch-size is 0, expected 1 or more");
+        let own = open(folder, Captions::None, resolution, arguments)?;
+        let batches =
+            BatchOptions { batch_size: arguments.train_batch_size, fill: true, ..Default::default() };
+        Ok(Self { own, class: None, resolution, batches })
+    }
+
     /// Opens the folder of the class, when its pictures are all there.
     pub(super) fn open_class(&mut self, arguments: &TrainArguments) -> Result<()> {
         if let (true, Some(folder)) = (arguments.with_prior_preservation, &arguments.class_data_dir) {

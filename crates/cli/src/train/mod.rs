@@ -6,6 +6,8 @@ mod config;
 mod data;
 mod result;
 mod session;
+mod taught;
+mod unconditional;
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -29,12 +31,16 @@ use crate::progress::Progress;
 pub(crate) use arguments::{MixedPrecision, Property, Recipe, TrainArguments, TrainedLoraFormat, expand};
 use data::Data;
 use session::{Learned, Session};
+use taught::Taught;
 
 /// Trains, and writes the result.
 pub(crate) fn run(arguments: &TrainArguments, progress: &Progress) -> Result<()> {
     check_flags(arguments)?;
     // Small things first: what is wrong with them is told before a model is loaded.
     arguments.lr_scheduler.parse::<LrScheduleName>()?;
+    if arguments.recipe == Recipe::Unconditional {
+        return unconditional::run(arguments, progress);
+    }
     let repository = open_model(arguments, progress)?;
     let mut data = Data::open(arguments, &repository)?;
     Checkpoints::new(&arguments.output_dir, arguments.checkpoints_total_limit)?;
@@ -63,13 +69,11 @@ pub(crate) fn run(arguments: &TrainArguments, progress: &Progress) -> Result<()>
         let steps = arguments.max_train_steps_ti;
         let trainer = new_trainer(arguments, groups, steps, generator.clone())?;
         let trained = Learned { loras: Vec::new(), token: Some(learned) };
-        let mut session = Session::new(arguments, progress, &folder, models, trained, trainer, data, steps)?;
-        session.run(
-            &DenoisingOptions { train_text_encoder: true, ..denoising_options(arguments) },
-            &repository,
-        )?;
-        let Session { models: kept_models, data: kept_data, learned, .. } = session;
-        (models, data, token) = (kept_models, kept_data, learned.token);
+        let taught = Taught::StableDiffusion(Box::new(models), denoising_options(arguments));
+        let mut session = Session::new(arguments, progress, &folder, taught, trained, trainer, data, steps)?;
+        session.run(Some(&repository))?;
+        let Session { taught, data: kept, learned, .. } = session;
+        (models, data, token) = (taught.stable_diffusion()?, kept, learned.token);
     }
     let (groups, loras) = match (arguments.recipe, &token) {
         (Recipe::TextualInversion, Some(token)) => {
@@ -82,8 +86,9 @@ pub(crate) fn run(arguments: &TrainArguments, progress: &Progress) -> Result<()>
     let trainer = new_trainer(arguments, groups, max_steps, generator)?;
     let learned = Learned { loras, token };
     let folder = &arguments.output_dir;
-    let mut session = Session::new(arguments, progress, folder, models, learned, trainer, data, max_steps)?;
-    session.run(&denoising_options(arguments), &repository)
+    let taught = Taught::StableDiffusion(Box::new(models), denoising_options(arguments));
+    let mut session = Session::new(arguments, progress, folder, taught, learned, trainer, data, max_steps)?;
+    session.run(Some(&repository))
 }
 
 /// Steps with the optimizer and the learning rates that were asked for.
@@ -183,6 +188,16 @@ fn check_flags(arguments: &TrainArguments) -> Result<()> {
             bail!("{flag} is for DreamBooth; text-to-image takes its captions from --train-data-dir");
         }
     }
+    if recipe == Recipe::Unconditional {
+        let flags = [
+            ("--validation-prompt", arguments.validation_prompt.is_some()),
+            ("--train-text-encoder", arguments.train_text_encoder),
+            ("--snr-gamma", arguments.snr_gamma.is_some()),
+        ];
+        if let Some((flag, _)) = flags.iter().find(|(_, is_given)| *is_given) {
+            bail!("{flag} is for models that paint from a text; unconditional ones have none");
+        }
+    }
     let has_token = arguments.placeholder_token.is_some() || arguments.initializer_token.is_some();
     if recipe.has_token() {
         ensure!(
@@ -200,7 +215,7 @@ fn check_flags(arguments: &TrainArguments) -> Result<()> {
             !arguments.train_text_encoder && arguments.mixed_precision == MixedPrecision::No,
             "textual inversion trains the new word alone, in float32; leave out --train-text-encoder and --mixed-precision"
         );
-    } else if !recipe.is_lora() {
+    } else if !recipe.is_lora() && recipe != Recipe::Unconditional {
         ensure!(
             arguments.mixed_precision == MixedPrecision::No,
             "--mixed-precision bf16 is for LoRAs; whole models are trained in float32"

@@ -6,10 +6,12 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use candle_diffusers_convert::{ConvertOptions, LoraFormat, WriteOptions, convert};
 use candle_diffusers_loaders::Repository;
+use candle_diffusers_training::recipes::{UnconditionalDenoising, save_unconditional};
 use candle_diffusers_training::{TrainedLora, parameters, save_component, save_lora};
 
 use super::TrainedLoraFormat;
 use super::session::{Learned, Session};
+use super::taught::Taught;
 use crate::terminal;
 
 /// The names that diffusers looks for.
@@ -32,7 +34,7 @@ fn write_lora(folder: &Path, loras: &[TrainedLora]) -> candle_diffusers_training
 }
 
 /// Writes what was learned: a LoRA's file, or a whole model's folder.
-pub(super) fn write(session: &mut Session, repository: &Repository) -> Result<()> {
+pub(super) fn write(session: &mut Session, repository: Option<&Repository>) -> Result<()> {
     if let Some(ema) = &session.trainer.ema {
         ema.copy_to(&session.trainer.groups)?;
     }
@@ -43,7 +45,11 @@ pub(super) fn write(session: &mut Session, repository: &Repository) -> Result<()
         terminal::note(&format!("wrote {}", path.display()));
     }
     if session.learned.loras.is_empty() {
-        return if session.learned.token.is_some() { Ok(()) } else { write_whole(session, repository) };
+        return match (&session.learned.token, repository) {
+            (None, Some(repository)) => write_whole(session, repository),
+            (None, None) => write_unconditional(session),
+            (Some(_), _) => Ok(()),
+        };
     }
     let path = folder.join(LORA_FILE);
     match session.arguments.lora_format {
@@ -61,6 +67,17 @@ pub(super) fn write(session: &mut Session, repository: &Repository) -> Result<()
     }
     terminal::note(&format!("wrote {}", path.display()));
     Ok(())
+}
+
+/// A pipeline's folder for a UNet that paints without a text.
+fn write_unconditional(session: &Session) -> Result<()> {
+    let Taught::Unconditional(unet, config, options) = &session.taught else { return Ok(()) };
+    let scheduler = UnconditionalDenoising::new(unet, options)?;
+    let trained: Vec<_> = parameters(&session.trainer.groups).cloned().collect();
+    let temporary = tempfile::Builder::new().prefix(".model-").tempdir_in(&session.folder)?;
+    let whole = temporary.path().join("model");
+    save_unconditional(&whole, config, &trained, scheduler.scheduler())?;
+    put_in_place(&whole, &session.folder.join("model"))
 }
 
 /// The folder of the model that the run began with, with the weights that were trained.
@@ -91,10 +108,14 @@ fn write_whole(session: &Session, repository: &Repository) -> Result<()> {
         fs::remove_dir_all(&place).with_context(|| format!("writing {}", place.display()))?;
         save_component(&place, weights, &config, component, &trained)?;
     }
+    put_in_place(&whole, &model)
+}
+
+fn put_in_place(whole: &Path, model: &Path) -> Result<()> {
     if model.exists() {
-        fs::remove_dir_all(&model).with_context(|| format!("replacing {}", model.display()))?;
+        fs::remove_dir_all(model).with_context(|| format!("replacing {}", model.display()))?;
     }
-    fs::rename(&whole, &model).with_context(|| format!("writing {}", model.display()))?;
+    fs::rename(whole, model).with_context(|| format!("writing {}", model.display()))?;
     terminal::note(&format!("wrote {}", model.display()));
     Ok(())
 }

@@ -10,12 +10,13 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use candle_diffusers_loaders::Repository;
-use candle_diffusers_pipelines::{Schedule, StableDiffusionPipeline, TextToImage, seeded_generators};
-use candle_diffusers_training::recipes::{Denoising, DenoisingOptions, TrainedToken};
+use candle_diffusers_pipelines::{Schedule, TextToImage, seeded_generators};
+use candle_diffusers_training::recipes::TrainedToken;
 use candle_diffusers_training::{Checkpoint, Checkpoints, StepReport, TrainedLora, Trainer};
 use serde_json::json;
 
 use super::data::Data;
+use super::taught::Taught;
 use super::{TrainArguments, result};
 use crate::grid::{Grid, columns};
 use crate::output::Outputs;
@@ -37,7 +38,7 @@ pub(super) struct Session<'a> {
     /// Where all goes.
     pub(super) folder: PathBuf,
     checkpoints: Checkpoints,
-    pub(super) models: StableDiffusionPipeline,
+    pub(super) taught: Taught,
     pub(super) learned: Learned,
     pub(super) trainer: Trainer,
     pub(super) data: Data,
@@ -50,7 +51,7 @@ impl<'a> Session<'a> {
         arguments: &'a TrainArguments,
         progress: &'a Progress,
         folder: &Path,
-        models: StableDiffusionPipeline,
+        taught: Taught,
         learned: Learned,
         trainer: Trainer,
         data: Data,
@@ -58,14 +59,14 @@ impl<'a> Session<'a> {
     ) -> Result<Self> {
         let checkpoints = Checkpoints::new(folder, arguments.checkpoints_total_limit)?;
         let folder = folder.to_path_buf();
-        Ok(Self { arguments, progress, folder, checkpoints, models, learned, trainer, data, max_steps })
+        Ok(Self { arguments, progress, folder, checkpoints, taught, learned, trainer, data, max_steps })
     }
 
     /// Goes through the run, and writes what it has made.
-    pub(super) fn run(&mut self, options: &DenoisingOptions, repository: &Repository) -> Result<()> {
+    pub(super) fn run(&mut self, repository: Option<&Repository>) -> Result<()> {
         self.resume()?;
         self.write_settings()?;
-        self.train(options)?;
+        self.train()?;
         result::write(self, repository)
     }
 
@@ -105,7 +106,7 @@ impl<'a> Session<'a> {
     }
 
     /// Takes the steps that are left.
-    fn train(&mut self, options: &DenoisingOptions) -> Result<()> {
+    fn train(&mut self) -> Result<()> {
         // Where no handler can be set, an interrupt ends the run, which goes on from its last checkpoint.
         ctrlc::set_handler(|| STOP.store(true, Ordering::SeqCst)).ok();
         let accumulated = self.arguments.gradient_accumulation_steps as u64;
@@ -116,7 +117,7 @@ impl<'a> Session<'a> {
         let started = Instant::now();
         while self.trainer.steps_done() < self.max_steps {
             // Anew after each look, for which the models are needed: it knows the captions' embeddings only.
-            let denoising = Denoising::new(&self.models, options.clone())?;
+            let teacher = self.taught.teacher()?;
             let stopped = loop {
                 let step = self.trainer.steps_done();
                 self.learned
@@ -126,7 +127,7 @@ impl<'a> Session<'a> {
                 let start = Instant::now();
                 let mut failure = None;
                 let report = self.trainer.step(|generator| match reader.next() {
-                    Ok(examples) => denoising.loss(&examples, generator),
+                    Ok(examples) => teacher(&examples, generator),
                     Err(error) => {
                         failure = Some(error);
                         Err(candle_diffusers_training::Error::ReadingEnded)
@@ -157,7 +158,7 @@ impl<'a> Session<'a> {
                     break None;
                 }
             };
-            drop(denoising);
+            drop(teacher);
             if let Some(step) = stopped {
                 bail!("interrupted after step {step}; --resume-from-checkpoint latest goes on");
             }
@@ -200,7 +201,11 @@ impl<'a> Session<'a> {
 
     /// Paints the validation prompt as the model is now: `validation/STEP.png`.
     fn validate(&mut self) -> Result<()> {
-        let Some(prompt) = &self.arguments.validation_prompt else { return Ok(()) };
+        let (Some(prompt), Taught::StableDiffusion(models, _)) =
+            (&self.arguments.validation_prompt, &mut self.taught)
+        else {
+            return Ok(());
+        };
         let step = self.trainer.steps_done();
         let _shown = self.progress.activity(format!("painting {prompt:?}"));
         let request = TextToImage {
@@ -212,8 +217,7 @@ impl<'a> Session<'a> {
         let count = self.arguments.num_validation_images;
         for index in 0..count as u64 {
             let mut noise = seeded_generators(self.arguments.seed.wrapping_add(index), 1);
-            let output =
-                self.models.generate(&request, &mut noise, &mut |_| Ok(ControlFlow::Continue(())))?;
+            let output = models.generate(&request, &mut noise, &mut |_| Ok(ControlFlow::Continue(())))?;
             output.images.iter().for_each(|picture| grid.add(picture, prompt));
         }
         let folder = self.folder.join("validation");

@@ -279,6 +279,57 @@ fn a_word_is_learned_and_a_lora_on_top_of_it() {
 }
 
 #[test]
+fn a_model_without_texts_is_trained_from_nothing_and_goes_on_as_a_folder() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 3);
+    let config =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../pipelines/tests/parity/unconditional/ddpm/unet/config.json");
+    let fixed = [
+        "train",
+        "unconditional",
+        "--train_data_dir",
+        "data",
+        "--train_batch_size",
+        "2",
+        "--center_crop",
+        "--use_ema",
+    ];
+    let train = |flags: &[&str]| workplace.succeed([&fixed[..], flags].concat());
+    let new =
+        ["--model_config_name_or_path", config, "--checkpointing_steps", "1", "--scheduler", "DDIMScheduler"];
+    train(&[&new[..], &["--output_dir", "new", "--max_train_steps", "3"]].concat());
+    let paint = |model: &str, output: &str| {
+        workplace.succeed(["generate", "--model", model, "--steps", "3", "--seed", "1", "--output", output]);
+        image::open(workplace.path(output)).unwrap().to_rgb8()
+    };
+    let painted = paint("new/model", "new.png");
+    let settings = fs::read_to_string(workplace.path("new/settings.toml")).unwrap();
+    assert!(settings.contains("scheduler = \"DDIMScheduler\""), "{settings}");
+
+    fs::remove_dir_all(workplace.path("new/checkpoint-3")).unwrap();
+    train(
+        &[&new[..], &["--output_dir", "new", "--max_train_steps", "3", "--resume_from_checkpoint", "latest"]]
+            .concat(),
+    );
+    assert!(paint("new/model", "resumed.png") == painted);
+
+    let further =
+        ["--pretrained_model_name_or_path", "new/model", "--output_dir", "further", "--max_train_steps", "1"];
+    train(&[&further[..], &["--prediction_type", "sample", "--learning_rate", "1e-2"]].concat());
+    assert!(paint("further/model", "further.png") != painted);
+    for (flags, culprit) in [
+        (["--validation_prompt", "a cat"], "--validation-prompt"),
+        (["--scheduler", "odd"], "DDPMScheduler or DDIMScheduler"),
+        (["--prediction_type", "odd"], "odd"),
+        (["--model_config_name_or_path", "missing.json"], "missing.json"),
+    ] {
+        let run = workplace.run([&fixed[..], &["--output_dir", "bad"], &flags].concat());
+        assert_eq!((run.status, run.stderr.lines().count()), (Some(1), 1), "{}", run.stderr);
+        assert!(run.stderr.contains(culprit), "{}", run.stderr);
+    }
+}
+
+#[test]
 fn what_cannot_be_trained_on_is_refused() {
     let workplace = Workplace::new();
     pictures(&workplace, "data", 2);

@@ -1,0 +1,49 @@
+//! Who is taught.
+
+use anyhow::{Result, bail};
+use candle_core::Tensor;
+use candle_diffusers_models::UNet2DModel;
+use candle_diffusers_pipelines::StableDiffusionPipeline;
+use candle_diffusers_schedulers::TorchGenerator;
+use candle_diffusers_training::recipes::{
+    Denoising, DenoisingOptions, Example, UnconditionalDenoising, UnconditionalOptions,
+};
+use serde_json::Value;
+
+/// The models of a run.
+pub(super) enum Taught {
+    /// Stable Diffusion, from pictures with captions.
+    StableDiffusion(Box<StableDiffusionPipeline>, DenoisingOptions),
+    /// A UNet that paints without a text, and its config.
+    Unconditional(Box<UNet2DModel>, Value, UnconditionalOptions),
+}
+
+/// What computes the loss of a batch.
+pub(super) type Teacher<'a> =
+    Box<dyn Fn(&[Example], &mut TorchGenerator) -> candle_diffusers_training::Result<Tensor> + 'a>;
+
+impl Taught {
+    pub(super) fn teacher(&self) -> Result<Teacher<'_>> {
+        Ok(match self {
+            Self::StableDiffusion(models, options) => {
+                let denoising = Denoising::new(models, options.clone())?;
+                Box::new(move |examples, generator| denoising.loss(examples, generator))
+            }
+            Self::Unconditional(unet, _, options) => {
+                let denoising = UnconditionalDenoising::new(unet, options)?;
+                Box::new(move |examples, generator| {
+                    let pictures: Vec<&Tensor> =
+                        examples.iter().map(|example| &example.pixel_values).collect();
+                    denoising.loss(&Tensor::stack(&pictures, 0)?, generator)
+                })
+            }
+        })
+    }
+
+    pub(super) fn stable_diffusion(self) -> Result<StableDiffusionPipeline> {
+        match self {
+            Self::StableDiffusion(models, _) => Ok(*models),
+            Self::Unconditional(..) => bail!("this model paints without a text"),
+        }
+    }
+}
