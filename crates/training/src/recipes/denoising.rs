@@ -12,6 +12,7 @@ use candle_diffusers_schedulers::{Scheduler, TorchGenerator, scheduler_from_othe
 
 use crate::error::{Error, Result};
 use crate::loss::{LossOptions, loss};
+use crate::loss_mask::loss_mask;
 use crate::loss_weights::{LossWeighting, loss_weights};
 use crate::noise::{NoiseOptions, draw_noise, draw_timesteps};
 use crate::targets::training_target;
@@ -73,6 +74,30 @@ impl<'a> Denoising<'a> {
     /// # Errors
     /// When pictures are of different sizes, or a model fails.
     pub fn loss(&self, examples: &[Example], generator: &mut TorchGenerator) -> Result<Tensor> {
+        self.loss_where(examples, None, generator)
+    }
+
+    /// [`loss`](Self::loss) where `mask` is, as in cloneofsimo's `lora_pti`: `(batch, 1, height, width)` for the pictures, 1 where they count and 0 where they do not;
+    /// see [`loss_mask`] for the temperature, which is usually 1.
+    ///
+    /// # Errors
+    /// Those of [`loss`](Self::loss), and when the mask has another shape.
+    pub fn masked_loss(
+        &self,
+        examples: &[Example],
+        mask: &Tensor,
+        mask_temperature: f64,
+        generator: &mut TorchGenerator,
+    ) -> Result<Tensor> {
+        self.loss_where(examples, Some((mask, mask_temperature)), generator)
+    }
+
+    fn loss_where(
+        &self,
+        examples: &[Example],
+        mask: Option<(&Tensor, f64)>,
+        generator: &mut TorchGenerator,
+    ) -> Result<Tensor> {
         let Self { models, scheduler, options, .. } = self;
         let pictures: Vec<&Tensor> = examples.iter().map(|example| &example.pixel_values).collect();
         let pictures =
@@ -89,9 +114,12 @@ impl<'a> Denoising<'a> {
         let prediction = models.unet.forward(&noisy, &timesteps, &text.prompt, conditions)?;
         let target = training_target(scheduler.as_ref(), &latents, &noise.target, &timesteps)?;
         let weights = loss_weights(scheduler.as_ref(), &timesteps, options.weighting)?;
+        let (_, _, height, width) = prediction.dims4()?;
+        let mask = mask.map(|(mask, temperature)| check_mask(mask, examples, height, width, temperature));
+        let mask = mask.transpose()?;
         let loss_options = LossOptions {
             weights: weights.as_ref(),
-            mask: None,
+            mask: mask.as_ref(),
             prior_loss_weight: options.prior_loss_weight,
         };
         loss(&prediction.to_dtype(DType::F32)?, &target.to_dtype(DType::F32)?, &loss_options)
@@ -126,6 +154,21 @@ impl<'a> Denoising<'a> {
         let embeds: Vec<&PromptEmbeds> = captions.iter().filter_map(|caption| texts.get(*caption)).collect();
         Ok(PromptEmbeds::cat(&embeds)?)
     }
+}
+
+/// The weights that the masks of the pictures give to latents of `height` by `width`.
+fn check_mask(
+    mask: &Tensor,
+    examples: &[Example],
+    height: usize,
+    width: usize,
+    temperature: f64,
+) -> Result<Tensor> {
+    if mask.dims().first() != Some(&examples.len()) {
+        let expected = format!("({}, 1, height, width), one for each picture", examples.len());
+        return Err(Error::Shape { what: "mask", found: mask.dims().to_vec(), expected });
+    }
+    loss_mask(mask, height, width, temperature)
 }
 
 /// What Stable Diffusion XL is told of the pictures, `(batch, 6)`: the sizes of the files' pictures, where the crops begin, and the sizes of the crops.

@@ -9,6 +9,7 @@ mod clip_gradients;
 mod custom_diffusion;
 mod ema;
 mod lr_schedule;
+mod masked_loss;
 mod noise_and_loss;
 mod picture_transforms;
 mod sgd;
