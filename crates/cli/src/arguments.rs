@@ -85,7 +85,7 @@ pub(crate) struct GenerateArguments {
     #[arg(long, value_name = "FILE[:SCALE]", help_heading = MODEL)]
     pub(crate) lora: Vec<OsString>,
     /// Leave out parts of a LoRA that match no layer of the model
-    #[arg(long, help_heading = MODEL)]
+    #[arg(long, requires = "lora", help_heading = MODEL)]
     pub(crate) allow_unmatched: bool,
     /// A textual inversion embedding, for the prompt to use by its token; may be repeated [default token: what the file says,
     /// else its name]

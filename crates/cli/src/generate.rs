@@ -3,7 +3,7 @@ use std::hash::{BuildHasher, RandomState};
 use anyhow::{Result, ensure};
 use candle_diffusers_loaders::lora::UnmatchedKeys;
 use candle_diffusers_loaders::{Repository, TextualInversion};
-use candle_diffusers_pipelines::{Schedule, SharedParts, StableDiffusionPipeline, first_step};
+use candle_diffusers_pipelines::{SharedParts, StableDiffusionPipeline};
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 
@@ -15,7 +15,7 @@ use crate::painter::{Brush, Description, Job, Painter};
 use crate::progress::Progress;
 use crate::scaled_file::ScaledFile;
 use crate::start::Start;
-use crate::{embeddings, grid, loras, prompts, unconditional};
+use crate::{embeddings, grid, loras, prompts, strength, unconditional};
 
 /// More files than anyone means to write to one folder at once.
 const MAX_PICTURES: usize = 100_000;
@@ -51,12 +51,9 @@ pub(crate) fn run(arguments: &GenerateArguments, progress: &Progress) -> Result<
     let start = start.for_task(arguments, &model)?;
     let refiner = models::open_refiner(arguments, &model.repository, progress)?;
     let control_nets = controls.open(arguments, &model.repository, progress)?;
+    let strength = strength::strength(arguments, &start, &model, refiner.as_ref())?;
 
     let mut pipeline = models::load_pipeline(arguments, &model.repository, SharedParts::default(), progress)?;
-    if refiner.is_some() {
-        pipeline
-            .check_denoising_split(&Schedule::Steps(arguments.text_steps()), arguments.xl.denoising_split)?;
-    }
     pipeline.add_textual_inversions(&embeddings)?;
     apply_loras(arguments, &mut pipeline, &loras, progress)?;
     let refiner_name = refiner.as_ref().map(|refiner| refiner.name.clone());
@@ -67,8 +64,17 @@ pub(crate) fn run(arguments: &GenerateArguments, progress: &Progress) -> Result<
     if arguments.seed.is_none() {
         unsaid.push(format!("seed: {seed}"));
     }
-    let mut painter =
-        Painter { arguments, start, controls, progress, outputs: &mut outputs, unsaid, description };
+    unsaid.extend(start.warning(arguments));
+    let mut painter = Painter {
+        arguments,
+        start,
+        strength,
+        controls,
+        progress,
+        outputs: &mut outputs,
+        unsaid,
+        description,
+    };
     let jobs = (0..count).map(|index| Job {
         index,
         prompt: prompts[index / arguments.num_images].clone(),
@@ -76,6 +82,7 @@ pub(crate) fn run(arguments: &GenerateArguments, progress: &Progress) -> Result<
         what: if count == 1 { String::new() } else { format!("picture {} of {count} ", index + 1) },
     });
     let mut base = Brush::new(pipeline);
+    painter.check_size(&base)?;
     match &refiner {
         None => jobs.into_iter().try_for_each(|job| {
             let draft = painter.begin(&mut base, &job)?;
@@ -157,8 +164,9 @@ fn check_numbers(arguments: &GenerateArguments) -> Result<()> {
     let rescale = arguments.guidance_rescale;
     ensure!((0.0..=1.0).contains(&rescale), "--guidance-rescale is {rescale}, expected 0 to 1");
     ensure!(arguments.eta >= 0.0, "--eta is {}, expected 0 or more", arguments.eta);
-    let strength = Start::strength(arguments, false);
-    ensure!((0.0..=1.0).contains(&strength), "--strength is {strength}, expected 0 to 1");
+    if let Some(strength) = arguments.strength {
+        ensure!((0.0..=1.0).contains(&strength), "--strength is {strength}, expected 0 to 1");
+    }
     check_inpainting(arguments)?;
     let at_least_one = [
         ("--steps", arguments.steps),
@@ -169,12 +177,9 @@ fn check_numbers(arguments: &GenerateArguments) -> Result<()> {
     for (flag, value) in at_least_one {
         ensure!(value != Some(0), "{flag} is 0, expected 1 or more");
     }
-    let steps = arguments.text_steps();
-    ensure!(
-        arguments.init_image.is_none() || first_step(steps, strength).is_some(),
-        "--strength is {strength}, which of {steps} steps leaves none; expected at least {}",
-        1.0 / steps as f64
-    );
+    if let Some(strength) = arguments.strength {
+        strength::check(arguments, strength)?;
+    }
     arguments.xl.check_numbers()
 }
 

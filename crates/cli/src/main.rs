@@ -21,6 +21,7 @@ mod prompts;
 mod scaled_file;
 mod scheduler_names;
 mod start;
+mod strength;
 mod terminal;
 mod train;
 mod unconditional;

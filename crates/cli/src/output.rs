@@ -18,6 +18,9 @@ pub(crate) const PARAMETERS_KEYWORD: &str = "parameters";
 /// Of 100; pictures are looked at, not only stored.
 const JPEG_QUALITY: u8 = 95;
 
+/// A grid is put together in memory: two GB, and as much for its pictures.
+const MOST_IN_GRID: usize = 1 << 29;
+
 /// Held while a file is on its way to its place, so that an interrupt leaves nothing half-written.
 static WRITING: Mutex<()> = Mutex::new(());
 
@@ -71,6 +74,26 @@ impl Outputs {
         Ok(Self { count, grid, ..Self::new(file, 1)? })
     }
 
+    /// Whether pictures of this size can be written: one by one, or as the grid that they become.
+    pub(crate) fn check_size(&self, width: usize, height: usize) -> Result<()> {
+        let (columns, rows) = match &self.grid {
+            Some((_, columns)) => (*columns, self.count.div_ceil(*columns)),
+            None => (1, 1),
+        };
+        let (width, height) = (width.saturating_mul(columns), height.saturating_mul(rows));
+        let most = self.format.most();
+        ensure!(
+            width.max(height) <= most,
+            "--output {}: the picture would be {width}x{height}, and this format has at most {most} pixels a side; ask for less, or for a .png",
+            self.file.display()
+        );
+        ensure!(
+            self.grid.is_none() || width.saturating_mul(height) <= MOST_IN_GRID,
+            "--grid would be {width}x{height} pixels, more than {MOST_IN_GRID} in all; ask for fewer or smaller pictures, or leave it out"
+        );
+        Ok(())
+    }
+
     fn check(paths: impl Iterator<Item = PathBuf>) -> Result<()> {
         let mut last_folder = None;
         for path in paths {
@@ -103,6 +126,7 @@ impl Outputs {
         picture: &RgbImage,
         parameters: &str,
     ) -> Result<Option<PathBuf>> {
+        self.check_size(picture.width() as usize, picture.height() as usize)?;
         let Some((grid, columns)) = &mut self.grid else {
             let path = self.path(index);
             self.write_file(&path, picture, parameters)?;
@@ -130,6 +154,15 @@ impl Outputs {
 }
 
 impl Format {
+    /// How many pixels a side the format has room for.
+    fn most(self) -> usize {
+        match self {
+            Self::Png => i32::MAX as usize,
+            Self::Jpeg => 65_535,
+            Self::WebP => 16_383,
+        }
+    }
+
     fn of(file: &Path) -> Result<Self> {
         let ending = file.extension().unwrap_or_default().to_string_lossy().to_lowercase();
         match ending.as_str() {

@@ -63,6 +63,8 @@ impl Brush {
 pub(crate) struct Painter<'a> {
     pub(crate) arguments: &'a GenerateArguments,
     pub(crate) start: Start,
+    /// How much of the schedule is gone through.
+    pub(crate) strength: f64,
     pub(crate) controls: Vec<Control>,
     pub(crate) progress: &'a Progress,
     pub(crate) outputs: &'a mut Outputs,
@@ -81,7 +83,6 @@ pub(crate) struct Description {
     sampler: String,
     schedule_type: Option<String>,
     guidance_scale: f64,
-    is_xl: bool,
 }
 
 impl Description {
@@ -101,12 +102,18 @@ impl Description {
             sampler: sampler.to_string(),
             schedule_type: schedule_type.map(|name| name.to_string()),
             guidance_scale: pipeline.guidance(&request(arguments)).scale,
-            is_xl: pipeline.is_xl(),
         }
     }
 }
 
 impl Painter<'_> {
+    /// Whether the pictures can be written in the size that they will have.
+    pub(crate) fn check_size(&self, base: &Brush) -> Result<()> {
+        let text = TextToImage { controls: self.controls.clone(), ..request(self.arguments) };
+        let (width, height) = self.start.size(self.arguments, &base.pipeline, &text)?;
+        self.outputs.check_size(width, height)
+    }
+
     /// All steps of the only model, or those of a base before its refiner.
     pub(crate) fn begin(&mut self, base: &mut Brush, job: &Job) -> Result<Draft> {
         let second_texts =
@@ -124,10 +131,10 @@ impl Painter<'_> {
             ..request(self.arguments)
         };
         let mut noise = seeded_generators(job.seed, 1);
-        let (start, arguments) = (&self.start, self.arguments);
+        let (start, strength, arguments) = (&self.start, self.strength, self.arguments);
         let show = Shown { progress: self.progress, unsaid: &mut self.unsaid, arguments };
         let latents = show.steps(&format!("{}painting", job.what), |on_step_end| {
-            start.latents(arguments, &mut base.pipeline, text, &mut noise, on_step_end)
+            start.latents(arguments, &mut base.pipeline, text, strength, &mut noise, on_step_end)
         })?;
         Ok(Draft { latents, noise })
     }
@@ -204,9 +211,7 @@ impl Painter<'_> {
         match self.start {
             Start::Noise => {}
             Start::Edited(_) => parameters.set("Image CFG scale", Start::image_guidance_scale(arguments)),
-            Start::Picture(_) | Start::Masked(..) => {
-                parameters.set("Denoising strength", Start::strength(arguments, description.is_xl))
-            }
+            Start::Picture(_) | Start::Masked(..) => parameters.set("Denoising strength", self.strength),
         }
         control::set_parameters(&description.controls, arguments.control.guess_mode, &mut parameters);
         if let Some(clip_skip) = arguments.clip_skip {

@@ -4,17 +4,14 @@ use anyhow::{Result, bail, ensure};
 use candle_core::Tensor;
 use candle_diffusers_pipelines::{
     ImageToImage, InitImage, Inpainting, InstructPix2Pix, StableDiffusionPipeline,
-    StableDiffusionPipelineOutput, StepCallback, Task, TextToImage, blur, first_step, load_mask,
-    load_picture, resize, task,
+    StableDiffusionPipelineOutput, StepCallback, Task, TextToImage, blur, load_mask, load_picture, resize,
+    task,
 };
 use candle_diffusers_schedulers::NoiseSource;
 use image::{GrayImage, Luma, RgbImage, imageops};
 
 use crate::arguments::GenerateArguments;
 use crate::models::NamedModel;
-
-/// As diffusers has it: Stable Diffusion XL's inpainting begins with a trace of the picture.
-const XL_INPAINTING_STRENGTH: f64 = 0.9999;
 
 pub(crate) enum Start {
     Noise,
@@ -86,16 +83,33 @@ impl Start {
         }
     }
 
-    /// How much of the schedule is gone through.
-    pub(crate) fn strength(arguments: &GenerateArguments, is_xl: bool) -> f64 {
-        let usual = match arguments.is_inpainting() {
-            true if is_xl && first_step(arguments.text_steps(), XL_INPAINTING_STRENGTH).is_some() => {
-                XL_INPAINTING_STRENGTH
-            }
-            true => 1.0,
-            false => 0.8,
+    /// What is odd about what was given, though it can be painted.
+    pub(crate) fn warning(&self, arguments: &GenerateArguments) -> Option<String> {
+        let (Self::Masked(_, mask), Some(path)) = (self, &arguments.mask) else { return None };
+        let is_black = mask.iter().all(|brightness| *brightness < 128);
+        is_black.then(|| {
+            format!(
+                "warning: {}: is black all over, so that nothing is painted; white is what is painted, and transparency is left out",
+                path.display()
+            )
+        })
+    }
+
+    /// The size of what will be written, at the most.
+    pub(crate) fn size(
+        &self,
+        arguments: &GenerateArguments,
+        pipeline: &StableDiffusionPipeline,
+        text: &TextToImage,
+    ) -> Result<(usize, usize)> {
+        let (Self::Picture(picture) | Self::Masked(picture, _) | Self::Edited(picture)) = self else {
+            return Ok(pipeline.picture_size(text)?);
         };
-        arguments.strength.unwrap_or(usual)
+        let (width, height) = (picture.width() as usize, picture.height() as usize);
+        Ok(match arguments.padding_mask_crop {
+            Some(_) => (width, height),
+            None => (arguments.width.unwrap_or(width), arguments.height.unwrap_or(height)),
+        })
     }
 
     /// How closely a picture that is edited is followed.
@@ -109,6 +123,7 @@ impl Start {
         arguments: &GenerateArguments,
         pipeline: &mut StableDiffusionPipeline,
         text: TextToImage,
+        strength: f64,
         noise: &mut dyn NoiseSource,
         on_step_end: &mut StepCallback,
     ) -> Result<Tensor> {
@@ -116,7 +131,6 @@ impl Start {
             Self::Noise => pipeline.generate_latents(&text, noise, on_step_end)?,
             Self::Picture(picture) => {
                 let image = InitImage::Pictures(vec![picture.clone()]);
-                let strength = Self::strength(arguments, pipeline.is_xl());
                 let request = ImageToImage { text, image, strength, denoising_start: None };
                 pipeline.image_to_image_latents(&request, noise, on_step_end)?
             }
@@ -134,7 +148,8 @@ impl Start {
                 pipeline.instruct_pix2pix_latents(&request, noise, on_step_end)?
             }
             Self::Masked(picture, mask) => {
-                let request = inpainting(arguments, pipeline, picture, mask, text)?;
+                let request =
+                    Inpainting { strength, ..inpainting(arguments, pipeline, picture, mask, text)? };
                 pipeline.inpaint_latents(&request, noise, on_step_end)?
             }
         })
@@ -215,7 +230,7 @@ fn inpainting(
         image: InitImage::Pictures(vec![picture]),
         denoising_start: None,
         masks: vec![mask],
-        strength: Start::strength(arguments, pipeline.is_xl()),
+        strength: 1.0,
         padding_mask_crop: arguments.padding_mask_crop,
         keep_unmasked: !arguments.no_keep_unmasked,
     })
@@ -258,6 +273,7 @@ pub(crate) struct Margins {
 
 /// No picture is larger.
 const MOST: u32 = 1 << 16;
+const MOST_PIXELS: u64 = 1 << 28;
 
 impl std::str::FromStr for Margins {
     type Err = String;
@@ -282,8 +298,12 @@ impl Margins {
             side.checked_add(before)?.checked_add(behind).filter(|side| *side <= MOST)
         };
         match (grown(width, self.left, self.right), grown(height, self.top, self.bottom)) {
-            (Some(width), Some(height)) => Ok((width, height)),
-            _ => bail!("--outpaint makes {width}x{height} larger than {MOST} pixels a side; ask for less"),
+            (Some(width), Some(height)) if u64::from(width) * u64::from(height) <= MOST_PIXELS => {
+                Ok((width, height))
+            }
+            _ => bail!(
+                "--outpaint makes {width}x{height} larger than {MOST} pixels a side or {MOST_PIXELS} in all; ask for less"
+            ),
         }
     }
 

@@ -51,6 +51,7 @@ fn check_flags(arguments: &GenerateArguments, model: &str) -> Result<()> {
         ("a prompt", arguments.has_prompt()),
         ("--negative-prompt", arguments.negative_prompt.is_some()),
         ("--guidance-scale", arguments.guidance_scale.is_some()),
+        ("--guidance-rescale", arguments.guidance_rescale != 0.0),
         ("--clip-skip", arguments.clip_skip.is_some()),
         ("--lora", !arguments.lora.is_empty()),
         ("--embedding", !arguments.embeddings.is_empty()),
@@ -59,6 +60,7 @@ fn check_flags(arguments: &GenerateArguments, model: &str) -> Result<()> {
         ("--prompt-2", arguments.xl.prompt_2.is_some()),
         ("--negative-prompt-2", arguments.xl.negative_prompt_2.is_some()),
         ("--refiner", arguments.xl.refiner.is_some()),
+        (arguments.xl.condition_given().unwrap_or_default(), arguments.xl.condition_given().is_some()),
     ];
     for (flag, is_given) in given {
         ensure!(!is_given, "{flag} is for models that paint from a text, and {model} paints without one");

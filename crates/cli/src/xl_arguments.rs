@@ -50,7 +50,7 @@ pub(crate) struct XlArguments {
     #[arg(long, value_name = "X", allow_hyphen_values = true)]
     pub(crate) negative_aesthetic_score: Option<f64>,
     /// Keep only one of model and refiner in memory: all pictures are begun, then the refiner is loaded and finishes them
-    #[arg(long)]
+    #[arg(long, requires = "refiner")]
     pub(crate) low_memory: bool,
 }
 
@@ -123,7 +123,7 @@ impl XlArguments {
     }
 
     /// The first flag of those that tell the model of the picture.
-    fn condition_given(&self) -> Option<&'static str> {
+    pub(crate) fn condition_given(&self) -> Option<&'static str> {
         let flags = [
             ("--original-size", self.original_size.is_some()),
             ("--crops-coords-top-left", self.crops_coords_top_left.is_some()),

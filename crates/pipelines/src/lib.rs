@@ -37,7 +37,8 @@ pub use scheduler_config::load_scheduler_config;
 pub use stable_diffusion::{
     ClipEncoder, ImageToImage, InitImage, Inpainting, InstructPix2Pix, MicroConditions, ProjectedClipEncoder,
     Replacements, Schedule, SharedParts, StableDiffusionPipeline, StableDiffusionPipelineOutput, Task,
-    TextEncoders, TextToImage, XlEncoders, check_controlnet, check_refiner, seeded_generators, task,
+    TextEncoders, TextToImage, XlEncoders, check_controlnet, check_refiner, load_pipeline_scheduler,
+    seeded_generators, task,
 };
 pub use timesteps::{first_step, first_step_from, steps_until};
 pub use unconditional::{Unconditional, UnconditionalCallback, UnconditionalPipeline, UnconditionalStepEnd};

@@ -33,6 +33,7 @@ pub use inpainting::Inpainting;
 pub use instruct_pix2pix::InstructPix2Pix;
 
 pub use load::Replacements;
+pub use load_scheduler::load_pipeline_scheduler;
 pub use micro_conditions::MicroConditions;
 pub use output::StableDiffusionPipelineOutput;
 pub use refiner::{SharedParts, check_refiner};

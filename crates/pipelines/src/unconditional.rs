@@ -7,7 +7,7 @@ mod request;
 use std::ops::ControlFlow;
 
 use candle_core::{DType, Device, Tensor};
-use candle_diffusers_models::{UNet2DModel, VQModel};
+use candle_diffusers_models::{ClassEmbedType, UNet2DModel, VQModel};
 use candle_diffusers_schedulers::{NoiseSource, Scheduler, StepOptions, scheduler_with_overrides};
 use image::RgbImage;
 use serde_json::{Map, Value};
@@ -101,6 +101,7 @@ impl UnconditionalPipeline {
         on_step_end: &mut UnconditionalCallback,
     ) -> Result<Tensor> {
         request.check()?;
+        self.check_classes(request)?;
         let shape = self.sample_shape(request)?;
         match request.schedule.clone().unwrap_or(Schedule::Steps(self.default_steps)) {
             Schedule::Steps(steps) => self.scheduler.set_timesteps(steps)?,
@@ -169,6 +170,23 @@ impl UnconditionalPipeline {
     /// How many steps are taken where a request does not say: 1000 in a `DDPMPipeline`, else 50.
     pub fn default_steps(&self) -> usize {
         self.default_steps
+    }
+
+    /// Whether the model knows the classes that the request names.
+    fn check_classes(&self, request: &Unconditional) -> Result<()> {
+        let (Some(labels), Some(ClassEmbedType::Table(count))) =
+            (&request.class_labels, self.unet.config().class_embed_type)
+        else {
+            return Ok(());
+        };
+        let labels = labels.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+        match labels.iter().find(|label| !(0.0..count as f64).contains(*label)) {
+            Some(label) => argument(
+                "class_labels",
+                format!("contain {label}, but the model has {count} classes; expected 0 to {}", count - 1),
+            ),
+            None => Ok(()),
+        }
     }
 
     /// What the UNet sees: as the request says, or as it was trained.

@@ -48,6 +48,19 @@ fn counts_that_cannot_be() {
 }
 
 #[test]
+fn pictures_that_no_file_has_room_for() {
+    let large = ["--num-images", "99999", "--grid", "--width", "128"];
+    refuse(&large, &["--grid would be 40576x20224 pixels", "536870912"]);
+    let many = ["--num-images", "70000", "--grid", "--output"];
+    refuse(
+        &[&many[..], &["out.webp"]].concat(),
+        &["--output out.webp", "16960x16960", "16383 pixels a side"],
+    );
+    let wide = ["--width", "20000", "--height", "64", "--output", "out.webp"];
+    refuse(&wide, &["--output out.webp", "20000x64", "16383 pixels a side"]);
+}
+
+#[test]
 fn a_prompt_that_is_no_prompt() {
     let long = "word ".repeat(20_000);
     Workplace::new().refuse(["generate", &long], &["prompt", "100000 bytes", "word word"]);
@@ -156,6 +169,7 @@ fn wrong_command_lines_end_with_status_2() {
         &["generate", "a", "--dtype", "f64"],
         &["generate", "a", "--device", "gpu"],
         &["generate", "a", "--output", ""],
+        &["generate", "a", "--allow-unmatched"],
         &["generate", "a", "--no-such-flag"],
         &["inspect"],
         &["inspect", &model, "more"],

@@ -186,14 +186,17 @@ fn a_single_file_is_the_folder_it_was_converted_from() {
     square().save(workplace.path("square.png")).unwrap();
     let (model, folder) = (model("sd1"), net("sd1"));
     workplace.succeed(["convert", &folder, "net.safetensors"]);
-    let paint = |net: &str| {
+    let paint = |net: &str, heads: &[&str]| {
         let control = format!("{net}:square.png");
-        let flags = ["generate", PROMPT, "--model", &model, "--control", &control, "--attention-heads", "2"];
-        let flags = if net == folder { &flags[..6] } else { &flags[..] };
-        workplace.succeed([flags, &SETTINGS].concat());
+        let flags = ["generate", PROMPT, "--model", &model, "--control", &control];
+        workplace.succeed([&flags[..], &SETTINGS, heads].concat());
         pixels(&workplace, "out.png")
     };
-    assert!(paint(&folder) == paint("net.safetensors"));
+    let expected = paint(&folder, &[]);
+    assert!(expected == paint("net.safetensors", &["--attention-heads", "2"]));
+    assert!(expected != paint("net.safetensors", &["--attention-heads", "4"]));
+    // As many heads where layers are 8 wide, but more where they are 16.
+    assert!(expected != paint("net.safetensors", &["--attention-head-dim", "4"]));
 }
 
 #[test]

@@ -180,6 +180,18 @@ fn an_interrupt_leaves_nothing() {
 }
 
 #[test]
+fn the_processor_can_be_named() {
+    let workplace = Workplace::new();
+    let paint = |flags: &[&str]| {
+        workplace.succeed([&["generate", PROMPT, "--steps", "2", "--seed", "1"], flags].concat());
+        pixels(&workplace, "out.png")
+    };
+    if cfg!(not(any(feature = "cuda", feature = "metal"))) {
+        assert!(paint(&["--device", "cpu"]) == paint(&[]));
+    }
+}
+
+#[test]
 fn an_empty_prompt_and_no_guidance_are_fine() {
     let workplace = Workplace::new();
     workplace.succeed(["generate", "", "--steps", "1", "--guidance-scale", "-3"]);

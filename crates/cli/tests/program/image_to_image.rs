@@ -109,6 +109,9 @@ fn what_cannot_be_painted_from_is_refused() {
     refuse(&["--init-image", "missing.png"], &["missing.png", "cannot be read"]);
     refuse(&["--init-image", "."], &["."]);
     refuse(&["--init-image", "words.png"], &["words.png", "no PNG, JPEG or WebP"]);
+    fs::copy(workplace.path("words.png"), workplace.path("words.txt")).unwrap();
+    refuse(&["--init-image", "words.txt"], &["words.txt: is no PNG, JPEG or WebP picture; convert it"]);
+    refuse(&["--init-image", "black.png", "--steps", "1"], &["--strength is 0.8", "1 steps"]);
     refuse(&["--init-image", "cut.png"], &["cut.png"]);
     refuse(&["--init-image", "narrow.png"], &["image", "smaller than 4x4"]);
     let with = |flag: [&'static str; 2]| [&["--init-image", "black.png"][..], &flag].concat();

@@ -55,6 +55,7 @@ fn a_star_comes_where_the_mask_is() {
     assert!(star == paint(&["--no-keep-unmasked", "--keep-unmasked"]));
     assert!(star == paint(&["--strength", "1"]) && star != paint(&["--strength", "0.5"]));
     // A soft mask begins within and reaches out of the hard one.
+    paint(&["--mask-blur", "3e9"]);
     let soft = paint(&["--mask-blur", "3"]);
     assert!(differs(&soft, false) > 0 && soft.get_pixel(0, 0) == blue.get_pixel(0, 0));
 
@@ -139,6 +140,68 @@ fn a_base_and_its_refiner_paint_what_the_reference_paints() {
     );
 }
 
+/// The usual strength of 0.9999 takes away one step; where the base has only that, it is 1.
+#[test]
+fn two_steps_are_one_for_the_base_and_one_for_its_refiner() {
+    let workplace = workplace();
+    let parity = concat!(env!("CARGO_MANIFEST_DIR"), "/../pipelines/tests/parity/stable_diffusion_xl");
+    let [base, refiner] = ["base", "refiner"].map(|model| format!("{parity}/{model}"));
+    let paint = |flags: &[&str]| {
+        let models = ["--model", &base, "--refiner", &refiner, "--denoising-split", "0.5", "--seed", "1"];
+        let pictures = ["--init-image", "blue.png", "--mask", "mask.png"];
+        workplace.succeed([&["generate", STAR][..], &models, &pictures, flags].concat());
+        let run = workplace.succeed(["inspect", "out.png", "--json"]);
+        let inspected: Value = serde_json::from_str(&run.stdout).unwrap();
+        (pixels(&workplace, "out.png"), inspected["parameters"]["Denoising strength"].clone())
+    };
+    let usual = paint(&["--steps", "2"]);
+    assert_eq!(usual.1, "1");
+    assert!(usual == paint(&["--steps", "2", "--strength", "1"]));
+    assert_eq!(paint(&["--steps", "20"]).1, "0.9999");
+}
+
+#[test]
+fn a_mask_may_be_of_any_kind_and_a_black_one_is_told_of() {
+    let workplace = workplace();
+    let mask = image::open(workplace.path("mask.png")).unwrap();
+    mask.to_luma16().save(workplace.path("deep.png")).unwrap();
+    mask.to_rgba8().save(workplace.path("clear.png")).unwrap();
+    // Turned by a quarter, with a tag that says so; white is not in the middle, so that it matters.
+    let half = |x: u32, y: u32| middle(x, y) && y < 32;
+    let upright = GrayImage::from_fn(64, 64, |x, y| Luma([if half(x, y) { 255 } else { 0 }]));
+    upright.save(workplace.path("upright.png")).unwrap();
+    write_turned(&workplace, "turned.png", &image::imageops::rotate270(&upright));
+    let paint = |mask: &str| {
+        let flags = ["--init-image", "blue.png", "--mask", mask, "--steps", "3", "--seed", "1"];
+        let run = workplace.succeed([&["generate", STAR][..], &flags].concat());
+        (pixels(&workplace, "out.png"), run.stderr)
+    };
+    let expected = paint("mask.png");
+    assert_eq!(expected.1, "wrote out.png\n");
+    assert!(expected == paint("deep.png") && expected == paint("clear.png"));
+    let upright = paint("upright.png");
+    assert!(upright == paint("turned.png") && upright.0 != expected.0);
+    // Its shape is in its transparency, which is left out.
+    let shape =
+        image::RgbaImage::from_fn(64, 64, |x, y| image::Rgba([0, 0, 0, 255 * u8::from(middle(x, y))]));
+    shape.save(workplace.path("shape.png")).unwrap();
+    let (unchanged, warning) = paint("shape.png");
+    assert!(unchanged == pixels(&workplace, "blue.png"));
+    assert!(warning.starts_with("warning: shape.png: is black all over"), "{warning}");
+}
+
+/// A PNG with an EXIF orientation of 6: to be turned by a quarter to the right.
+fn write_turned(workplace: &Workplace, name: &str, picture: &GrayImage) {
+    let mut exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0".to_vec();
+    exif.extend([6, 0, 0, 0, 0, 0, 0, 0]);
+    let mut info = png::Info::with_size(picture.width(), picture.height());
+    info.color_type = png::ColorType::Grayscale;
+    info.exif_metadata = Some(exif.into());
+    let file = std::fs::File::create(workplace.path(name)).unwrap();
+    let mut writer = png::Encoder::with_info(file, info).unwrap().write_header().unwrap();
+    writer.write_image_data(picture.as_raw()).unwrap();
+}
+
 #[test]
 fn what_cannot_be_painted_is_refused() {
     let workplace = workplace();
@@ -153,6 +216,8 @@ fn what_cannot_be_painted_is_refused() {
     refuse(&["--mask", "mask.png", "--strength", "2"], &["--strength is 2", "0 to 1"]);
     refuse(&["--mask", "mask.png", "--strength", "0.01"], &["--strength is 0.01", "50 steps"]);
     refuse(&["--mask", "mask.png", "--mask-blur", "-1"], &["--mask-blur is -1"]);
+    refuse(&["--outpaint", "60000,60000,0,0"], &["--outpaint", "268435456 in all"]);
+    refuse(&["--outpaint", "65500,0,0,0"], &["--outpaint", "65536 pixels a side"]);
     refuse(&["--mask", "mask.png", "--width", "30"], &["width", "30", "multiple of 4"]);
     refuse(&["--no-keep-unmasked"], &["--no-keep-unmasked", "--mask"]);
     for flags in [&["--mask", "mask.png"][..], &["--init-image", "blue.png", "--outpaint", "1,2,3"]] {

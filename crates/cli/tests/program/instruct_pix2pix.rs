@@ -71,6 +71,8 @@ fn pictures_are_edited_as_by_the_reference() {
         let expected = write_inputs(&workplace, "instruct_pix2pix", case);
         check(&workplace, case, &expected, flags);
     }
+    workplace.succeed(["generate", PROMPT, "--model", "sd1", "--init-image", "image.png", "--steps", "1"]);
+    check(&workplace, "xl", &write_inputs(&workplace, "instruct_pix2pix", "xl"), &["--model", "xl"]);
     let run = workplace.succeed(["inspect", "out.png", "--json"]);
     let parameters = &serde_json::from_str::<Value>(&run.stdout).unwrap()["parameters"];
     assert_eq!(parameters["Image CFG scale"], "1.5");
@@ -130,6 +132,12 @@ fn what_does_not_go_with_the_model_is_refused() {
     refuse("inpainting", &image, &["inpainting was trained to paint into pictures", "--mask"]);
     let plain = format!("{PARITY}/text_to_image/sd1");
     refuse(&plain, &and(&["--image-guidance-scale", "2"]), &["--image-guidance-scale", "sd1 does not"]);
+    let xl = "StableDiffusionXLPipeline";
+    make_model(&workplace, "xl-editing", "stable_diffusion_xl/base", "instruct_pix2pix/xl_unet", xl);
+    make_model(&workplace, "xl-inpainting", "stable_diffusion_xl/base", "inpainting/xl_unet", xl);
+    let base = format!("{PARITY}/stable_diffusion_xl/base");
+    refuse(&base, &["--refiner", "xl-editing"], &["xl-editing", "cannot refine", "editing by instructions"]);
+    refuse(&base, &["--refiner", "xl-inpainting"], &["xl-inpainting", "cannot refine", "inpainting"]);
     let run = workplace.run(["generate", PROMPT, "--model", "editing", "--image-guidance-scale", "2"]);
     assert_eq!(run.status, Some(2), "{}", run.stderr);
 }

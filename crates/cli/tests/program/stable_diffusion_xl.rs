@@ -117,6 +117,20 @@ fn embeddings_reach_base_and_refiner() {
 }
 
 #[test]
+fn the_second_negative_prompt_changes_the_picture() {
+    let workplace = Workplace::new();
+    let base = model("base");
+    let paint = |flags: &[&str]| {
+        let common = ["generate", PROMPT, "--model", &base, "--negative-prompt", "blurry", "--steps", "3"];
+        workplace.succeed([&common[..], &["--seed", "1"], flags].concat());
+        image::open(workplace.path("out.png")).unwrap().to_rgb8()
+    };
+    let usual = paint(&[]);
+    assert!(usual == paint(&["--negative-prompt-2", "blurry"]));
+    assert!(usual != paint(&["--negative-prompt-2", "a square on canvas"]));
+}
+
+#[test]
 fn a_refiner_alone_paints_from_a_picture() {
     let workplace = Workplace::new();
     let refiner = model("refiner");
@@ -154,17 +168,24 @@ fn what_cannot_be_is_told_in_one_line() {
     // Of so few steps one of both models is left none.
     refuse(
         &["--model", &base, "--refiner", &refiner, "--denoising-split", "0.01"],
-        &["denoising_end", "0.01"],
+        &["--denoising-split is 0.01", "5 steps", "leaves base none"],
     );
     for low_memory in [&[][..], &["--low-memory"]] {
         let flags = ["--model", &base, "--refiner", &refiner, "--denoising-split", "0.9999"];
-        refuse(&[&flags[..], low_memory].concat(), &["denoising_split", "0.9999", "5 steps"]);
+        refuse(
+            &[&flags[..], low_memory].concat(),
+            &["--denoising-split is 0.9999", "5 steps", "leaves refiner none"],
+        );
     }
+    image::RgbImage::new(32, 32).save(workplace.path("in.png")).unwrap();
+    let weak = ["--model", &base, "--refiner", &refiner, "--init-image", "in.png", "--strength", "0.2"];
+    refuse(&weak, &["--denoising-split is 0.8", "leaves base none", "strength of 0.2"]);
     let wrong = [
         &["--original-size", "8"][..],
         &["--target-size", "8,8"],
         &["--crops-coords-top-left", "8x8"],
         &["--denoising-split", "0.5"],
+        &["--low-memory"],
     ];
     for flags in wrong {
         let run = workplace.run([&["generate", "a star", "--model", &base][..], flags].concat());

@@ -54,6 +54,10 @@ fn a_scheduler_a_size_and_a_class_can_be_chosen() {
         [&["generate", "--model", &model("classes")][..], &flags].concat(),
         &["class_labels are missing"],
     );
+    workplace.refuse(
+        [&["generate", "--model", &model("classes"), "--class-label", "5"][..], &flags].concat(),
+        &["class_labels: contain 5", "5 classes", "0 to 4"],
+    );
     let flags = ["--steps", "2", "--width", "9", "--output", "a.png"];
     workplace.refuse(
         [&["generate", "--model", &model("ddpm")][..], &flags].concat(),
@@ -68,6 +72,9 @@ fn what_is_for_a_text_is_refused() {
         &["--negative-prompt", "blurry"],
         &["--guidance-scale", "3"],
         &["--clip-skip", "1"],
+        &["--guidance-rescale", "0.5"],
+        &["--original-size", "8x8"],
+        &["--aesthetic-score", "3"],
     ] {
         let flag = if flags.len() == 1 { "a prompt" } else { flags[0] };
         let model = model("ddpm");

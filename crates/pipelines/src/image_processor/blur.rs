@@ -5,6 +5,8 @@ use image::GrayImage;
 
 /// How many box filters make a Gaussian.
 const PASSES: usize = 3;
+/// From here on the weight of a pixel is 0 in 24 bits.
+const WIDEST: usize = 1 << 24;
 
 /// A mask with soft edges: Pillow's `GaussianBlur`, which diffusers' `VaeImageProcessor.blur` calls. `radius` is the standard deviation in pixels; 0 or
 /// less, or what is not a number, changes nothing.
@@ -44,7 +46,7 @@ impl BoxFilter {
         part /= 6.0 * (sigma2 - (whole + 1.0) * (whole + 1.0));
         let radius = whole + part;
         let weight = ((1u32 << 24) as f32 / (radius * 2.0 + 1.0)) as u32;
-        let radius = radius as usize;
+        let radius = (radius as usize).min(WIDEST);
         let inside = (2 * radius as u32 + 1).wrapping_mul(weight);
         Self { radius, weight, far_weight: (1u32 << 24).wrapping_sub(inside) / 2 }
     }
@@ -55,7 +57,10 @@ impl BoxFilter {
         let last = before.len() - 1;
         let radius = self.radius as isize;
         let pixel = |x: isize| u32::from(before[usize::try_from(x).unwrap_or(0).min(last)]);
-        let mut sum: u32 = (-radius - 1..radius).map(pixel).fold(0, u32::wrapping_add);
+        let beyond = (self.radius as u32).saturating_sub(before.len() as u32);
+        let inside = before.iter().take(self.radius).map(|value| u32::from(*value)).sum::<u32>();
+        let left = u32::from(before[0]).wrapping_mul(self.radius as u32 + 1);
+        let mut sum = left.wrapping_add(inside).wrapping_add(beyond.wrapping_mul(u32::from(before[last])));
         for (x, value) in line.iter_mut().enumerate() {
             let x = x as isize;
             sum = sum.wrapping_add(pixel(x + radius)).wrapping_sub(pixel(x - radius - 1));

@@ -61,6 +61,9 @@ fn load(path: &Path) -> Result<DynamicImage> {
     match read() {
         Ok(picture) => Ok(picture),
         Err(image::ImageError::IoError(error)) => fail(format!("cannot be read: {error}")),
+        Err(image::ImageError::Unsupported(_)) => {
+            fail("is no PNG, JPEG or WebP picture; convert it to one".into())
+        }
         Err(error) => fail(format!("is no PNG, JPEG or WebP picture that can be read: {error}")),
     }
 }

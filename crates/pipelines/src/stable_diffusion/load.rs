@@ -7,7 +7,7 @@ use candle_diffusers_loaders::{
 use candle_diffusers_models::{AutoencoderKLConfig, Error as ModelError, UNet2DConditionConfig};
 use serde_json::{Map, Value};
 
-use super::load_scheduler::{load_other_scheduler, load_scheduler, put_right};
+use super::load_scheduler::load_either_scheduler;
 use super::load_text_encoders::{check_text, load_clip, load_xl, read_flag};
 use super::{SharedParts, StableDiffusionPipeline, Task};
 use crate::error::{Error, Result};
@@ -51,14 +51,8 @@ impl StableDiffusionPipeline {
         if let Some(variant) = &options.variant {
             check_variant(repository, &index, variant)?;
         }
-        let folders_class = &index.component("scheduler")?.class_name;
-        let right = put_right(&index.class_name);
-        let (scheduler, scheduler_config) = match replacements.scheduler {
-            Some((class_name, overrides)) => {
-                load_other_scheduler(repository, folders_class, &right, class_name, overrides)?
-            }
-            None => load_scheduler(repository, folders_class, &right)?,
-        };
+        let (scheduler, scheduler_config) =
+            load_either_scheduler(repository, &index, replacements.scheduler)?;
         let unet_json = repository.read_json("unet/config.json")?;
         let unet_config =
             in_file(repository, "unet/config.json", UNet2DConditionConfig::from_json(&unet_json))?;

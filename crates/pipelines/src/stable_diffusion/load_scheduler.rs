@@ -1,6 +1,6 @@
 //! A folder's scheduler, as diffusers builds it for Stable Diffusion.
 
-use candle_diffusers_loaders::Repository;
+use candle_diffusers_loaders::{ModelIndex, Repository};
 use candle_diffusers_schedulers::{
     Error as SchedulerError, Scheduler, scheduler_from_other, scheduler_with_overrides,
 };
@@ -9,8 +9,36 @@ use serde_json::{Map, Value, json};
 use crate::error::{Error, Result};
 use crate::scheduler_config::load_scheduler_config;
 
+/// The scheduler of a model as [`load_with`](super::StableDiffusionPipeline::load_with) builds it, without the model: to look at the steps that will be
+/// taken. `other` is what [`Replacements::scheduler`](super::Replacements::scheduler) says.
+///
+/// # Errors
+/// When a file is missing or damaged, there is no such scheduler, or a setting does not fit it.
+pub fn load_pipeline_scheduler(
+    repository: &Repository,
+    other: Option<(&str, &Map<String, Value>)>,
+) -> Result<Box<dyn Scheduler>> {
+    Ok(load_either_scheduler(repository, &ModelIndex::load(repository)?, other)?.0)
+}
+
+/// The folder's scheduler or another one in its place, and its config.
+pub(super) fn load_either_scheduler(
+    repository: &Repository,
+    index: &ModelIndex,
+    other: Option<(&str, &Map<String, Value>)>,
+) -> Result<(Box<dyn Scheduler>, Value)> {
+    let folders_class = &index.component("scheduler")?.class_name;
+    let right = put_right(&index.class_name);
+    match other {
+        Some((class_name, overrides)) => {
+            load_other_scheduler(repository, folders_class, &right, class_name, overrides)
+        }
+        None => load_scheduler(repository, folders_class, &right),
+    }
+}
+
 /// Settings that diffusers puts right when it builds a pipeline of this class: folders from 2022 lack them or have them wrong, and were meant so.
-pub(super) fn put_right(pipeline_class: &str) -> Map<String, Value> {
+fn put_right(pipeline_class: &str) -> Map<String, Value> {
     let fields = match pipeline_class {
         "StableDiffusionPipeline" | "StableDiffusionImg2ImgPipeline" => {
             json!({ "steps_offset": 1, "clip_sample": false })
@@ -26,7 +54,7 @@ pub(super) fn put_right(pipeline_class: &str) -> Map<String, Value> {
 ///
 /// The config still counts a setting that the folder lacks among those with default values: another scheduler made
 /// from it has its own default, as in diffusers.
-pub(super) fn load_scheduler(
+fn load_scheduler(
     repository: &Repository,
     class_name: &str,
     right: &Map<String, Value>,
@@ -49,7 +77,7 @@ pub(super) fn load_scheduler(
 }
 
 /// A scheduler of the class `class_name` with the settings of the folder's, which is a `folders_class`.
-pub(super) fn load_other_scheduler(
+fn load_other_scheduler(
     repository: &Repository,
     folders_class: &str,
     right: &Map<String, Value>,

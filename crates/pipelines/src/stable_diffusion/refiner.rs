@@ -4,10 +4,8 @@ use candle_diffusers_loaders::{ModelIndex, Repository, has_same_files, is_same_c
 use candle_diffusers_models::AutoencoderKL;
 
 use super::load::{Family, family, read_vae_config};
-use super::request::check_share;
-use super::{ProjectedClipEncoder, Schedule, StableDiffusionPipeline, TextEncoders};
-use crate::error::{Error, Result, argument};
-use crate::timesteps::first_step_from;
+use super::{ProjectedClipEncoder, StableDiffusionPipeline, Task, TextEncoders, task};
+use crate::error::{Error, Result};
 
 /// What a base and its refiner may hold once: cloned models have the same tensors in memory.
 #[derive(Clone, Debug, Default)]
@@ -26,23 +24,6 @@ impl StableDiffusionPipeline {
             TextEncoders::Xl(encoders) => Some(encoders.second.clone()),
         };
         SharedParts { text_encoder_2, vae: Some(self.vae.clone()) }
-    }
-
-    /// Whether a refiner with this scheduler has a step to take when `denoising_split` of the denoising is done: to be told before a base begins.
-    ///
-    /// # Errors
-    /// When it has none, or the scheduler does not take the schedule.
-    pub fn check_denoising_split(&mut self, schedule: &Schedule, denoising_split: f64) -> Result<()> {
-        check_share("denoising_split", denoising_split)?;
-        self.set_schedule(schedule)?;
-        if first_step_from(self.scheduler(), denoising_split) < self.scheduler().timesteps().len() {
-            return Ok(());
-        }
-        let problem = format!(
-            "is {denoising_split}, which of {} steps leaves the refiner none; give more steps or an earlier split",
-            schedule.steps()
-        );
-        argument("denoising_split", problem)
     }
 }
 
@@ -68,10 +49,14 @@ impl SharedParts {
     }
 }
 
+const TRAINED_FOR: &str = "cannot refine: it was trained for";
+const WANTED: &str =
+    "expected a model that paints and sees latents alone, as the refiner of Stable Diffusion XL";
+
 /// Whether `refiner` can go on with the latents of `base`; told by their small files, before anything is loaded.
 ///
 /// # Errors
-/// When one of them is no Stable Diffusion XL, or their latents differ.
+/// When one of them is no Stable Diffusion XL, their latents differ, or the refiner sees more than latents ([`Task`]).
 pub fn check_refiner(base: &Repository, refiner: &Repository) -> Result<()> {
     let [of_base, of_refiner] = [base, refiner].map(|repository| {
         let index = ModelIndex::load(repository)?;
@@ -98,5 +83,9 @@ pub fn check_refiner(base: &Repository, refiner: &Repository) -> Result<()> {
             latents(&base_vae)
         ));
     }
-    Ok(())
+    match task(refiner)? {
+        Task::Paint => Ok(()),
+        Task::Inpaint => fail(format!("{TRAINED_FOR} inpainting; {WANTED}")),
+        Task::Edit => fail(format!("{TRAINED_FOR} editing by instructions; {WANTED}")),
+    }
 }
