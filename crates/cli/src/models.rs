@@ -38,6 +38,8 @@ pub(crate) fn open_refiner(
     let Some(refiner) = &arguments.xl.refiner else { return Ok(None) };
     let refiner = open("--refiner", refiner, arguments, progress)?;
     check_refiner(base, &refiner.repository)?;
+    // It may be loaded only when the base has painted: what its file is like is told before.
+    refiner.repository.state_dict("unet", arguments.variant.as_deref())?;
     Ok(Some(refiner))
 }
 
