@@ -63,7 +63,7 @@ pub(crate) struct TrainArguments {
     /// How many pictures of the class there should be
     #[arg(long, value_name = "N", default_value_t = 100, help_heading = PICTURES)]
     pub(crate) num_class_images: usize,
-    /// Textual inversion: the new word, such as "<cat-toy>"
+    /// Textual inversion: the new word, such as `<cat-toy>`
     #[arg(long, value_name = "TOKEN", help_heading = PICTURES)]
     pub(crate) placeholder_token: Option<String>,
     /// Textual inversion: a word that the new one begins as, such as "toy"
@@ -183,7 +183,7 @@ pub(crate) struct TrainArguments {
     /// AdamW's epsilon
     #[arg(long, value_name = "X", default_value_t = 1e-8, help_heading = STEPS)]
     pub(crate) adam_epsilon: f64,
-    /// What the norm of the gradients is clipped to
+    /// What the norm of the gradients is clipped to; those of a new word are not
     #[arg(long, value_name = "X", default_value_t = 1.0, help_heading = STEPS)]
     pub(crate) max_grad_norm: f64,
     /// Weigh timesteps by min(SNR, X); 5 is usual

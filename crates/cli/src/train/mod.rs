@@ -21,7 +21,7 @@ use candle_diffusers_training::recipes::{DenoisingOptions, TextualInversionOptio
 use candle_diffusers_training::{
     AdamW, AdamW8bit, AdamWConfig, Checkpoints, EmaConfig, EmaModel, LoraConfig, LossWeighting, LrSchedule,
     LrScheduleName, LrScheduleOptions, NoiseOptions, Optimizer, ParameterGroup, TEXT_ENCODER_TARGETS,
-    TrainedLora, Trainer, TrainerOptions, trainable_text_encoder, trainable_unet,
+    TrainedLora, Trainer, TrainerOptions, parameters, trainable_text_encoder, trainable_unet,
 };
 
 use crate::device;
@@ -119,10 +119,16 @@ fn new_trainer(
         true => Box::new(AdamW8bit::new(adam)?),
         false => Box::new(AdamW::new(adam)?),
     };
-    let ema = arguments.use_ema.then(|| EmaModel::new(&groups, EmaConfig::default())).transpose()?;
+    // As diffusers' scripts have it.
+    let average = match arguments.recipe {
+        Recipe::Unconditional => EmaConfig { use_ema_warmup: true, power: 0.75, ..Default::default() },
+        _ => EmaConfig::default(),
+    };
+    let ema = arguments.use_ema.then(|| EmaModel::new(&groups, average)).transpose()?;
+    let is_word = parameters(&groups).all(|parameter| parameter.name.contains(".token_embedding."));
     let options = TrainerOptions {
         gradient_accumulation_steps: arguments.gradient_accumulation_steps,
-        max_grad_norm: Some(arguments.max_grad_norm),
+        max_grad_norm: (!is_word).then_some(arguments.max_grad_norm),
     };
     Ok(Trainer::new(groups, optimizer, schedule, ema, options, generator)?)
 }
