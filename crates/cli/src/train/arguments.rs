@@ -318,9 +318,8 @@ pub(crate) fn expand(arguments: Vec<OsString>) -> anyhow::Result<Vec<OsString>> 
     let config = arguments.iter().enumerate().find_map(|(index, argument)| given(index, argument));
     if let Some(config) = config {
         let flags = super::config::read(&PathBuf::from(config))?;
-        // After the recipe.
-        let place = arguments.len().min(3);
-        arguments.splice(place..place, flags);
+        // Right after `train`: of a flag that comes twice, the last counts.
+        arguments.splice(2..2, flags);
     }
     Ok(arguments)
 }

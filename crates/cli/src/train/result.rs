@@ -14,6 +14,9 @@ use super::session::{Learned, Session};
 use super::taught::Taught;
 use crate::terminal;
 
+/// Begins as those of checkpoints that are not whole yet: what a run that was killed leaves of it, the next one removes.
+const PARTIAL: &str = ".checkpoint-result-";
+
 /// The names that diffusers looks for.
 const LORA_FILE: &str = "pytorch_lora_weights.safetensors";
 const EMBEDDING_FILE: &str = "learned_embeds.safetensors";
@@ -55,7 +58,7 @@ pub(super) fn write(session: &mut Session, repository: Option<&Repository>) -> R
     match session.arguments.lora_format {
         TrainedLoraFormat::Diffusers => write_lora(folder, &session.learned.loras)?,
         TrainedLoraFormat::Kohya => {
-            let temporary = tempfile::Builder::new().prefix(".lora-").tempdir_in(folder)?;
+            let temporary = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(folder)?;
             write_lora(temporary.path(), &session.learned.loras)?;
             let options = ConvertOptions {
                 lora_format: Some(LoraFormat::Kohya),
@@ -74,7 +77,7 @@ fn write_unconditional(session: &Session) -> Result<()> {
     let Taught::Unconditional(unet, config, options) = &session.taught else { return Ok(()) };
     let scheduler = UnconditionalDenoising::new(unet, options)?;
     let trained: Vec<_> = parameters(&session.trainer.groups).cloned().collect();
-    let temporary = tempfile::Builder::new().prefix(".model-").tempdir_in(&session.folder)?;
+    let temporary = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(&session.folder)?;
     let whole = temporary.path().join("model");
     save_unconditional(&whole, config, &trained, scheduler.scheduler())?;
     put_in_place(&whole, &session.folder.join("model"))
@@ -93,7 +96,7 @@ fn write_whole(session: &Session, repository: &Repository) -> Result<()> {
         write: WriteOptions { overwrite: true, ..Default::default() },
         ..Default::default()
     };
-    let temporary = tempfile::Builder::new().prefix(".model-").tempdir_in(folder)?;
+    let temporary = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(folder)?;
     let whole = temporary.path().join("model");
     convert(Path::new(source), &whole, &options, &|_| ())?;
     let trained: Vec<_> = parameters(&session.trainer.groups).cloned().collect();

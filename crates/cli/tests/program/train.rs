@@ -81,9 +81,9 @@ fn a_lora_is_trained_and_painted_with() {
     // The settings that the run ended up with make the same run again; kohya's layout has the same numbers.
     let again = [
         "train",
-        "text-to-image-lora",
         "--config",
         "out/settings.toml",
+        "text-to-image-lora",
         "--output_dir",
         "again",
         "--lora-format",
