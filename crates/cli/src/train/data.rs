@@ -18,6 +18,8 @@ use crate::terminal;
 
 /// Batches that are read before they are asked for.
 const AHEAD: usize = 4;
+/// Where the numbers of the class's pictures begin.
+const CLASS_KEYS: u64 = 1 << 32;
 
 /// The pictures to learn from, and those of their class where there are any.
 pub(super) struct Data {
@@ -86,7 +88,11 @@ impl Data {
             let position = position(dataset, &self.batches, taken);
             BatchLoader::new(dataset.clone(), self.batches, position, AHEAD)
         };
-        Ok(Reader { own: loader(&self.own)?, class: self.class.as_ref().map(loader).transpose()? })
+        Ok(Reader {
+            fixed: self.own.is_fixed(),
+            own: loader(&self.own)?,
+            class: self.class.as_ref().map(loader).transpose()?,
+        })
     }
 }
 
@@ -97,6 +103,8 @@ fn position(dataset: &Dataset, options: &BatchOptions, batches: u64) -> Position
 
 /// Reads batches ahead.
 pub(super) struct Reader {
+    /// Pictures are cut alike each time.
+    fixed: bool,
     own: BatchLoader,
     class: Option<BatchLoader>,
 }
@@ -104,9 +112,9 @@ pub(super) struct Reader {
 impl Reader {
     /// The next batch: pictures to learn from, then as many of the class.
     pub(super) fn next(&mut self) -> Result<Vec<Example>> {
-        let mut examples = examples(&self.own.next_batch()?)?;
+        let mut examples = examples(&self.own.next_batch()?, self.fixed.then_some(0))?;
         if let Some(class) = &mut self.class {
-            examples.extend(self::examples(&class.next_batch()?)?);
+            examples.extend(self::examples(&class.next_batch()?, self.fixed.then_some(CLASS_KEYS))?);
         }
         Ok(examples)
     }
@@ -117,7 +125,8 @@ impl Reader {
     }
 }
 
-fn examples(batch: &Batch) -> Result<Vec<Example>> {
+/// `first_key` numbers pictures that are cut alike each time.
+fn examples(batch: &Batch, first_key: Option<u64>) -> Result<Vec<Example>> {
     batch.warnings.iter().for_each(|warning| terminal::note(&format!("warning: {warning}")));
     let pixel_values = batch.pixel_values()?;
     let example = |(index, sample): (usize, &candle_diffusers_training::dataset::Sample)| {
@@ -126,6 +135,7 @@ fn examples(batch: &Batch) -> Result<Vec<Example>> {
             caption: sample.caption.clone(),
             original_size: sample.original_size,
             crop_top_left: sample.crop_top_left,
+            key: first_key.map(|first| first + sample.index as u64),
         })
     };
     batch.samples.iter().enumerate().map(example).collect()

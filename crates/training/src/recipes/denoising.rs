@@ -6,9 +6,9 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use candle_core::{DType, Tensor};
-use candle_diffusers_models::{TextTime, UNetConditions};
-use candle_diffusers_pipelines::{PromptEmbeds, StableDiffusionPipeline, TextToImage, encode_each};
-use candle_diffusers_schedulers::{Scheduler, TorchGenerator, scheduler_from_other};
+use candle_diffusers_models::{DiagonalGaussianDistribution, TextTime, UNetConditions};
+use candle_diffusers_pipelines::{PromptEmbeds, StableDiffusionPipeline, TextToImage, scale_latents};
+use candle_diffusers_schedulers::{NoiseSource, Scheduler, TorchGenerator, scheduler_from_other};
 
 use crate::error::{Error, Result};
 use crate::loss::{LossOptions, loss};
@@ -43,6 +43,8 @@ pub struct Example {
     pub original_size: (u32, u32),
     /// See `original_size`.
     pub crop_top_left: (u32, u32),
+    /// Where the same pixels come again under the same number, what the VAE makes of them is kept.
+    pub key: Option<u64>,
 }
 
 /// What computes losses.
@@ -52,6 +54,8 @@ pub struct Denoising<'a> {
     options: DenoisingOptions,
     /// The embeddings of captions that have come, where they stay what they are.
     texts: RefCell<HashMap<String, PromptEmbeds>>,
+    /// What the VAE makes of pictures that come again as they are, by their keys.
+    distributions: RefCell<HashMap<u64, DiagonalGaussianDistribution>>,
 }
 
 impl<'a> Denoising<'a> {
@@ -65,7 +69,7 @@ impl<'a> Denoising<'a> {
             return Err(Error::Field { field: "caption_dropout", found, expected });
         }
         let scheduler = scheduler_from_other("DDPMScheduler", &models.scheduler().config())?;
-        Ok(Self { models, scheduler, options, texts: RefCell::default() })
+        Ok(Self { models, scheduler, options, texts: RefCell::default(), distributions: RefCell::default() })
     }
 
     /// The loss of a batch. Random numbers are drawn in the scripts' order: the latents', the noise's, the timesteps', then those of captions that are left
@@ -99,10 +103,7 @@ impl<'a> Denoising<'a> {
         generator: &mut TorchGenerator,
     ) -> Result<Tensor> {
         let Self { models, scheduler, options, .. } = self;
-        let pictures: Vec<&Tensor> = examples.iter().map(|example| &example.pixel_values).collect();
-        let pictures =
-            Tensor::stack(&pictures, 0)?.to_device(&models.device)?.to_dtype(models.vae.dtype())?;
-        let latents = encode_each(&models.vae, &pictures, generator)?.to_dtype(models.dtype)?;
+        let latents = self.latents(examples, generator)?;
         let noise = draw_noise(&latents, &options.noise, generator)?;
         let timesteps = draw_timesteps(examples.len(), scheduler.num_train_timesteps(), generator)?;
         let noisy = scheduler.add_noise(&latents, &noise.added, &timesteps)?;
@@ -123,6 +124,40 @@ impl<'a> Denoising<'a> {
             prior_loss_weight: options.prior_loss_weight,
         };
         loss(&prediction.to_dtype(DType::F32)?, &target.to_dtype(DType::F32)?, &loss_options)
+    }
+
+    /// One draw from what the VAE makes of each picture.
+    fn latents(&self, examples: &[Example], generator: &mut TorchGenerator) -> Result<Tensor> {
+        let Self { models, distributions, .. } = self;
+        let encode = |example: &Example| -> Result<DiagonalGaussianDistribution> {
+            let picture = example.pixel_values.unsqueeze(0)?.to_device(&models.device)?;
+            Ok(models.vae.encode(&picture.to_dtype(models.vae.dtype())?)?)
+        };
+        let mut drawn = Vec::with_capacity(examples.len());
+        for example in examples {
+            let Some(key) = example.key else {
+                drawn.push(encode(example)?);
+                continue;
+            };
+            if !distributions.borrow().contains_key(&key) {
+                let distribution = encode(example)?;
+                distributions.borrow_mut().insert(key, distribution);
+            }
+            drawn.extend(distributions.borrow().get(&key).cloned());
+        }
+        let Some(first) = drawn.first() else {
+            let expected = "at least one picture".to_string();
+            return Err(Error::Shape { what: "batch", found: vec![0], expected });
+        };
+        let mut shape = first.mean().dims().to_vec();
+        shape[0] = drawn.len();
+        let noise = generator.randn(&shape, first.mean().dtype(), first.mean().device())?;
+        let sample = |(i, distribution): (usize, &DiagonalGaussianDistribution)| -> Result<Tensor> {
+            Ok(distribution.sample(&noise.narrow(0, i, 1)?)?)
+        };
+        let samples = drawn.iter().enumerate().map(sample).collect::<Result<Vec<_>>>()?;
+        let latents = Tensor::cat(&samples, 0)?;
+        Ok(scale_latents(models.vae.config(), &latents)?.to_dtype(models.dtype)?)
     }
 
     /// The captions' embeddings.

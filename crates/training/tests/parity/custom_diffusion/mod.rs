@@ -101,6 +101,7 @@ fn losses_and_weights_are_those_of_the_reference() {
                             caption: captions[index].clone(),
                             original_size: (32, 32),
                             crop_top_left: (0, 0),
+                            key: None,
                         }
                     };
                     let examples: Vec<Example> = (0..size).map(example).collect();

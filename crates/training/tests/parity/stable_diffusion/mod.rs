@@ -112,6 +112,7 @@ fn examples(fixture: &Fixture, captions: &[String], batch: usize, size: usize) -
                 caption: captions[index].clone(),
                 original_size: (32, 32),
                 crop_top_left: (0, 0),
+                key: Some(index as u64),
             }
         })
         .collect()

@@ -63,6 +63,7 @@ fn examples(pictures: &Tensor, captions: &[String], batch: usize, size: usize) -
             caption: captions[index % 4].clone(),
             original_size: (32, 32),
             crop_top_left: (0, 0),
+            key: None,
         }
     };
     (0..size).map(example).collect()
