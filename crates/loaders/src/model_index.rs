@@ -128,13 +128,15 @@ impl ModelIndex {
             });
         }
         for (component, known) in KNOWN_COMPONENTS {
-            let Some(class) = self.components.get(*component) else { continue };
-            if !known.contains(&class.class_name.as_str()) {
+            let Some(ComponentClass { library, class_name }) = self.components.get(*component) else {
+                continue;
+            };
+            if !known.contains(&class_name.as_str()) {
                 return Err(Error::UnknownComponentClass {
                     file: self.file.clone(),
                     component: component.to_string(),
-                    library: class.library.clone(),
-                    class_name: class.class_name.clone(),
+                    library: library.clone(),
+                    class_name: class_name.clone(),
                     known,
                 });
             }

@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use candle_diffusers_loaders::{ModelIndex, Repository};
+use candle_diffusers_loaders::{ComponentClass, ModelIndex, Repository};
 use candle_diffusers_pipelines::load_scheduler_config;
 use serde_json::{Map, Value, json};
 
@@ -17,10 +17,10 @@ pub(super) fn inspect(source: &Path) -> Result<Value> {
     let index = ModelIndex::load(&repository)?;
     let mut components = Map::new();
     let mut parameters = 0;
-    for (name, class) in &index.components {
+    for (name, ComponentClass { library, class_name }) in &index.components {
         let mut component = Map::new();
-        component.insert("class_name".into(), class.class_name.clone().into());
-        component.insert("library".into(), class.library.clone().into());
+        component.insert("class_name".into(), class_name.clone().into());
+        component.insert("library".into(), library.clone().into());
         let weights = weights(&repository, name)?;
         parameters += weights.get("parameters").and_then(Value::as_u64).unwrap_or(0);
         component.extend(weights);

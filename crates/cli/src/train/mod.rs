@@ -15,6 +15,7 @@ use std::path::Path;
 use anyhow::{Result, bail, ensure};
 use candle_core::DType;
 use candle_diffusers_loaders::{LoadOptions, Repository};
+use candle_diffusers_models::layers::Layers;
 use candle_diffusers_pipelines::{StableDiffusionPipeline, TextEncoders};
 use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_training::recipes::{DenoisingOptions, TextualInversionOptions, TrainedToken};
@@ -270,15 +271,11 @@ fn choose_trained(
         if arguments.train_text_encoder {
             let config = config(&TEXT_ENCODER_TARGETS);
             let lora_models = models.text_encoders.lora_models(&models.unet);
-            let encoders = [("text_encoder", lora_models.text_encoder), ("text_encoder_2", None)];
-            for (component, model) in encoders {
+            let first = lora_models.text_encoder.map(|model| model as &dyn Layers);
+            let second = lora_models.text_encoder_2.map(|model| model as &dyn Layers);
+            for (component, model) in [("text_encoder", first), ("text_encoder_2", second)] {
                 let Some(model) = model else { continue };
                 let lora = TrainedLora::attach(model, component, &config, generator)?;
-                groups.push(group(lora.parameters(), text_rate));
-                loras.push(lora);
-            }
-            if let Some(model) = lora_models.text_encoder_2 {
-                let lora = TrainedLora::attach(model, "text_encoder_2", &config, generator)?;
                 groups.push(group(lora.parameters(), text_rate));
                 loras.push(lora);
             }
