@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{DType, Device, Tensor};
 
-use super::saved_state::{SavedState, count};
+use super::saved_state::{SavedState, count, load_each};
 use super::{Optimizer, Turn, for_each_turn};
 use crate::error::{Error, Result};
 use crate::gradients::Gradients;
-use crate::parameters::{ParameterGroup, check_not_negative, parameters};
+use crate::parameters::{ParameterGroup, check_not_negative};
 use crate::values::{PIECE, change, change_parameter, read};
 
 /// Settings of AdamW; the default is that of torch and of diffusers' scripts. Weight decay is the group's.
@@ -87,16 +87,7 @@ impl Optimizer for AdamW {
     }
 
     fn load_state(&mut self, groups: &[ParameterGroup], state: HashMap<String, Tensor>) -> Result<()> {
-        let mut saved = SavedState::new(state);
-        let mut moments = BTreeMap::new();
-        for parameter in parameters(groups) {
-            if saved.contains(&format!("{}.step", parameter.name)) {
-                let loaded = Moments::load(&parameter.name, parameter.var.dims(), &mut saved)?;
-                moments.insert(parameter.name.clone(), loaded);
-            }
-        }
-        saved.finish()?;
-        self.moments = moments;
+        self.moments = load_each(groups, state, Moments::load)?;
         Ok(())
     }
 }

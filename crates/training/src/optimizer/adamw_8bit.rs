@@ -6,11 +6,11 @@ use candle_core::{DType, Device, Tensor};
 
 use super::adamw::{AdamRule, AdamWConfig, Moments};
 use super::dynamic_map::{BLOCK, DynamicMap};
-use super::saved_state::{SavedState, count};
+use super::saved_state::{SavedState, count, load_each};
 use super::{Optimizer, Turn, for_each_turn};
 use crate::error::Result;
 use crate::gradients::Gradients;
-use crate::parameters::{ParameterGroup, parameters};
+use crate::parameters::ParameterGroup;
 use crate::values::{PIECE, change, change_parameter, read};
 
 /// Parameters of fewer values keep their moments in float32, as bitsandbytes' `min_8bit_size`.
@@ -81,16 +81,7 @@ impl Optimizer for AdamW8bit {
     }
 
     fn load_state(&mut self, groups: &[ParameterGroup], state: HashMap<String, Tensor>) -> Result<()> {
-        let mut saved = SavedState::new(state);
-        let mut moments = BTreeMap::new();
-        for parameter in parameters(groups) {
-            if saved.contains(&format!("{}.step", parameter.name)) {
-                let loaded = AnyMoments::load(&parameter.name, parameter.var.dims(), &mut saved)?;
-                moments.insert(parameter.name.clone(), loaded);
-            }
-        }
-        saved.finish()?;
-        self.moments = moments;
+        self.moments = load_each(groups, state, AnyMoments::load)?;
         Ok(())
     }
 }

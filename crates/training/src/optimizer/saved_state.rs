@@ -1,10 +1,11 @@
 //! Reading the tensors of a saved state, each checked.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{DType, Device, Tensor};
 
 use crate::error::{Error, Result};
+use crate::parameters::{Parameter, ParameterGroup, parameters};
 
 /// The tensors of a state that no part has taken yet.
 pub(crate) struct SavedState(HashMap<String, Tensor>);
@@ -58,4 +59,21 @@ impl SavedState {
 /// A count as a tensor of a state.
 pub(crate) fn count(value: u64) -> Result<Tensor> {
     Ok(Tensor::new(value as i64, &Device::Cpu)?)
+}
+
+/// The state of each parameter that has been stepped, by the parameter's name; fails where something else is left.
+pub(super) fn load_each<T>(
+    groups: &[ParameterGroup],
+    state: HashMap<String, Tensor>,
+    load: impl Fn(&str, &[usize], &mut SavedState) -> Result<T>,
+) -> Result<BTreeMap<String, T>> {
+    let mut saved = SavedState::new(state);
+    let mut loaded = BTreeMap::new();
+    for Parameter { name, var } in parameters(groups) {
+        if saved.contains(&format!("{name}.step")) {
+            loaded.insert(name.clone(), load(name, var.dims(), &mut saved)?);
+        }
+    }
+    saved.finish()?;
+    Ok(loaded)
 }
