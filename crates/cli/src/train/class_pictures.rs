@@ -16,9 +16,11 @@ pub(super) fn paint_missing(
     models: &mut StableDiffusionPipeline,
     progress: &Progress,
 ) -> Result<()> {
-    let (true, Some(folder), Some(prompt)) =
-        (arguments.with_prior_preservation, &arguments.class_data_dir, &arguments.class_prompt)
-    else {
+    let (true, Some(folder), Some(prompt)) = (
+        arguments.thing.with_prior_preservation,
+        &arguments.thing.class_data_dir,
+        &arguments.thing.class_prompt,
+    ) else {
         return Ok(());
     };
     let name = || format!("--class-data-dir {}", folder.display());
@@ -29,17 +31,17 @@ pub(super) fn paint_missing(
         matches!(ending.as_str(), "png" | "jpg" | "jpeg" | "webp")
     };
     let there = fs::read_dir(folder).with_context(name)?.flatten().filter(is_picture).count();
-    let bar = progress.steps("painting pictures of the class", arguments.num_class_images);
-    for index in there..arguments.num_class_images {
-        bar.set_done(index, arguments.num_class_images);
+    let bar = progress.steps("painting pictures of the class", arguments.thing.num_class_images);
+    for index in there..arguments.thing.num_class_images {
+        bar.set_done(index, arguments.thing.num_class_images);
         let request = TextToImage {
             prompts: vec![prompt.clone()],
-            schedule: Schedule::Steps(arguments.num_inference_steps),
-            width: arguments.resolution.map(|side| side as usize),
-            height: arguments.resolution.map(|side| side as usize),
+            schedule: Schedule::Steps(arguments.watch.num_inference_steps),
+            width: arguments.pictures.resolution.map(|side| side as usize),
+            height: arguments.pictures.resolution.map(|side| side as usize),
             ..Default::default()
         };
-        let seed = arguments.seed.wrapping_add(index as u64);
+        let seed = arguments.steps.seed.wrapping_add(index as u64);
         let mut noise = seeded_generators(seed, 1);
         let output = models.generate(&request, &mut noise, &mut |_| Ok(ControlFlow::Continue(())))?;
         let picture = output.images.first().context("the pipeline has painted nothing")?;

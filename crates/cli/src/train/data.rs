@@ -32,49 +32,58 @@ pub(super) struct Data {
 impl Data {
     /// Opens the folder to learn from.
     pub(super) fn open(arguments: &TrainArguments, repository: &Repository) -> Result<Self> {
-        let resolution = match arguments.resolution {
+        let resolution = match arguments.pictures.resolution {
             Some(resolution) => resolution,
             None => own_resolution(repository)?,
         };
-        let folder = arguments.instance_data_dir.as_ref().or(arguments.train_data_dir.as_ref());
+        let folder =
+            arguments.thing.instance_data_dir.as_ref().or(arguments.pictures.train_data_dir.as_ref());
         let Some(folder) = folder else { bail!("there is no folder of pictures to learn from") };
         let own = open(
             folder,
-            captions(folder, arguments.instance_prompt.as_ref(), arguments),
+            captions(folder, arguments.thing.instance_prompt.as_ref(), arguments),
             resolution,
             arguments,
         )?;
         let batches =
-            BatchOptions { batch_size: arguments.train_batch_size, fill: true, ..Default::default() };
-        ensure!(arguments.train_batch_size > 0, "--train-batch-size is 0, expected 1 or more");
+            BatchOptions { batch_size: arguments.steps.train_batch_size, fill: true, ..Default::default() };
+        ensure!(arguments.steps.train_batch_size > 0, "--train-batch-size is 0, expected 1 or more");
         Ok(Self { own, class: None, resolution, batches })
     }
 
     /// Opens the folder to learn from, for a model that is told nothing of the pictures.
     pub(super) fn without_captions(arguments: &TrainArguments, resolution: u32) -> Result<Self> {
-        let Some(folder) = &arguments.train_data_dir else {
+        let Some(folder) = &arguments.pictures.train_data_dir else {
             bail!("there is no folder of pictures to learn from")
         };
-        ensure!(arguments.train_batch_size > 0, "--train-batch-size is 0, expected 1 or more");
+        ensure!(arguments.steps.train_batch_size > 0, "--train-batch-size is 0, expected 1 or more");
         let own = open(folder, Captions::None, resolution, arguments)?;
         let batches =
-            BatchOptions { batch_size: arguments.train_batch_size, fill: true, ..Default::default() };
+            BatchOptions { batch_size: arguments.steps.train_batch_size, fill: true, ..Default::default() };
         Ok(Self { own, class: None, resolution, batches })
     }
 
     /// Opens the folder of the class, when its pictures are all there.
     pub(super) fn open_class(&mut self, arguments: &TrainArguments) -> Result<()> {
-        if let (true, Some(folder)) = (arguments.with_prior_preservation, &arguments.class_data_dir) {
-            let captions = captions(folder, arguments.class_prompt.as_ref(), arguments);
+        if let (true, Some(folder)) =
+            (arguments.thing.with_prior_preservation, &arguments.thing.class_data_dir)
+        {
+            let captions = captions(folder, arguments.thing.class_prompt.as_ref(), arguments);
             self.class = Some(open(folder, captions, self.resolution, arguments)?);
         }
         Ok(())
     }
 
     /// Steps in which all pictures come once.
-    pub(super) fn steps_per_epoch(&self, arguments: &TrainArguments) -> u64 {
+    fn steps_per_epoch(&self, arguments: &TrainArguments) -> u64 {
         let batches = self.own.batches_per_epoch(&self.batches);
-        batches.div_ceil(arguments.gradient_accumulation_steps.max(1)) as u64
+        batches.div_ceil(arguments.steps.gradient_accumulation_steps.max(1)) as u64
+    }
+
+    /// Steps in all: as many as were asked for, or else those of so many epochs.
+    pub(super) fn max_steps(&self, arguments: &TrainArguments) -> u64 {
+        let epochs = || self.steps_per_epoch(arguments) * arguments.steps.num_train_epochs;
+        arguments.steps.max_train_steps.unwrap_or_else(epochs)
     }
 
     /// Where a run is that has taken so many batches.
@@ -149,16 +158,16 @@ fn captions(folder: &Path, prompt: Option<&String>, arguments: &TrainArguments) 
             || path.file_stem().is_some_and(|name| name == "metadata")
     };
     let has_captions = fs::read_dir(folder).is_ok_and(|entries| entries.flatten().any(says));
-    match (prompt, &arguments.placeholder_token) {
+    match (prompt, &arguments.word.placeholder_token) {
         (Some(prompt), _) if !has_captions => Captions::Prompt(prompt.clone()),
         (_, Some(token)) if !has_captions => {
-            let property = match arguments.learnable_property {
+            let property = match arguments.word.learnable_property {
                 Property::Object => LearnableProperty::Object,
                 Property::Style => LearnableProperty::Style,
             };
             Captions::OneOf(property.captions(token))
         }
-        _ => Captions::Folder { column: arguments.caption_column.clone() },
+        _ => Captions::Folder { column: arguments.pictures.caption_column.clone() },
     }
 }
 
@@ -174,13 +183,13 @@ fn open(
             captions,
             resolution,
             transform: TransformOptions {
-                center_crop: arguments.center_crop,
-                flip: if arguments.random_flip { Flip::AfterCrop } else { Flip::Never },
+                center_crop: arguments.pictures.center_crop,
+                flip: if arguments.pictures.random_flip { Flip::AfterCrop } else { Flip::Never },
                 ..Default::default()
             },
-            repeats: arguments.repeats,
-            seed: arguments.seed,
-            skip_broken: arguments.skip_broken,
+            repeats: arguments.pictures.repeats,
+            seed: arguments.steps.seed,
+            skip_broken: arguments.pictures.skip_broken,
             ..Default::default()
         },
     )?;

@@ -38,28 +38,28 @@ fn write_lora(folder: &Path, loras: &[TrainedLora]) -> candle_diffusers_training
 
 /// Writes what was learned: a LoRA's file, or a whole model's folder.
 pub(super) fn write(session: &mut Session, repository: Option<&Repository>) -> Result<()> {
-    if let Some(ema) = &session.trainer.ema {
-        ema.copy_to(&session.trainer.groups)?;
+    if let Some(ema) = &session.parts.trainer.ema {
+        ema.copy_to(&session.parts.trainer.groups)?;
     }
-    let folder = &session.folder;
-    if let Some(token) = &session.learned.token {
+    let folder = &session.parts.folder;
+    if let Some(token) = &session.parts.learned.token {
         let path = folder.join(EMBEDDING_FILE);
         token.save(&path)?;
         terminal::note(&format!("wrote {}", path.display()));
     }
-    if session.learned.loras.is_empty() {
-        return match (&session.learned.token, repository) {
+    if session.parts.learned.loras.is_empty() {
+        return match (&session.parts.learned.token, repository) {
             (None, Some(repository)) => write_whole(session, repository),
             (None, None) => write_unconditional(session),
             (Some(_), _) => Ok(()),
         };
     }
     let path = folder.join(LORA_FILE);
-    match session.arguments.lora_format {
-        TrainedLoraFormat::Diffusers => write_lora(folder, &session.learned.loras)?,
+    match session.arguments.lora.lora_format {
+        TrainedLoraFormat::Diffusers => write_lora(folder, &session.parts.learned.loras)?,
         TrainedLoraFormat::Kohya => {
             let temporary = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(folder)?;
-            write_lora(temporary.path(), &session.learned.loras)?;
+            write_lora(temporary.path(), &session.parts.learned.loras)?;
             let options = ConvertOptions {
                 lora_format: Some(LoraFormat::Kohya),
                 write: WriteOptions { overwrite: true, ..Default::default() },
@@ -74,18 +74,18 @@ pub(super) fn write(session: &mut Session, repository: Option<&Repository>) -> R
 
 /// A pipeline's folder for a UNet that paints without a text.
 fn write_unconditional(session: &Session) -> Result<()> {
-    let Taught::Unconditional(unet, config, options) = &session.taught else { return Ok(()) };
+    let Taught::Unconditional(unet, config, options) = &session.parts.taught else { return Ok(()) };
     let scheduler = UnconditionalDenoising::new(unet, options)?;
-    let trained: Vec<_> = parameters(&session.trainer.groups).cloned().collect();
-    let temporary = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(&session.folder)?;
+    let trained: Vec<_> = parameters(&session.parts.trainer.groups).cloned().collect();
+    let temporary = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(&session.parts.folder)?;
     let whole = temporary.path().join("model");
     save_unconditional(&whole, config, &trained, scheduler.scheduler())?;
-    put_in_place(&whole, &session.folder.join("model"))
+    put_in_place(&whole, &session.parts.folder.join("model"))
 }
 
 /// The folder of the model that the run began with, with the weights that were trained.
 fn write_whole(session: &Session, repository: &Repository) -> Result<()> {
-    let folder = &session.folder;
+    let folder = &session.parts.folder;
     let source = session
         .arguments
         .pretrained_model_name_or_path
@@ -99,7 +99,7 @@ fn write_whole(session: &Session, repository: &Repository) -> Result<()> {
     let temporary = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(folder)?;
     let whole = temporary.path().join("model");
     convert(Path::new(source), &whole, &options, &|_| ())?;
-    let trained: Vec<_> = parameters(&session.trainer.groups).cloned().collect();
+    let trained: Vec<_> = parameters(&session.parts.trainer.groups).cloned().collect();
     let components = [("unet", "diffusion_pytorch_model.safetensors"), ("text_encoder", "model.safetensors")];
     for (component, weights) in components {
         let prefix = format!("{component}.");

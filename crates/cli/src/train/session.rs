@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -32,34 +32,28 @@ pub(super) struct Learned {
     pub(super) token: Option<TrainedToken>,
 }
 
-pub(super) struct Session<'a> {
-    pub(super) arguments: &'a TrainArguments,
-    progress: &'a Progress,
+/// What a run is made of.
+pub(super) struct Parts {
     /// Where all goes.
     pub(super) folder: PathBuf,
-    checkpoints: Checkpoints,
     pub(super) taught: Taught,
     pub(super) learned: Learned,
     pub(super) trainer: Trainer,
     pub(super) data: Data,
-    max_steps: u64,
+    pub(super) max_steps: u64,
+}
+
+pub(super) struct Session<'a> {
+    pub(super) arguments: &'a TrainArguments,
+    progress: &'a Progress,
+    checkpoints: Checkpoints,
+    pub(super) parts: Parts,
 }
 
 impl<'a> Session<'a> {
-    #[expect(clippy::too_many_arguments, reason = "what a run is made of")]
-    pub(super) fn new(
-        arguments: &'a TrainArguments,
-        progress: &'a Progress,
-        folder: &Path,
-        taught: Taught,
-        learned: Learned,
-        trainer: Trainer,
-        data: Data,
-        max_steps: u64,
-    ) -> Result<Self> {
-        let checkpoints = Checkpoints::new(folder, arguments.checkpoints_total_limit)?;
-        let folder = folder.to_path_buf();
-        Ok(Self { arguments, progress, folder, checkpoints, taught, learned, trainer, data, max_steps })
+    pub(super) fn new(arguments: &'a TrainArguments, progress: &'a Progress, parts: Parts) -> Result<Self> {
+        let checkpoints = Checkpoints::new(&parts.folder, arguments.watch.checkpoints_total_limit)?;
+        Ok(Self { arguments, progress, checkpoints, parts })
     }
 
     /// Goes through the run, and writes what it has made.
@@ -77,7 +71,7 @@ impl<'a> Session<'a> {
             table.into_iter().map(|(name, value)| (name, value.to_string())).collect();
         settings.insert("recipe".to_string(), format!("{:?}", self.arguments.recipe));
         // A run may be made longer where its learning rate does not depend on how long it is.
-        if self.arguments.lr_scheduler.starts_with("constant") {
+        if self.arguments.steps.lr_scheduler.starts_with("constant") {
             settings.remove("max_train_steps");
             settings.remove("num_train_epochs");
         }
@@ -86,21 +80,21 @@ impl<'a> Session<'a> {
 
     /// Goes on from the checkpoint that was named, if there is one.
     fn resume(&mut self) -> Result<()> {
-        let Some(name) = &self.arguments.resume_from_checkpoint else { return Ok(()) };
+        let Some(name) = &self.arguments.watch.resume_from_checkpoint else { return Ok(()) };
         let Some(folder) = self.checkpoints.find(name)? else {
             terminal::note("there is no checkpoint yet; beginning anew");
             return Ok(());
         };
         let shown = folder.display().to_string();
         let checkpoint = Checkpoint::read(&folder)?;
-        self.trainer.resume(&shown, checkpoint, &self.settings()?)?;
+        self.parts.trainer.resume(&shown, checkpoint, &self.settings()?)?;
         terminal::note(&format!("going on from {shown}"));
         Ok(())
     }
 
     /// Writes the settings that the run ended up with, as --config reads them.
     fn write_settings(&self) -> Result<()> {
-        let path = self.folder.join("settings.toml");
+        let path = self.parts.folder.join("settings.toml");
         let text = toml::to_string(self.arguments)?;
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
     }
@@ -109,24 +103,23 @@ impl<'a> Session<'a> {
     fn train(&mut self) -> Result<()> {
         // Where no handler can be set, an interrupt ends the run, which goes on from its last checkpoint.
         ctrlc::set_handler(|| STOP.store(true, Ordering::SeqCst)).ok();
-        let accumulated = self.arguments.gradient_accumulation_steps as u64;
-        let mut reader = self.data.reader(self.trainer.steps_done() * accumulated)?;
+        let accumulated = self.arguments.steps.gradient_accumulation_steps as u64;
+        let mut reader = self.parts.data.reader(self.parts.trainer.steps_done() * accumulated)?;
         let mut log = self.open_log()?;
-        let bar = self.progress.steps("training", self.max_steps as usize);
-        bar.set_done(self.trainer.steps_done() as usize, self.max_steps as usize);
+        let bar = self.progress.steps("training", self.parts.max_steps as usize);
+        bar.set_done(self.parts.trainer.steps_done() as usize, self.parts.max_steps as usize);
         let started = Instant::now();
-        while self.trainer.steps_done() < self.max_steps {
+        while self.parts.trainer.steps_done() < self.parts.max_steps {
             // Anew after each look, for which the models are needed: it knows the captions' embeddings only.
-            let teacher = self.taught.teacher()?;
+            let teacher = self.parts.taught.teacher()?;
             let stopped = loop {
-                let step = self.trainer.steps_done();
-                self.learned
-                    .loras
-                    .iter()
-                    .for_each(|lora| lora.begin_step(self.arguments.seed ^ step.wrapping_mul(0x9e37_79b9)));
+                let step = self.parts.trainer.steps_done();
+                self.parts.learned.loras.iter().for_each(|lora| {
+                    lora.begin_step(self.arguments.steps.seed ^ step.wrapping_mul(0x9e37_79b9))
+                });
                 let start = Instant::now();
                 let mut failure = None;
-                let report = self.trainer.step(|generator| match reader.next() {
+                let report = self.parts.trainer.step(|generator| match reader.next() {
                     Ok(examples) => teacher(&examples, generator),
                     Err(error) => {
                         failure = Some(error);
@@ -137,23 +130,23 @@ impl<'a> Session<'a> {
                     return Err(error);
                 }
                 let report = report.map_err(|error| self.with_last_checkpoint(error))?;
-                show(&bar, &report, self.max_steps);
+                show(&bar, &report, self.parts.max_steps);
                 let line = json!({
                     "step": report.step, "loss": report.loss, "learning_rate": report.learning_rates[0],
                     "grad_norm": report.grad_norm, "seconds": start.elapsed().as_secs_f64(),
                 });
                 writeln!(log, "{line}").context("writing log.jsonl")?;
-                let is_last = report.step == self.max_steps;
+                let is_last = report.step == self.parts.max_steps;
                 let stop = STOP.load(Ordering::SeqCst);
-                if is_last || stop || report.step % self.arguments.checkpointing_steps == 0 {
+                if is_last || stop || report.step % self.arguments.watch.checkpointing_steps == 0 {
                     self.write_checkpoint()?;
                 }
                 if stop && !is_last {
                     break Some(report.step);
                 }
                 if is_last
-                    || (self.arguments.validation_prompt.is_some()
-                        && report.step % self.arguments.validation_steps == 0)
+                    || (self.arguments.watch.validation_prompt.is_some()
+                        && report.step % self.arguments.watch.validation_steps == 0)
                 {
                     break None;
                 }
@@ -184,43 +177,44 @@ impl<'a> Session<'a> {
     }
 
     fn open_log(&self) -> Result<fs::File> {
-        let path = self.folder.join("log.jsonl");
-        let is_new = self.trainer.steps_done() == 0;
+        let path = self.parts.folder.join("log.jsonl");
+        let is_new = self.parts.trainer.steps_done() == 0;
         let mut options = fs::OpenOptions::new();
         options.create(true).append(!is_new).truncate(is_new).write(true);
         options.open(&path).with_context(|| format!("writing {}", path.display()))
     }
 
     fn write_checkpoint(&self) -> Result<()> {
-        let step = self.trainer.steps_done();
-        let taken = step * self.arguments.gradient_accumulation_steps as u64;
-        let checkpoint = self.trainer.checkpoint(self.data.position(taken), self.settings()?)?;
-        self.checkpoints.write(step, &checkpoint, |folder| result::write_learned(folder, &self.learned))?;
+        let step = self.parts.trainer.steps_done();
+        let taken = step * self.arguments.steps.gradient_accumulation_steps as u64;
+        let checkpoint = self.parts.trainer.checkpoint(self.parts.data.position(taken), self.settings()?)?;
+        self.checkpoints
+            .write(step, &checkpoint, |folder| result::write_learned(folder, &self.parts.learned))?;
         Ok(())
     }
 
     /// Paints the validation prompt as the model is now: `validation/STEP.png`.
     fn validate(&mut self) -> Result<()> {
         let (Some(prompt), Taught::StableDiffusion(models, _)) =
-            (&self.arguments.validation_prompt, &mut self.taught)
+            (&self.arguments.watch.validation_prompt, &mut self.parts.taught)
         else {
             return Ok(());
         };
-        let step = self.trainer.steps_done();
+        let step = self.parts.trainer.steps_done();
         let _shown = self.progress.activity(format!("painting {prompt:?}"));
         let request = TextToImage {
             prompts: vec![prompt.clone()],
-            schedule: Schedule::Steps(self.arguments.num_inference_steps),
+            schedule: Schedule::Steps(self.arguments.watch.num_inference_steps),
             ..Default::default()
         };
         let mut grid = Grid::default();
-        let count = self.arguments.num_validation_images;
+        let count = self.arguments.watch.num_validation_images;
         for index in 0..count as u64 {
-            let mut noise = seeded_generators(self.arguments.seed.wrapping_add(index), 1);
+            let mut noise = seeded_generators(self.arguments.steps.seed.wrapping_add(index), 1);
             let output = models.generate(&request, &mut noise, &mut |_| Ok(ControlFlow::Continue(())))?;
             output.images.iter().for_each(|picture| grid.add(picture, prompt));
         }
-        let folder = self.folder.join("validation");
+        let folder = self.parts.folder.join("validation");
         fs::create_dir_all(&folder).with_context(|| format!("writing {}", folder.display()))?;
         let path = folder.join(format!("{step:06}.png"));
         Outputs::new(&path, 1)?.write(0, &grid.join(columns(1, count)), grid.parameters())?;

@@ -9,20 +9,21 @@ use candle_diffusers_training::recipes::{UnconditionalOptions, default_unet_2d_c
 use candle_diffusers_training::{ParameterGroup, new_unet_2d, trainable_unet_2d};
 use serde_json::Value;
 
+use super::TrainArguments;
 use super::data::Data;
-use super::session::{Learned, Session};
+use super::session::{Learned, Parts, Session};
 use super::taught::Taught;
-use super::{TrainArguments, new_trainer};
+use super::trainer::new_trainer;
 use crate::progress::Progress;
 
 pub(super) fn run(arguments: &TrainArguments, progress: &Progress) -> Result<()> {
     let options = UnconditionalOptions {
-        scheduler: arguments.scheduler.clone(),
-        num_train_timesteps: arguments.ddpm_num_steps,
-        beta_schedule: arguments.ddpm_beta_schedule.clone(),
-        prediction_type: arguments.prediction_type.clone(),
+        scheduler: arguments.unconditional.scheduler.clone(),
+        num_train_timesteps: arguments.unconditional.ddpm_num_steps,
+        beta_schedule: arguments.unconditional.ddpm_beta_schedule.clone(),
+        prediction_type: arguments.unconditional.prediction_type.clone(),
     };
-    let generator = TorchGenerator::new(arguments.seed);
+    let generator = TorchGenerator::new(arguments.steps.seed);
     let (whole, config) = match &arguments.pretrained_model_name_or_path {
         Some(model) => {
             let repository = Repository::folder(model)?;
@@ -35,27 +36,25 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress) -> Result<()>
         }
     };
     let resolution = config["sample_size"].as_u64().unwrap_or(64) as u32;
-    let data = Data::without_captions(arguments, arguments.resolution.unwrap_or(resolution))?;
+    let data = Data::without_captions(arguments, arguments.pictures.resolution.unwrap_or(resolution))?;
     let groups = vec![ParameterGroup {
         parameters: whole.parameters,
-        learning_rate: arguments.learning_rate,
-        weight_decay: arguments.adam_weight_decay,
+        learning_rate: arguments.steps.learning_rate,
+        weight_decay: arguments.optimizer.adam_weight_decay,
     }];
-    let epochs = data.steps_per_epoch(arguments) * arguments.num_train_epochs;
-    let max_steps = arguments.max_train_steps.unwrap_or(epochs);
+    let max_steps = data.max_steps(arguments);
     let trainer = new_trainer(arguments, groups, max_steps, generator)?;
     let taught = Taught::Unconditional(Box::new(whole.model), config, options);
     // A setting that is not known is told before the first step.
     drop(taught.teacher()?);
-    let learned = Learned { loras: Vec::new(), token: None };
-    let folder = &arguments.output_dir;
-    let mut session = Session::new(arguments, progress, folder, taught, learned, trainer, data, max_steps)?;
-    session.run(None)
+    let (folder, learned) = (arguments.output_dir.clone(), Learned { loras: Vec::new(), token: None });
+    let parts = Parts { folder, taught, learned, trainer, data, max_steps };
+    Session::new(arguments, progress, parts)?.run(None)
 }
 
 fn read_config(arguments: &TrainArguments) -> Result<Value> {
-    let Some(file) = &arguments.model_config_name_or_path else {
-        return Ok(default_unet_2d_config(arguments.resolution.unwrap_or(64) as usize));
+    let Some(file) = &arguments.unconditional.model_config_name_or_path else {
+        return Ok(default_unet_2d_config(arguments.pictures.resolution.unwrap_or(64) as usize));
     };
     let name = || format!("--model-config-name-or-path {}", file.display());
     let text = fs::read(file).with_context(name)?;

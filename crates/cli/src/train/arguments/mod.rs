@@ -1,0 +1,128 @@
+//! The flags of `diffuse train`, named as those of diffusers' scripts: a file for each subject.
+
+mod lora;
+mod noise;
+mod optimizer;
+mod pictures;
+mod recipe;
+mod steps;
+mod thing;
+mod unconditional;
+mod watch;
+mod word;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+
+pub(crate) use lora::{LoraArguments, TrainedLoraFormat};
+pub(crate) use noise::NoiseArguments;
+pub(crate) use optimizer::OptimizerArguments;
+pub(crate) use pictures::PictureArguments;
+pub(crate) use recipe::Recipe;
+pub(crate) use steps::{MixedPrecision, StepArguments};
+pub(crate) use thing::ThingArguments;
+pub(crate) use unconditional::UnconditionalArguments;
+pub(crate) use watch::WatchArguments;
+pub(crate) use word::{Property, WordArguments};
+
+/// Headings of the help page.
+const PICTURES: &str = "Say what to learn from";
+const TRAINED: &str = "Say what is trained";
+const STEPS: &str = "Say how";
+const STOPPING: &str = "Stop, go on, and look";
+
+/// Teach a model something from a folder of pictures
+///
+/// Flags have the names of diffusers' training scripts, with hyphens or underscores; --config FILE.toml holds the same names. The folder that is
+/// written has a LoRA that `diffuse generate --lora` and other programs read, or a whole model for --model, with checkpoints to go on from.
+#[derive(Debug, Args, Serialize)]
+#[command(args_override_self = true)]
+pub(crate) struct TrainArguments {
+    /// What to train, and how
+    #[serde(skip)]
+    pub(crate) recipe: Recipe,
+    /// Take flags from a TOML file of `name = value`; the command line goes before it
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub(crate) config: Option<PathBuf>,
+    /// The model to begin with: a folder in diffusers' layout, a single-file checkpoint, or the id of a model on the hub
+    /// [default: the small model that travels with the program]
+    #[arg(long, value_name = "PATH_OR_ID")]
+    #[serde(serialize_with = "text")]
+    pub(crate) pretrained_model_name_or_path: Option<OsString>,
+    /// Take the weight files of this variant, such as fp16
+    #[arg(long, value_name = "NAME")]
+    pub(crate) variant: Option<String>,
+    /// The folder to write: the result, checkpoints, log.jsonl and settings.toml
+    #[arg(long, value_name = "FOLDER")]
+    #[serde(skip)]
+    pub(crate) output_dir: PathBuf,
+    /// Train the text encoder too
+    #[arg(long, help_heading = TRAINED)]
+    pub(crate) train_text_encoder: bool,
+    /// Keep an average of the weights, and write that in the end
+    #[arg(long, help_heading = TRAINED)]
+    pub(crate) use_ema: bool,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) pictures: PictureArguments,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) thing: ThingArguments,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) word: WordArguments,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) unconditional: UnconditionalArguments,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) lora: LoraArguments,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) steps: StepArguments,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) optimizer: OptimizerArguments,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) noise: NoiseArguments,
+    #[command(flatten)]
+    #[serde(skip)]
+    pub(crate) watch: WatchArguments,
+}
+
+fn text<S: serde::Serializer>(value: &Option<OsString>, serializer: S) -> Result<S::Ok, S::Error> {
+    value.as_ref().map(|value| value.to_string_lossy()).serialize(serializer)
+}
+
+/// The command line with hyphens for the underscores of flags after `train`, and with the flags of its --config before its own.
+pub(crate) fn expand(arguments: Vec<OsString>) -> anyhow::Result<Vec<OsString>> {
+    if arguments.get(1).and_then(|command| command.to_str()) != Some("train") {
+        return Ok(arguments);
+    }
+    let hyphens = |argument: OsString| match argument.to_str() {
+        Some(text) if text.starts_with("--") => {
+            let (name, value) =
+                text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value)));
+            let name = name.replace('_', "-");
+            value.map_or(name.clone(), |value| format!("{name}={value}")).into()
+        }
+        _ => argument,
+    };
+    let mut arguments: Vec<OsString> = arguments.into_iter().map(hyphens).collect();
+    let given = |index: usize, argument: &OsString| match argument.to_str()? {
+        "--config" => arguments.get(index + 1).cloned(),
+        text => text.strip_prefix("--config=").map(OsString::from),
+    };
+    let config = arguments.iter().enumerate().find_map(|(index, argument)| given(index, argument));
+    if let Some(config) = config {
+        let flags = super::config::read(&PathBuf::from(config))?;
+        // Right after `train`: of a flag that comes twice, the last counts.
+        arguments.splice(2..2, flags);
+    }
+    Ok(arguments)
+}

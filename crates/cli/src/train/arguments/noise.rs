@@ -1,0 +1,20 @@
+//! What is done to the noise, and how timesteps are weighed.
+
+use clap::Args;
+use serde::Serialize;
+
+use super::STEPS;
+
+/// Noise and loss.
+#[derive(Debug, Args, Serialize)]
+pub(crate) struct NoiseArguments {
+    /// Weigh timesteps by min(SNR, X); 5 is usual
+    #[arg(long, value_name = "X", help_heading = STEPS)]
+    pub(crate) snr_gamma: Option<f64>,
+    /// How much one number for each channel adds to its noise; 0.1 is usual
+    #[arg(long, value_name = "X", default_value_t = 0.0, help_heading = STEPS)]
+    pub(crate) noise_offset: f64,
+    /// How much more noise pictures get than is to be found; 0.1 is usual
+    #[arg(long, value_name = "X", default_value_t = 0.0, help_heading = STEPS)]
+    pub(crate) input_perturbation: f64,
+}

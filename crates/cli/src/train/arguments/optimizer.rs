@@ -1,0 +1,29 @@
+//! How parameters follow their gradients.
+
+use clap::Args;
+use serde::Serialize;
+
+use super::STEPS;
+
+/// The optimizer.
+#[derive(Debug, Args, Serialize)]
+pub(crate) struct OptimizerArguments {
+    /// AdamW with states of 8 bits, which take a quarter of the memory
+    #[arg(long, help_heading = STEPS)]
+    pub(crate) use_8bit_adam: bool,
+    /// AdamW's first beta
+    #[arg(long, value_name = "X", default_value_t = 0.9, help_heading = STEPS)]
+    pub(crate) adam_beta1: f64,
+    /// AdamW's second beta
+    #[arg(long, value_name = "X", default_value_t = 0.999, help_heading = STEPS)]
+    pub(crate) adam_beta2: f64,
+    /// How strongly weights are pulled to zero
+    #[arg(long, value_name = "X", default_value_t = 1e-2, help_heading = STEPS)]
+    pub(crate) adam_weight_decay: f64,
+    /// AdamW's epsilon
+    #[arg(long, value_name = "X", default_value_t = 1e-8, help_heading = STEPS)]
+    pub(crate) adam_epsilon: f64,
+    /// What the norm of the gradients is clipped to; those of a new word are not
+    #[arg(long, value_name = "X", default_value_t = 1.0, help_heading = STEPS)]
+    pub(crate) max_grad_norm: f64,
+}

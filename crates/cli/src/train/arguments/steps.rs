@@ -1,0 +1,64 @@
+//! How long, how large and how exact steps are.
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use super::STEPS;
+
+/// Steps.
+#[derive(Debug, Args, Serialize)]
+pub(crate) struct StepArguments {
+    /// Pictures of a batch
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = STEPS)]
+    pub(crate) train_batch_size: usize,
+    /// Batches of a step
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = STEPS)]
+    pub(crate) gradient_accumulation_steps: usize,
+    /// How often all pictures come, where --max-train-steps does not say when to end
+    #[arg(long, value_name = "N", default_value_t = 100, help_heading = STEPS)]
+    pub(crate) num_train_epochs: u64,
+    /// Steps in all
+    #[arg(long, value_name = "N", help_heading = STEPS)]
+    pub(crate) max_train_steps: Option<u64>,
+    /// How large a step is
+    #[arg(long, value_name = "X", default_value_t = 1e-4, help_heading = STEPS)]
+    pub(crate) learning_rate: f64,
+    /// How large a step of the text encoder is [default: --learning-rate]
+    #[arg(long, value_name = "X", requires = "train_text_encoder", help_heading = STEPS)]
+    pub(crate) text_encoder_lr: Option<f64>,
+    /// Pivotal tuning: steps of the textual inversion that comes first
+    #[arg(long, value_name = "N", default_value_t = 500, help_heading = STEPS)]
+    pub(crate) max_train_steps_ti: u64,
+    /// Pivotal tuning: how large a step of the textual inversion is
+    #[arg(long, value_name = "X", default_value_t = 5e-4, help_heading = STEPS)]
+    pub(crate) learning_rate_ti: f64,
+    /// Multiply learning rates by the pictures of a step
+    #[arg(long, help_heading = STEPS)]
+    pub(crate) scale_lr: bool,
+    /// How learning rates change: constant, constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial or
+    /// piecewise_constant
+    #[arg(long, value_name = "NAME", default_value = "constant", help_heading = STEPS)]
+    pub(crate) lr_scheduler: String,
+    /// Steps in which learning rates rise
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = STEPS)]
+    pub(crate) lr_warmup_steps: usize,
+    /// How often cosine_with_restarts falls
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = STEPS)]
+    pub(crate) lr_num_cycles: usize,
+    /// The exponent of polynomial
+    #[arg(long, value_name = "X", default_value_t = 1.0, help_heading = STEPS)]
+    pub(crate) lr_power: f64,
+    /// What order, crops, noise and timesteps follow from
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = STEPS)]
+    pub(crate) seed: u64,
+    /// bf16 computes in bfloat16; what is trained stays float32. For LoRAs
+    #[arg(long, value_name = "TYPE", default_value = "no", help_heading = STEPS)]
+    pub(crate) mixed_precision: MixedPrecision,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum MixedPrecision {
+    No,
+    Bf16,
+}

@@ -1,0 +1,34 @@
+//! DreamBooth: the one thing that is learned, and its class.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::PICTURES;
+
+/// The thing, and the class that is kept.
+#[derive(Debug, Args, Serialize)]
+pub(crate) struct ThingArguments {
+    /// DreamBooth: the folder of pictures of the one thing
+    #[arg(long, value_name = "FOLDER", help_heading = PICTURES)]
+    pub(crate) instance_data_dir: Option<PathBuf>,
+    /// DreamBooth: what they show, with a word that has no meaning yet: "a photo of sks dog"
+    #[arg(long, value_name = "TEXT", help_heading = PICTURES)]
+    pub(crate) instance_prompt: Option<String>,
+    /// DreamBooth: keep what the model knows of the thing's class, by pictures of it
+    #[arg(long, help_heading = PICTURES)]
+    pub(crate) with_prior_preservation: bool,
+    /// The folder of pictures of the class; the model paints what is missing
+    #[arg(long, value_name = "FOLDER", requires = "with_prior_preservation", help_heading = PICTURES)]
+    pub(crate) class_data_dir: Option<PathBuf>,
+    /// What the pictures of the class show: "a photo of dog"
+    #[arg(long, value_name = "TEXT", requires = "with_prior_preservation", help_heading = PICTURES)]
+    pub(crate) class_prompt: Option<String>,
+    /// How many pictures of the class there should be
+    #[arg(long, value_name = "N", default_value_t = 100, help_heading = PICTURES)]
+    pub(crate) num_class_images: usize,
+    /// How much the pictures of the class count
+    #[arg(long, value_name = "X", default_value_t = 1.0, help_heading = PICTURES)]
+    pub(crate) prior_loss_weight: f64,
+}

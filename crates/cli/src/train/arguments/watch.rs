@@ -1,0 +1,31 @@
+//! When a run is written, shown and gone on with: nothing here changes what is learned, so that a run may go on with other values.
+
+use clap::Args;
+
+use super::STOPPING;
+
+/// Checkpoints and validation.
+#[derive(Debug, Args)]
+pub(crate) struct WatchArguments {
+    /// Write a checkpoint every N steps
+    #[arg(long, value_name = "N", default_value_t = 500, help_heading = STOPPING)]
+    pub(crate) checkpointing_steps: u64,
+    /// Keep the newest N checkpoints
+    #[arg(long, value_name = "N", help_heading = STOPPING)]
+    pub(crate) checkpoints_total_limit: Option<usize>,
+    /// Go on from a checkpoint: latest, or a name such as checkpoint-500
+    #[arg(long, value_name = "NAME", help_heading = STOPPING)]
+    pub(crate) resume_from_checkpoint: Option<String>,
+    /// Paint this every --validation-steps steps, to see how the model changes
+    #[arg(long, value_name = "TEXT", help_heading = STOPPING)]
+    pub(crate) validation_prompt: Option<String>,
+    /// How often
+    #[arg(long, value_name = "N", default_value_t = 100, help_heading = STOPPING)]
+    pub(crate) validation_steps: u64,
+    /// How many pictures each time, which become one
+    #[arg(long, value_name = "N", default_value_t = 4, help_heading = STOPPING)]
+    pub(crate) num_validation_images: usize,
+    /// Denoising steps of pictures that are painted for validation and of the class
+    #[arg(long, value_name = "N", default_value_t = 30, help_heading = STOPPING)]
+    pub(crate) num_inference_steps: usize,
+}

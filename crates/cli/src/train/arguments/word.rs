@@ -1,0 +1,30 @@
+//! Textual inversion: the new word.
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use super::PICTURES;
+
+/// The new word.
+#[derive(Debug, Args, Serialize)]
+pub(crate) struct WordArguments {
+    /// Textual inversion: the new word, such as `<cat-toy>`
+    #[arg(long, value_name = "TOKEN", help_heading = PICTURES)]
+    pub(crate) placeholder_token: Option<String>,
+    /// Textual inversion: a word that the new one begins as, such as "toy"
+    #[arg(long, value_name = "WORD", help_heading = PICTURES)]
+    pub(crate) initializer_token: Option<String>,
+    /// Textual inversion: how many vectors the new word has
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = PICTURES)]
+    pub(crate) num_vectors: usize,
+    /// Textual inversion: what the new word is, which captions are made by
+    #[arg(long, value_name = "KIND", default_value = "object", help_heading = PICTURES)]
+    pub(crate) learnable_property: Property,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Property {
+    Object,
+    Style,
+}

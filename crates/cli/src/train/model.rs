@@ -1,0 +1,48 @@
+//! The model that a run begins with.
+
+use std::ffi::OsStr;
+use std::path::Path;
+
+use anyhow::Result;
+use candle_core::DType;
+use candle_diffusers_loaders::{LoadOptions, Repository};
+use candle_diffusers_pipelines::StableDiffusionPipeline;
+
+use super::{MixedPrecision, TrainArguments};
+use crate::progress::Progress;
+use crate::{device, embedded};
+
+/// Where it is.
+pub(super) fn open(arguments: &TrainArguments, progress: &Progress) -> Result<Repository> {
+    let Some(model) = &arguments.pretrained_model_name_or_path else { return Ok(embedded::model()) };
+    repository(model, arguments.variant.as_deref(), progress)
+}
+
+fn repository(model: &OsStr, variant: Option<&str>, progress: &Progress) -> Result<Repository> {
+    let path = Path::new(model);
+    if path.is_file() {
+        return Ok(Repository::single_file(path, &Default::default())?);
+    }
+    let mut downloads = progress.downloads();
+    Ok(Repository::open_without(path, variant, &["safety_checker", "feature_extractor"], &mut |download| {
+        let what = format!("{} ({} of {})", download.file, download.number, download.files);
+        downloads.show(what, download.received, download.size);
+    })?)
+}
+
+/// The models with which a run begins, and how they were loaded.
+pub(super) fn load(
+    arguments: &TrainArguments,
+    repository: &Repository,
+    progress: &Progress,
+) -> Result<(StableDiffusionPipeline, LoadOptions)> {
+    let dtype = match arguments.steps.mixed_precision {
+        MixedPrecision::No => DType::F32,
+        MixedPrecision::Bf16 => DType::BF16,
+    };
+    let options = LoadOptions { dtype, device: device::open(None)?, variant: arguments.variant.clone() };
+    let _loading = progress.activity(format!("loading {}", repository.name()));
+    // Pictures that are looked at while training are for whoever trains.
+    let unchecked = repository.clone().without(&["safety_checker", "feature_extractor"]);
+    Ok((StableDiffusionPipeline::load(&unchecked, &options)?, options))
+}

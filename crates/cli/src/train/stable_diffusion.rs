@@ -1,0 +1,59 @@
+//! Stable Diffusion from pictures with captions: LoRAs, whole models and new words.
+
+use anyhow::Result;
+use candle_diffusers_schedulers::TorchGenerator;
+use candle_diffusers_training::Checkpoints;
+
+use super::data::Data;
+use super::session::{Learned, Parts, Session};
+use super::taught::Taught;
+use super::trained::{attach_token, choose_trained, denoising_options, token_group};
+use super::trainer::new_trainer;
+use super::{Recipe, TrainArguments, class_pictures, model};
+use crate::progress::Progress;
+
+pub(super) fn run(arguments: &TrainArguments, progress: &Progress) -> Result<()> {
+    let repository = model::open(arguments, progress)?;
+    let mut data = Data::open(arguments, &repository)?;
+    Checkpoints::new(&arguments.output_dir, arguments.watch.checkpoints_total_limit)?;
+    let (mut models, options) = model::load(arguments, &repository, progress)?;
+    class_pictures::paint_missing(arguments, &mut models, progress)?;
+    data.open_class(arguments)?;
+
+    let mut generator = TorchGenerator::new(arguments.steps.seed);
+    let mut token = arguments.recipe.has_token().then(|| attach_token(arguments, &mut models)).transpose()?;
+    if arguments.recipe == Recipe::PivotalTuning
+        && let Some(learned) = token.take()
+    {
+        let groups = vec![token_group(&learned, arguments.steps.learning_rate_ti)];
+        let max_steps = arguments.steps.max_train_steps_ti;
+        let parts = Parts {
+            folder: arguments.output_dir.join("inversion"),
+            taught: Taught::StableDiffusion(Box::new(models), denoising_options(arguments)),
+            learned: Learned { loras: Vec::new(), token: Some(learned) },
+            trainer: new_trainer(arguments, groups, max_steps, generator.clone())?,
+            data,
+            max_steps,
+        };
+        let mut session = Session::new(arguments, progress, parts)?;
+        session.run(Some(&repository))?;
+        let Parts { taught, data: kept, learned, .. } = session.parts;
+        (models, data, token) = (taught.stable_diffusion()?, kept, learned.token);
+    }
+    let (groups, loras) = match (arguments.recipe, &token) {
+        (Recipe::TextualInversion, Some(token)) => {
+            (vec![token_group(token, arguments.steps.learning_rate)], Vec::new())
+        }
+        _ => choose_trained(arguments, &repository, &mut models, &options, &mut generator)?,
+    };
+    let max_steps = data.max_steps(arguments);
+    let parts = Parts {
+        folder: arguments.output_dir.clone(),
+        taught: Taught::StableDiffusion(Box::new(models), denoising_options(arguments)),
+        learned: Learned { loras, token },
+        trainer: new_trainer(arguments, groups, max_steps, generator)?,
+        data,
+        max_steps,
+    };
+    Session::new(arguments, progress, parts)?.run(Some(&repository))
+}

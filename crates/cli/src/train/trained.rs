@@ -1,0 +1,110 @@
+//! What is trained: a LoRA, new words, or models' own weights; and by which loss.
+
+use anyhow::{Result, bail};
+use candle_diffusers_loaders::{LoadOptions, Repository};
+use candle_diffusers_models::layers::Layers;
+use candle_diffusers_pipelines::{StableDiffusionPipeline, TextEncoders};
+use candle_diffusers_schedulers::TorchGenerator;
+use candle_diffusers_training::recipes::{DenoisingOptions, TextualInversionOptions, TrainedToken};
+use candle_diffusers_training::{
+    LoraConfig, LossWeighting, NoiseOptions, ParameterGroup, TEXT_ENCODER_TARGETS, TrainedLora,
+    trainable_text_encoder, trainable_unet,
+};
+
+use super::TrainArguments;
+
+/// Puts a LoRA beside the models, or variables in place of their weights.
+pub(super) fn choose_trained(
+    arguments: &TrainArguments,
+    repository: &Repository,
+    models: &mut StableDiffusionPipeline,
+    options: &LoadOptions,
+    generator: &mut TorchGenerator,
+) -> Result<(Vec<ParameterGroup>, Vec<TrainedLora>)> {
+    let scale = match arguments.steps.scale_lr {
+        true => (arguments.steps.train_batch_size * arguments.steps.gradient_accumulation_steps) as f64,
+        false => 1.0,
+    };
+    let group = |parameters, learning_rate: f64| ParameterGroup {
+        parameters,
+        learning_rate: learning_rate * scale,
+        weight_decay: arguments.optimizer.adam_weight_decay,
+    };
+    let text_rate = arguments.steps.text_encoder_lr.unwrap_or(arguments.steps.learning_rate);
+    let config = |targets: &[&str]| LoraConfig {
+        alpha: arguments.lora.lora_alpha.unwrap_or(arguments.lora.rank as f64),
+        dropout: arguments.lora.lora_dropout,
+        ..LoraConfig::new(arguments.lora.rank, targets)
+    };
+    let (mut groups, mut loras) = (Vec::new(), Vec::new());
+    if arguments.recipe.is_lora() {
+        let targets: Vec<&str> = arguments.lora.lora_layers.iter().map(String::as_str).collect();
+        let unet = TrainedLora::attach(&models.unet, "unet", &config(&targets), generator)?;
+        groups.push(group(unet.parameters(), arguments.steps.learning_rate));
+        loras.push(unet);
+        if arguments.train_text_encoder {
+            let config = config(&TEXT_ENCODER_TARGETS);
+            let lora_models = models.text_encoders.lora_models(&models.unet);
+            let first = lora_models.text_encoder.map(|model| model as &dyn Layers);
+            let second = lora_models.text_encoder_2.map(|model| model as &dyn Layers);
+            for (component, model) in [("text_encoder", first), ("text_encoder_2", second)] {
+                let Some(model) = model else { continue };
+                let lora = TrainedLora::attach(model, component, &config, generator)?;
+                groups.push(group(lora.parameters(), text_rate));
+                loras.push(lora);
+            }
+        }
+        return Ok((groups, loras));
+    }
+    let whole = trainable_unet(repository, "unet", options)?;
+    models.unet = whole.model;
+    groups.push(group(whole.parameters, arguments.steps.learning_rate));
+    if arguments.train_text_encoder {
+        let TextEncoders::Clip(clip) = &mut models.text_encoders else {
+            bail!(
+                "--train-text-encoder trains the whole text encoder of Stable Diffusion 1 and 2 only; for XL train a LoRA"
+            );
+        };
+        let whole = trainable_text_encoder(repository, "text_encoder", options)?;
+        clip.text_encoder = whole.model;
+        groups.push(group(whole.parameters, text_rate));
+    }
+    Ok((groups, loras))
+}
+
+/// Gives the models the word that is learned.
+pub(super) fn attach_token(
+    arguments: &TrainArguments,
+    models: &mut StableDiffusionPipeline,
+) -> Result<TrainedToken> {
+    let word = |word: &Option<String>| word.clone().unwrap_or_default();
+    let options = TextualInversionOptions {
+        placeholder_token: word(&arguments.word.placeholder_token),
+        initializer_token: word(&arguments.word.initializer_token),
+        num_vectors: arguments.word.num_vectors,
+    };
+    Ok(TrainedToken::attach(models, &options)?)
+}
+
+pub(super) fn token_group(token: &TrainedToken, learning_rate: f64) -> ParameterGroup {
+    ParameterGroup { parameters: token.parameters(), learning_rate, weight_decay: 1e-2 }
+}
+
+pub(super) fn denoising_options(arguments: &TrainArguments) -> DenoisingOptions {
+    DenoisingOptions {
+        noise: NoiseOptions {
+            noise_offset: arguments.noise.noise_offset,
+            input_perturbation: arguments.noise.input_perturbation,
+        },
+        weighting: match arguments.noise.snr_gamma {
+            Some(gamma) => LossWeighting::MinSnr { gamma },
+            None => LossWeighting::Uniform,
+        },
+        prior_loss_weight: arguments
+            .thing
+            .with_prior_preservation
+            .then_some(arguments.thing.prior_loss_weight),
+        caption_dropout: arguments.pictures.proportion_empty_prompts,
+        train_text_encoder: arguments.train_text_encoder || arguments.recipe.has_token(),
+    }
+}

@@ -1,0 +1,52 @@
+//! The optimizer, the learning rates and the average that were asked for.
+
+use anyhow::{Result, ensure};
+use candle_diffusers_schedulers::TorchGenerator;
+use candle_diffusers_training::{
+    AdamW, AdamW8bit, AdamWConfig, EmaConfig, EmaModel, LrSchedule, LrScheduleOptions, Optimizer,
+    ParameterGroup, Trainer, TrainerOptions, parameters,
+};
+
+use super::{Recipe, TrainArguments};
+
+/// Steps with the optimizer and the learning rates that were asked for.
+pub(super) fn new_trainer(
+    arguments: &TrainArguments,
+    groups: Vec<ParameterGroup>,
+    max_steps: u64,
+    generator: TorchGenerator,
+) -> Result<Trainer> {
+    ensure!(max_steps > 0, "--max-train-steps is 0, expected 1 or more");
+    let schedule = LrSchedule::new(
+        arguments.steps.lr_scheduler.parse()?,
+        LrScheduleOptions {
+            num_warmup_steps: arguments.steps.lr_warmup_steps,
+            num_training_steps: max_steps as usize,
+            num_cycles: arguments.steps.lr_num_cycles,
+            power: arguments.steps.lr_power,
+            learning_rate: arguments.steps.learning_rate,
+            ..Default::default()
+        },
+    )?;
+    let adam = AdamWConfig {
+        beta1: arguments.optimizer.adam_beta1,
+        beta2: arguments.optimizer.adam_beta2,
+        epsilon: arguments.optimizer.adam_epsilon,
+    };
+    let optimizer: Box<dyn Optimizer> = match arguments.optimizer.use_8bit_adam {
+        true => Box::new(AdamW8bit::new(adam)?),
+        false => Box::new(AdamW::new(adam)?),
+    };
+    // As diffusers' scripts have it.
+    let average = match arguments.recipe {
+        Recipe::Unconditional => EmaConfig { use_ema_warmup: true, power: 0.75, ..Default::default() },
+        _ => EmaConfig::default(),
+    };
+    let ema = arguments.use_ema.then(|| EmaModel::new(&groups, average)).transpose()?;
+    let is_word = parameters(&groups).all(|parameter| parameter.name.contains(".token_embedding."));
+    let options = TrainerOptions {
+        gradient_accumulation_steps: arguments.steps.gradient_accumulation_steps,
+        max_grad_norm: (!is_word).then_some(arguments.optimizer.max_grad_norm),
+    };
+    Ok(Trainer::new(groups, optimizer, schedule, ema, options, generator)?)
+}
