@@ -87,7 +87,7 @@ pub fn trainable_text_encoder(
     })
 }
 
-fn trainable<T>(
+pub(crate) fn trainable<T>(
     repository: &Repository,
     folder: &str,
     component: &str,
@@ -104,7 +104,7 @@ fn trainable<T>(
 }
 
 /// Builds a model of variables that begin as `weights`.
-fn as_variables<T, E>(
+pub(crate) fn as_variables<T, E>(
     component: &str,
     weights: VarBuilder<'static>,
     options: &LoadOptions,

@@ -95,6 +95,25 @@ fn captions_come_from_metadata_text_files_or_a_prompt() {
     assert_eq!(batch.samples[0].others.len(), 1);
     assert_eq!(batch.other_pixel_values(0).unwrap().dims(), [1, 3, 16, 16]);
     assert!(batch.other_pixel_values(1).is_err());
+
+    // As Hugging Face's datasets name pictures.
+    let lines = "{\"image_file_name\": \"a.png\", \"text\": \"x\", \"mask_file_name\": \"d.webp\"}\n";
+    fs::write(folder.path().join("metadata.jsonl"), lines).unwrap();
+    let named = |picture: &str, other: &str| DatasetOptions {
+        picture_column: picture.to_string(),
+        picture_columns: vec![other.to_string()],
+        ..options(Captions::default())
+    };
+    let dataset = Dataset::open(folder.path(), named("image", "mask")).unwrap();
+    assert_eq!(names(&dataset), ["a.png"]);
+    let lines = "{\"file_name\": \"a.png\", \"text\": \"x\", \"edited\": \"d.webp\"}\n";
+    fs::write(folder.path().join("metadata.jsonl"), lines).unwrap();
+    assert_eq!(names(&Dataset::open(folder.path(), named("edited", "image")).unwrap()), ["d.webp"]);
+    let error = Dataset::open(folder.path(), named("image", "edges")).unwrap_err().to_string();
+    assert!(
+        error.ends_with("line 1: has no column edges; the columns are edited, file_name, text"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What does not go together, before anything is read.
 
 use anyhow::{Result, bail, ensure};
+use candle_diffusers_pipelines::load_picture;
 
 use super::{MixedPrecision, Recipe, TrainArguments};
 
@@ -46,6 +47,7 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
             bail!("{flag} is for models that paint from a text; unconditional ones have none");
         }
     }
+    check_pairs(arguments)?;
     let has_token = arguments.word.placeholder_token.is_some() || arguments.word.initializer_token.is_some();
     if recipe.has_token() {
         ensure!(
@@ -63,7 +65,7 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
             !arguments.train_text_encoder && arguments.steps.mixed_precision == MixedPrecision::No,
             "textual inversion trains the new word alone, in float32; leave out --train-text-encoder and --mixed-precision"
         );
-    } else if !recipe.is_lora() && recipe != Recipe::Unconditional {
+    } else if !recipe.is_lora() && !matches!(recipe, Recipe::Unconditional | Recipe::Controlnet) {
         ensure!(
             arguments.steps.mixed_precision == MixedPrecision::No,
             "--mixed-precision bf16 is for LoRAs; whole models are trained in float32"
@@ -73,9 +75,49 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
             "a whole model is written with the other files of the one that it began as: give a folder as --pretrained-model-name-or-path"
         );
     }
+    ensure!(
+        (0.0..=1.0).contains(&arguments.pictures.proportion_empty_prompts),
+        "--proportion-empty-prompts is {}, expected 0 to 1",
+        arguments.pictures.proportion_empty_prompts
+    );
     ensure!(arguments.watch.checkpointing_steps > 0, "--checkpointing-steps is 0, expected 1 or more");
     ensure!(arguments.watch.validation_steps > 0, "--validation-steps is 0, expected 1 or more");
     ensure!(arguments.watch.num_validation_images > 0, "--num-validation-images is 0, expected 1 or more");
     ensure!(arguments.watch.num_inference_steps > 0, "--num-inference-steps is 0, expected 1 or more");
+    Ok(())
+}
+
+/// What is for pictures that come with others.
+fn check_pairs(arguments: &TrainArguments) -> Result<()> {
+    let recipe = arguments.recipe;
+    if let Some(picture) = &arguments.watch.validation_image {
+        load_picture(picture)?;
+    }
+    let looks = [arguments.watch.validation_prompt.is_some(), arguments.watch.validation_image.is_some()];
+    if recipe.has_pairs() {
+        ensure!(
+            looks[0] == looks[1],
+            "--validation-prompt and --validation-image belong together in this recipe; give both"
+        );
+        ensure!(!arguments.train_text_encoder, "--train-text-encoder is not for this recipe; leave it out");
+        // A ControlNet is trained in float32 and painted with in the dtype of its model.
+        ensure!(
+            arguments.steps.mixed_precision == MixedPrecision::No || !looks[0],
+            "--validation-prompt needs --mixed-precision no in this recipe"
+        );
+    } else {
+        ensure!(!looks[1], "--validation-image is for controlnet and instruct-pix2pix");
+    }
+    ensure!(
+        recipe == Recipe::Controlnet || arguments.pairs.controlnet_model_name_or_path.is_none(),
+        "--controlnet-model-name-or-path is for controlnet"
+    );
+    if let Some(share) = arguments.pairs.conditioning_dropout_prob {
+        ensure!(recipe == Recipe::InstructPix2pix, "--conditioning-dropout-prob is for instruct-pix2pix");
+        ensure!(
+            (0.0..=1.0 / 3.0).contains(&share),
+            "--conditioning-dropout-prob is {share}, expected 0 to a third: so much is left out three times"
+        );
+    }
     Ok(())
 }

@@ -1,12 +1,12 @@
 //! Pictures of the class that DreamBooth shall keep, painted by the model as it was.
 
 use std::fs;
-use std::ops::ControlFlow;
 
 use anyhow::{Context, Result};
 use candle_diffusers_pipelines::{Schedule, StableDiffusionPipeline, TextToImage, seeded_generators};
 
 use super::TrainArguments;
+use super::painting::paint;
 use crate::output::Outputs;
 use crate::progress::Progress;
 
@@ -42,11 +42,9 @@ pub(super) fn paint_missing(
             ..Default::default()
         };
         let seed = arguments.steps.seed.wrapping_add(index as u64);
-        let mut noise = seeded_generators(seed, 1);
-        let output = models.generate(&request, &mut noise, &mut |_| Ok(ControlFlow::Continue(())))?;
-        let picture = output.images.first().context("the pipeline has painted nothing")?;
+        let picture = paint(models, request, &mut seeded_generators(seed, 1))?;
         let path = folder.join(format!("{index}-seed-{seed}.png"));
-        Outputs::new(&path, 1)?.write(0, picture, prompt)?;
+        Outputs::new(&path, 1)?.write(0, &picture, prompt)?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail, ensure};
 use candle_diffusers_loaders::Repository;
+use candle_diffusers_pipelines::Filter;
 use candle_diffusers_training::dataset::{
     Batch, BatchLoader, BatchOptions, Captions, Dataset, DatasetOptions, Flip, Position, TransformOptions,
 };
@@ -13,7 +14,7 @@ use candle_diffusers_training::recipes::{Example, LearnableProperty};
 
 use serde_json::Value;
 
-use super::{Property, TrainArguments};
+use super::{Property, Recipe, TrainArguments};
 use crate::terminal;
 
 /// Batches that are read before they are asked for.
@@ -138,6 +139,9 @@ impl Reader {
 fn examples(batch: &Batch, first_key: Option<u64>) -> Result<Vec<Example>> {
     batch.warnings.iter().for_each(|warning| terminal::note(&format!("warning: {warning}")));
     let pixel_values = batch.pixel_values()?;
+    let columns = batch.samples.first().map_or(0, |sample| sample.others.len());
+    let others = (0..columns).map(|column| batch.other_pixel_values(column));
+    let others = others.collect::<candle_diffusers_training::Result<Vec<_>>>()?;
     let example = |(index, sample): (usize, &candle_diffusers_training::dataset::Sample)| {
         Ok(Example {
             pixel_values: pixel_values.get(index)?,
@@ -145,6 +149,7 @@ fn examples(batch: &Batch, first_key: Option<u64>) -> Result<Vec<Example>> {
             original_size: sample.original_size,
             crop_top_left: sample.crop_top_left,
             key: first_key.map(|first| first + sample.index as u64),
+            others: others.iter().map(|others| Ok(others.get(index)?)).collect::<Result<_>>()?,
         })
     };
     batch.samples.iter().enumerate().map(example).collect()
@@ -167,7 +172,44 @@ fn captions(folder: &Path, prompt: Option<&String>, arguments: &TrainArguments) 
             };
             Captions::OneOf(property.captions(token))
         }
-        _ => Captions::Folder { column: arguments.pictures.caption_column.clone() },
+        _ => Captions::Folder { column: columns(arguments).caption.clone() },
+    }
+}
+
+/// Where metadata name what a recipe learns from.
+struct Columns<'a> {
+    picture: &'a String,
+    other: Option<&'a String>,
+    caption: &'a String,
+}
+
+fn columns(arguments: &TrainArguments) -> Columns<'_> {
+    let pairs = &arguments.pairs;
+    let own = Columns {
+        picture: &arguments.pictures.image_column,
+        other: None,
+        caption: &arguments.pictures.caption_column,
+    };
+    match arguments.recipe {
+        Recipe::Controlnet => Columns { other: Some(&pairs.conditioning_image_column), ..own },
+        Recipe::InstructPix2pix => Columns {
+            picture: &pairs.edited_image_column,
+            other: Some(&pairs.original_image_column),
+            caption: &pairs.edit_prompt_column,
+        },
+        _ => own,
+    }
+}
+
+/// As the recipe's script brings pictures to size.
+fn transform(arguments: &TrainArguments) -> TransformOptions {
+    TransformOptions {
+        filter: match arguments.recipe {
+            Recipe::InstructPix2pix => Filter::Bicubic,
+            _ => Filter::Bilinear,
+        },
+        center_crop: arguments.pictures.center_crop || arguments.recipe == Recipe::Controlnet,
+        flip: if arguments.pictures.random_flip { Flip::AfterCrop } else { Flip::Never },
     }
 }
 
@@ -177,16 +219,15 @@ fn open(
     resolution: u32,
     arguments: &TrainArguments,
 ) -> Result<Arc<Dataset>> {
+    let columns = columns(arguments);
     let dataset = Dataset::open(
         folder,
         DatasetOptions {
             captions,
             resolution,
-            transform: TransformOptions {
-                center_crop: arguments.pictures.center_crop,
-                flip: if arguments.pictures.random_flip { Flip::AfterCrop } else { Flip::Never },
-                ..Default::default()
-            },
+            picture_column: columns.picture.clone(),
+            picture_columns: columns.other.into_iter().cloned().collect(),
+            transform: transform(arguments),
             repeats: arguments.pictures.repeats,
             seed: arguments.steps.seed,
             skip_broken: arguments.pictures.skip_broken,

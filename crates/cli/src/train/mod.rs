@@ -4,8 +4,11 @@ mod arguments;
 mod check;
 mod class_pictures;
 mod config;
+mod controlnet;
 mod data;
+mod instruct_pix2pix;
 mod model;
+mod painting;
 mod result;
 mod session;
 mod stable_diffusion;
@@ -28,6 +31,8 @@ pub(crate) fn run(arguments: &TrainArguments, progress: &Progress) -> Result<()>
     arguments.steps.lr_scheduler.parse::<LrScheduleName>()?;
     match arguments.recipe {
         Recipe::Unconditional => unconditional::run(arguments, progress),
+        Recipe::Controlnet => controlnet::run(arguments, progress),
+        Recipe::InstructPix2pix => instruct_pix2pix::run(arguments, progress),
         _ => stable_diffusion::run(arguments, progress),
     }
 }

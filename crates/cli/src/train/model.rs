@@ -3,10 +3,10 @@
 use std::ffi::OsStr;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use candle_core::DType;
 use candle_diffusers_loaders::{LoadOptions, Repository};
-use candle_diffusers_pipelines::StableDiffusionPipeline;
+use candle_diffusers_pipelines::{StableDiffusionPipeline, Task, task};
 
 use super::{MixedPrecision, TrainArguments};
 use crate::progress::Progress;
@@ -45,4 +45,23 @@ pub(super) fn load(
     // Pictures that are looked at while training are for whoever trains.
     let unchecked = repository.clone().without(&["safety_checker", "feature_extractor"]);
     Ok((StableDiffusionPipeline::load(&unchecked, &options)?, options))
+}
+
+/// Whether a recipe can teach a model that was made for this; told before it is loaded.
+pub(super) fn check_task(repository: &Repository, tasks: &[Task]) -> Result<()> {
+    let found = task(repository)?;
+    let name = |task: &Task| match task {
+        Task::Paint => "paint",
+        Task::Inpaint => "paint into pictures",
+        Task::Edit => "edit pictures by instructions",
+    };
+    let expected: Vec<&str> = tasks.iter().map(name).collect();
+    ensure!(
+        tasks.contains(&found),
+        "{} was made to {}; this recipe teaches models that {}",
+        repository.name(),
+        name(&found),
+        expected.join(" or ")
+    );
+    Ok(())
 }

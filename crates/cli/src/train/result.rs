@@ -6,8 +6,9 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use candle_diffusers_convert::{ConvertOptions, LoraFormat, WriteOptions, convert};
 use candle_diffusers_loaders::Repository;
-use candle_diffusers_training::recipes::{UnconditionalDenoising, save_unconditional};
+use candle_diffusers_training::recipes::{TrainedControlNet, UnconditionalDenoising, save_unconditional};
 use candle_diffusers_training::{TrainedLora, parameters, save_component, save_lora};
+use serde_json::Value;
 
 use super::TrainedLoraFormat;
 use super::session::{Learned, Session};
@@ -47,6 +48,9 @@ pub(super) fn write(session: &mut Session, repository: Option<&Repository>) -> R
         token.save(&path)?;
         terminal::note(&format!("wrote {}", path.display()));
     }
+    if let Taught::ControlNet(_, trained, _) = &session.parts.taught {
+        return write_controlnet(folder, trained);
+    }
     if session.parts.learned.loras.is_empty() {
         return match (&session.parts.learned.token, repository) {
             (None, Some(repository)) => write_whole(session, repository),
@@ -70,6 +74,14 @@ pub(super) fn write(session: &mut Session, repository: Option<&Repository>) -> R
     }
     terminal::note(&format!("wrote {}", path.display()));
     Ok(())
+}
+
+/// The folder of a ControlNet alone, as they are published.
+fn write_controlnet(folder: &Path, trained: &TrainedControlNet) -> Result<()> {
+    let temporary = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(folder)?;
+    let whole = temporary.path().join("controlnet");
+    trained.save(&whole)?;
+    put_in_place(&whole, &folder.join("controlnet"))
 }
 
 /// A pipeline's folder for a UNet that paints without a text.
@@ -106,12 +118,26 @@ fn write_whole(session: &Session, repository: &Repository) -> Result<()> {
         if !trained.iter().any(|parameter| parameter.name.starts_with(&prefix)) {
             continue;
         }
-        let config = repository.read_json(&format!("{component}/config.json"))?;
+        let config = match &session.parts.taught {
+            Taught::Editing(_, unet, _) => unet.clone(),
+            _ => repository.read_json(&format!("{component}/config.json"))?,
+        };
         let place = whole.join(component);
         fs::remove_dir_all(&place).with_context(|| format!("writing {}", place.display()))?;
         save_component(&place, weights, &config, component, &trained)?;
     }
+    if let Taught::Editing(..) = &session.parts.taught {
+        rename_pipeline(&whole.join("model_index.json"), "StableDiffusionInstructPix2PixPipeline")?;
+    }
     put_in_place(&whole, &model)
+}
+
+/// Says in a pipeline's index which class it is now.
+fn rename_pipeline(index: &Path, class_name: &str) -> Result<()> {
+    let name = || format!("writing {}", index.display());
+    let mut json: Value = serde_json::from_slice(&fs::read(index).with_context(name)?).with_context(name)?;
+    json["_class_name"] = class_name.into();
+    fs::write(index, format!("{json:#}\n")).with_context(name)
 }
 
 fn put_in_place(whole: &Path, model: &Path) -> Result<()> {

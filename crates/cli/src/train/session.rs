@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use candle_diffusers_loaders::Repository;
-use candle_diffusers_pipelines::{Schedule, TextToImage, seeded_generators};
+use candle_diffusers_pipelines::{Schedule, TextToImage, load_picture, seeded_generators};
 use candle_diffusers_training::recipes::TrainedToken;
 use candle_diffusers_training::{Checkpoint, Checkpoints, StepReport, TrainedLora, Trainer};
 use serde_json::json;
@@ -111,7 +110,8 @@ impl<'a> Session<'a> {
         let started = Instant::now();
         while self.parts.trainer.steps_done() < self.parts.max_steps {
             // Anew after each look, for which the models are needed: it knows the captions' embeddings only.
-            let teacher = self.parts.taught.teacher()?;
+            let taken = self.parts.trainer.steps_done() * accumulated;
+            let teacher = self.parts.taught.teacher(taken * self.arguments.steps.train_batch_size as u64)?;
             let stopped = loop {
                 let step = self.parts.trainer.steps_done();
                 self.parts.learned.loras.iter().for_each(|lora| {
@@ -195,13 +195,10 @@ impl<'a> Session<'a> {
 
     /// Paints the validation prompt as the model is now: `validation/STEP.png`.
     fn validate(&mut self) -> Result<()> {
-        let (Some(prompt), Taught::StableDiffusion(models, _)) =
-            (&self.arguments.watch.validation_prompt, &mut self.parts.taught)
-        else {
-            return Ok(());
-        };
+        let Some(prompt) = &self.arguments.watch.validation_prompt else { return Ok(()) };
         let step = self.parts.trainer.steps_done();
         let _shown = self.progress.activity(format!("painting {prompt:?}"));
+        let picture = self.arguments.watch.validation_image.as_deref().map(load_picture).transpose()?;
         let request = TextToImage {
             prompts: vec![prompt.clone()],
             schedule: Schedule::Steps(self.arguments.watch.num_inference_steps),
@@ -211,8 +208,8 @@ impl<'a> Session<'a> {
         let count = self.arguments.watch.num_validation_images;
         for index in 0..count as u64 {
             let mut noise = seeded_generators(self.arguments.steps.seed.wrapping_add(index), 1);
-            let output = models.generate(&request, &mut noise, &mut |_| Ok(ControlFlow::Continue(())))?;
-            output.images.iter().for_each(|picture| grid.add(picture, prompt));
+            let painted = self.parts.taught.paint(request.clone(), picture.as_ref(), &mut noise)?;
+            grid.add(&painted, prompt);
         }
         let folder = self.parts.folder.join("validation");
         fs::create_dir_all(&folder).with_context(|| format!("writing {}", folder.display()))?;

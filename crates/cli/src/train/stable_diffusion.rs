@@ -1,6 +1,7 @@
 //! Stable Diffusion from pictures with captions: LoRAs, whole models and new words.
 
 use anyhow::Result;
+use candle_diffusers_pipelines::Task;
 use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_training::Checkpoints;
 
@@ -14,6 +15,7 @@ use crate::progress::Progress;
 
 pub(super) fn run(arguments: &TrainArguments, progress: &Progress) -> Result<()> {
     let repository = model::open(arguments, progress)?;
+    model::check_task(&repository, &[Task::Paint, Task::Inpaint])?;
     let mut data = Data::open(arguments, &repository)?;
     Checkpoints::new(&arguments.output_dir, arguments.watch.checkpoints_total_limit)?;
     let (mut models, options) = model::load(arguments, &repository, progress)?;

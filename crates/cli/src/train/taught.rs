@@ -6,7 +6,8 @@ use candle_diffusers_models::UNet2DModel;
 use candle_diffusers_pipelines::StableDiffusionPipeline;
 use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_training::recipes::{
-    Denoising, DenoisingOptions, Example, UnconditionalDenoising, UnconditionalOptions,
+    ControlNetDenoising, Denoising, DenoisingOptions, Example, InstructPix2PixDenoising,
+    InstructPix2PixOptions, TrainedControlNet, UnconditionalDenoising, UnconditionalOptions,
 };
 use serde_json::Value;
 
@@ -14,6 +15,10 @@ use serde_json::Value;
 pub(super) enum Taught {
     /// Stable Diffusion, from pictures with captions.
     StableDiffusion(Box<StableDiffusionPipeline>, DenoisingOptions),
+    /// A ControlNet beside Stable Diffusion.
+    ControlNet(Box<StableDiffusionPipeline>, TrainedControlNet, DenoisingOptions),
+    /// Stable Diffusion that edits pictures, and its UNet's config.
+    Editing(Box<StableDiffusionPipeline>, Value, InstructPix2PixOptions),
     /// A UNet that paints without a text, and its config.
     Unconditional(Box<UNet2DModel>, Value, UnconditionalOptions),
 }
@@ -23,10 +28,19 @@ pub(super) type Teacher<'a> =
     Box<dyn Fn(&[Example], &mut TorchGenerator) -> candle_diffusers_training::Result<Tensor> + 'a>;
 
 impl Taught {
-    pub(super) fn teacher(&self) -> Result<Teacher<'_>> {
+    /// For a run that has seen so many pictures.
+    pub(super) fn teacher(&self, seen: u64) -> Result<Teacher<'_>> {
         Ok(match self {
             Self::StableDiffusion(models, options) => {
                 let denoising = Denoising::new(models, options.clone())?;
+                Box::new(move |examples, generator| denoising.loss(examples, generator))
+            }
+            Self::ControlNet(models, trained, options) => {
+                let denoising = ControlNetDenoising::new(models, &trained.net, options.clone())?;
+                Box::new(move |examples, generator| denoising.loss(examples, generator))
+            }
+            Self::Editing(models, _, options) => {
+                let denoising = InstructPix2PixDenoising::new(models, options.clone(), seen as usize)?;
                 Box::new(move |examples, generator| denoising.loss(examples, generator))
             }
             Self::Unconditional(unet, _, options) => {
@@ -42,7 +56,9 @@ impl Taught {
 
     pub(super) fn stable_diffusion(self) -> Result<StableDiffusionPipeline> {
         match self {
-            Self::StableDiffusion(models, _) => Ok(*models),
+            Self::StableDiffusion(models, _) | Self::ControlNet(models, ..) | Self::Editing(models, ..) => {
+                Ok(*models)
+            }
             Self::Unconditional(..) => bail!("this model paints without a text"),
         }
     }

@@ -7,7 +7,7 @@ use candle_diffusers_pipelines::{StableDiffusionPipeline, TextEncoders};
 use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_training::recipes::{DenoisingOptions, TextualInversionOptions, TrainedToken};
 use candle_diffusers_training::{
-    LoraConfig, LossWeighting, NoiseOptions, ParameterGroup, TEXT_ENCODER_TARGETS, TrainedLora,
+    LoraConfig, LossWeighting, NoiseOptions, Parameter, ParameterGroup, TEXT_ENCODER_TARGETS, TrainedLora,
     trainable_text_encoder, trainable_unet,
 };
 
@@ -21,15 +21,7 @@ pub(super) fn choose_trained(
     options: &LoadOptions,
     generator: &mut TorchGenerator,
 ) -> Result<(Vec<ParameterGroup>, Vec<TrainedLora>)> {
-    let scale = match arguments.steps.scale_lr {
-        true => (arguments.steps.train_batch_size * arguments.steps.gradient_accumulation_steps) as f64,
-        false => 1.0,
-    };
-    let group = |parameters, learning_rate: f64| ParameterGroup {
-        parameters,
-        learning_rate: learning_rate * scale,
-        weight_decay: arguments.optimizer.adam_weight_decay,
-    };
+    let group = |parameters, learning_rate: f64| group(arguments, parameters, learning_rate);
     let text_rate = arguments.steps.text_encoder_lr.unwrap_or(arguments.steps.learning_rate);
     let config = |targets: &[&str]| LoraConfig {
         alpha: arguments.lora.lora_alpha.unwrap_or(arguments.lora.rank as f64),
@@ -70,6 +62,20 @@ pub(super) fn choose_trained(
         groups.push(group(whole.parameters, text_rate));
     }
     Ok((groups, loras))
+}
+
+/// Parameters with their share of the run's settings.
+pub(super) fn group(
+    arguments: &TrainArguments,
+    parameters: Vec<Parameter>,
+    learning_rate: f64,
+) -> ParameterGroup {
+    let scale = match arguments.steps.scale_lr {
+        true => (arguments.steps.train_batch_size * arguments.steps.gradient_accumulation_steps) as f64,
+        false => 1.0,
+    };
+    let weight_decay = arguments.optimizer.adam_weight_decay;
+    ParameterGroup { parameters, learning_rate: learning_rate * scale, weight_decay }
 }
 
 /// Gives the models the word that is learned.

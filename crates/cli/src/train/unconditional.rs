@@ -46,7 +46,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress) -> Result<()>
     let trainer = new_trainer(arguments, groups, max_steps, generator)?;
     let taught = Taught::Unconditional(Box::new(whole.model), config, options);
     // A setting that is not known is told before the first step.
-    drop(taught.teacher()?);
+    drop(taught.teacher(0)?);
     let (folder, learned) = (arguments.output_dir.clone(), Learned { loras: Vec::new(), token: None });
     let parts = Parts { folder, taught, learned, trainer, data, max_steps };
     Session::new(arguments, progress, parts)?.run(None)

@@ -25,5 +25,6 @@ mod single_file;
 mod stable_diffusion_xl;
 mod teach;
 mod train;
+mod train_pairs;
 mod unconditional;
 mod usage;

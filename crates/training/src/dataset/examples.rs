@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::metadata::{FILE_NAME, Metadata};
+use super::metadata::Metadata;
 use super::picture_file::{has_picture_name, picture_size};
 use super::{DatasetOptions, Warning};
 use crate::error::{Error, Result};
@@ -104,10 +104,12 @@ fn from_metadata(metadata: &Metadata, options: &DatasetOptions) -> Result<Vec<Ex
         Captions::Folder { column } => Some(column.as_str()),
         Captions::Prompt(_) | Captions::OneOf(_) | Captions::None => None,
     };
-    let columns = [FILE_NAME].into_iter().chain(caption_column);
-    for column in columns.chain(options.picture_columns.iter().map(String::as_str)) {
+    if let Some(column) = caption_column {
         metadata.check_column(column)?;
     }
+    let picture_column = metadata.picture_column(&options.picture_column)?;
+    let other_columns = options.picture_columns.iter().map(|column| metadata.picture_column(column));
+    let other_columns = other_columns.collect::<Result<Vec<_>>>()?;
     let mut examples = Vec::new();
     for row in metadata.rows() {
         let captions = match &options.captions {
@@ -117,8 +119,9 @@ fn from_metadata(metadata: &Metadata, options: &DatasetOptions) -> Result<Vec<Ex
             Captions::None => Vec::new(),
         };
         let path = |column: &str| Ok(folder.join(metadata.text(row, column)?));
-        let others = options.picture_columns.iter().map(|column| path(column)).collect::<Result<_>>()?;
-        examples.push(Example { picture: path(FILE_NAME)?, captions, others, size: [0; 2], target: [0; 2] });
+        let others = other_columns.iter().map(|column| path(column)).collect::<Result<_>>()?;
+        let picture = path(&picture_column)?;
+        examples.push(Example { picture, captions, others, size: [0; 2], target: [0; 2] });
     }
     let named = examples.iter().flat_map(|example| [&example.picture].into_iter().chain(&example.others));
     let missing: Vec<String> =

@@ -7,9 +7,6 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
-/// The column that names a picture.
-pub(super) const FILE_NAME: &str = "file_name";
-
 /// The rows of a metadata file.
 pub(super) struct Metadata {
     file: PathBuf,
@@ -55,10 +52,27 @@ impl Metadata {
 
     /// Fails unless each row has the column.
     pub(super) fn check_column(&self, column: &str) -> Result<()> {
-        let Some(row) = self.rows.iter().find(|row| !row.values.contains_key(column)) else { return Ok(()) };
+        let Some(row) = self.lacking(column) else { return Ok(()) };
         let columns: Vec<&str> = row.values.keys().map(String::as_str).collect();
         let problem = format!("has no column {column}; the columns are {}", columns.join(", "));
         Err(self.error(row, problem))
+    }
+
+    /// What the column of pictures `column` is called here.
+    pub(super) fn picture_column(&self, column: &str) -> Result<String> {
+        let column =
+            if column == "image" && self.lacking("file_name").is_none() { "file_name" } else { column };
+        let longer = format!("{column}_file_name");
+        if self.lacking(column).is_some() && self.lacking(&longer).is_none() {
+            return Ok(longer);
+        }
+        self.check_column(column)?;
+        Ok(column.to_string())
+    }
+
+    /// A row without the column.
+    fn lacking(&self, column: &str) -> Option<&Row> {
+        self.rows.iter().find(|row| !row.values.contains_key(column))
     }
 
     /// A single text.

@@ -34,6 +34,9 @@ pub use warning::Warning;
 pub struct DatasetOptions {
     /// Where captions come from.
     pub captions: Captions,
+    /// The column of the metadata that names the picture (`image_column`). As in Hugging Face's datasets, a column `NAME` may be called `NAME_file_name` in the file, and
+    /// `image` just `file_name`.
+    pub picture_column: String,
     /// Columns of the metadata that name more pictures for each example, which are cut alike: masks, conditions, edited pictures.
     pub picture_columns: Vec<String>,
     /// Width and height of all pictures, or with `buckets` the root of their area. A multiple of 8.
@@ -56,6 +59,7 @@ impl Default for DatasetOptions {
     fn default() -> Self {
         Self {
             captions: Captions::default(),
+            picture_column: "file_name".to_string(),
             picture_columns: Vec::new(),
             resolution: 512,
             buckets: None,

@@ -7,9 +7,12 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Tensor};
 use candle_diffusers_models::{DiagonalGaussianDistribution, TextTime, UNetConditions};
-use candle_diffusers_pipelines::{PromptEmbeds, StableDiffusionPipeline, TextToImage, scale_latents};
+use candle_diffusers_pipelines::{
+    PooledPromptEmbeds, PromptEmbeds, StableDiffusionPipeline, TextToImage, scale_latents,
+};
 use candle_diffusers_schedulers::{NoiseSource, Scheduler, TorchGenerator, scheduler_from_other};
 
+use super::inpainting::{masked_picture, random_masks};
 use crate::error::{Error, Result};
 use crate::loss::{LossOptions, loss};
 use crate::loss_mask::loss_mask;
@@ -45,6 +48,8 @@ pub struct Example {
     pub crop_top_left: (u32, u32),
     /// Where the same pixels come again under the same number, what the VAE makes of them is kept.
     pub key: Option<u64>,
+    /// More pictures that belong to it, `(3, height, width)`, from 0 to 1: what a ControlNet sees, or what an edit began with.
+    pub others: Vec<Tensor>,
 }
 
 /// What computes losses.
@@ -56,24 +61,41 @@ pub struct Denoising<'a> {
     texts: RefCell<HashMap<String, PromptEmbeds>>,
     /// What the VAE makes of pictures that come again as they are, by their keys.
     distributions: RefCell<HashMap<u64, DiagonalGaussianDistribution>>,
+    /// The UNet was made to paint into pictures: it sees a mask and the rest of the picture besides.
+    paints_into: bool,
 }
 
 impl<'a> Denoising<'a> {
-    /// For these models, with DDPM's noise by their scheduler's config.
+    /// For these models, with DDPM's noise by their scheduler's config. A UNet that paints into pictures (9 channels) is shown each with a part left out at random.
     ///
     /// # Errors
-    /// When an option is out of range, or the scheduler's config is none for DDPM.
+    /// When an option is out of range, the scheduler's config is none for DDPM, or the UNet is for something else.
     pub fn new(models: &'a StableDiffusionPipeline, options: DenoisingOptions) -> Result<Self> {
+        let (found, latents) = (models.unet.config().in_channels, models.vae.config().latent_channels);
+        let paints_into = found == 2 * latents + 1;
+        if found != latents && !paints_into {
+            let expected = format!("{latents}, to paint, or {}, to paint into pictures", 2 * latents + 1);
+            return Err(channels_error(found, expected));
+        }
+        Ok(Self { paints_into, ..Self::for_any_unet(models, options)? })
+    }
+
+    /// For a recipe that shows the UNet more than latents by itself.
+    pub(super) fn for_any_unet(
+        models: &'a StableDiffusionPipeline,
+        options: DenoisingOptions,
+    ) -> Result<Self> {
         if !(0.0..=1.0).contains(&options.caption_dropout) {
             let (found, expected) = (options.caption_dropout.to_string(), "0 to 1".to_string());
             return Err(Error::Field { field: "caption_dropout", found, expected });
         }
         let scheduler = scheduler_from_other("DDPMScheduler", &models.scheduler().config())?;
-        Ok(Self { models, scheduler, options, texts: RefCell::default(), distributions: RefCell::default() })
+        let (texts, distributions) = Default::default();
+        Ok(Self { models, scheduler, options, texts, distributions, paints_into: false })
     }
 
-    /// The loss of a batch. Random numbers are drawn in the scripts' order: the latents', the noise's, the timesteps', then those of captions that are left
-    /// out, if any are to be.
+    /// The loss of a batch. Random numbers are drawn in the scripts' order: those of masks and the latents', of masked pictures where there are such, the noise's, the
+    /// timesteps', then those of captions that are left out, if any are to be.
     ///
     /// # Errors
     /// When pictures are of different sizes, or a model fails.
@@ -102,22 +124,66 @@ impl<'a> Denoising<'a> {
         mask: Option<(&Tensor, f64)>,
         generator: &mut TorchGenerator,
     ) -> Result<Tensor> {
-        let Self { models, scheduler, options, .. } = self;
+        let masks = self.paints_into.then(|| random_masks(examples, generator)).transpose()?;
         let latents = self.latents(examples, generator)?;
+        let seen = masks.map(|masks| self.seen_besides(examples, &masks, generator)).transpose()?;
+        let noised = self.add_noise(latents, generator)?;
+        let told = self.told(examples, generator)?;
+        let input = match seen {
+            Some(seen) => Tensor::cat(&[&noised.noisy, &seen], 1)?,
+            None => noised.noisy.clone(),
+        };
+        let unet = &self.models.unet;
+        let prediction = unet.forward(&input, &noised.timesteps, &told.text.prompt, told.conditions())?;
+        self.compare(&prediction, &noised, mask)
+    }
+
+    /// What a UNet sees that paints into pictures: the masks as small as latents, and latents of what the masks leave.
+    fn seen_besides(
+        &self,
+        examples: &[Example],
+        masks: &Tensor,
+        generator: &mut TorchGenerator,
+    ) -> Result<Tensor> {
+        let mut distributions = Vec::with_capacity(examples.len());
+        for (index, example) in examples.iter().enumerate() {
+            let left = masked_picture(&example.pixel_values, &masks.get(index)?)?;
+            distributions.push(self.distribution(None, &left)?);
+        }
+        let latents = self.draw(&distributions, generator)?;
+        let (_, _, height, width) = latents.dims4()?;
+        let masks = masks.upsample_nearest2d(height, width)?.to_device(latents.device())?;
+        Ok(Tensor::cat(&[&masks.to_dtype(latents.dtype())?, &latents], 1)?)
+    }
+
+    /// Gives latents noise, each of a timestep of its own.
+    pub(super) fn add_noise(&self, latents: Tensor, generator: &mut TorchGenerator) -> Result<Noised> {
+        let Self { scheduler, options, .. } = self;
         let noise = draw_noise(&latents, &options.noise, generator)?;
-        let timesteps = draw_timesteps(examples.len(), scheduler.num_train_timesteps(), generator)?;
+        let timesteps = draw_timesteps(latents.dims()[0], scheduler.num_train_timesteps(), generator)?;
         let noisy = scheduler.add_noise(&latents, &noise.added, &timesteps)?;
+        Ok(Noised { latents, noise: noise.target, timesteps, noisy })
+    }
+
+    /// What the models are told of the pictures.
+    pub(super) fn told(&self, examples: &[Example], generator: &mut TorchGenerator) -> Result<Told> {
         let text = self.text(examples, generator)?;
-        let time_ids = time_ids(examples)?.to_device(&models.device)?.to_dtype(models.dtype)?;
-        let pooled = text.pooled.as_ref().map(|pooled| &pooled.prompt);
-        let added = pooled.map(|text_embeds| TextTime { text_embeds, time_ids: &time_ids });
-        let conditions = UNetConditions { added, ..Default::default() };
-        let prediction = models.unet.forward(&noisy, &timesteps, &text.prompt, conditions)?;
-        let target = training_target(scheduler.as_ref(), &latents, &noise.target, &timesteps)?;
-        let weights = loss_weights(scheduler.as_ref(), &timesteps, options.weighting)?;
-        let (_, _, height, width) = prediction.dims4()?;
-        let mask = mask.map(|(mask, temperature)| check_mask(mask, examples, height, width, temperature));
-        let mask = mask.transpose()?;
+        let time_ids = time_ids(examples)?.to_device(&self.models.device)?.to_dtype(self.models.dtype)?;
+        Ok(Told { text, time_ids })
+    }
+
+    /// The loss of what was predicted for latents with noise.
+    pub(super) fn compare(
+        &self,
+        prediction: &Tensor,
+        noised: &Noised,
+        mask: Option<(&Tensor, f64)>,
+    ) -> Result<Tensor> {
+        let Self { scheduler, options, .. } = self;
+        let Noised { latents, noise, timesteps, .. } = noised;
+        let target = training_target(scheduler.as_ref(), latents, noise, timesteps)?;
+        let weights = loss_weights(scheduler.as_ref(), timesteps, options.weighting)?;
+        let mask = mask.map(|(mask, temperature)| check_mask(mask, prediction, temperature)).transpose()?;
         let loss_options = LossOptions {
             weights: weights.as_ref(),
             mask: mask.as_ref(),
@@ -127,37 +193,50 @@ impl<'a> Denoising<'a> {
     }
 
     /// One draw from what the VAE makes of each picture.
-    fn latents(&self, examples: &[Example], generator: &mut TorchGenerator) -> Result<Tensor> {
-        let Self { models, distributions, .. } = self;
-        let encode = |example: &Example| -> Result<DiagonalGaussianDistribution> {
-            let picture = example.pixel_values.unsqueeze(0)?.to_device(&models.device)?;
-            Ok(models.vae.encode(&picture.to_dtype(models.vae.dtype())?)?)
-        };
-        let mut drawn = Vec::with_capacity(examples.len());
-        for example in examples {
-            let Some(key) = example.key else {
-                drawn.push(encode(example)?);
-                continue;
-            };
-            if !distributions.borrow().contains_key(&key) {
-                let distribution = encode(example)?;
-                distributions.borrow_mut().insert(key, distribution);
-            }
-            drawn.extend(distributions.borrow().get(&key).cloned());
+    pub(super) fn latents(&self, examples: &[Example], generator: &mut TorchGenerator) -> Result<Tensor> {
+        let distribution = |example: &Example| self.distribution(example.key, &example.pixel_values);
+        let distributions = examples.iter().map(distribution).collect::<Result<Vec<_>>>()?;
+        self.draw(&distributions, generator)
+    }
+
+    /// What the VAE makes of a picture from -1 to 1; where that comes again, of its first time.
+    pub(super) fn distribution(
+        &self,
+        key: Option<u64>,
+        pixel_values: &Tensor,
+    ) -> Result<DiagonalGaussianDistribution> {
+        let kept = key.and_then(|key| self.distributions.borrow().get(&key).cloned());
+        if let Some(kept) = kept {
+            return Ok(kept);
         }
-        let Some(first) = drawn.first() else {
+        let (vae, device) = (&self.models.vae, &self.models.device);
+        let picture = pixel_values.unsqueeze(0)?.to_device(device)?;
+        let distribution = vae.encode(&picture.to_dtype(vae.dtype())?)?;
+        if let Some(key) = key {
+            self.distributions.borrow_mut().insert(key, distribution.clone());
+        }
+        Ok(distribution)
+    }
+
+    /// One draw from each, scaled as the UNet sees latents.
+    pub(super) fn draw(
+        &self,
+        distributions: &[DiagonalGaussianDistribution],
+        generator: &mut TorchGenerator,
+    ) -> Result<Tensor> {
+        let Some(first) = distributions.first() else {
             let expected = "at least one picture".to_string();
             return Err(Error::Shape { what: "batch", found: vec![0], expected });
         };
         let mut shape = first.mean().dims().to_vec();
-        shape[0] = drawn.len();
+        shape[0] = distributions.len();
         let noise = generator.randn(&shape, first.mean().dtype(), first.mean().device())?;
         let sample = |(i, distribution): (usize, &DiagonalGaussianDistribution)| -> Result<Tensor> {
             Ok(distribution.sample(&noise.narrow(0, i, 1)?)?)
         };
-        let samples = drawn.iter().enumerate().map(sample).collect::<Result<Vec<_>>>()?;
+        let samples = distributions.iter().enumerate().map(sample).collect::<Result<Vec<_>>>()?;
         let latents = Tensor::cat(&samples, 0)?;
-        Ok(scale_latents(models.vae.config(), &latents)?.to_dtype(models.dtype)?)
+        Ok(scale_latents(self.models.vae.config(), &latents)?.to_dtype(self.models.dtype)?)
     }
 
     /// The captions' embeddings.
@@ -171,6 +250,11 @@ impl<'a> Denoising<'a> {
                 }
             }
         }
+        self.embeds(&captions)
+    }
+
+    /// The embeddings of texts.
+    pub(super) fn embeds(&self, captions: &[&str]) -> Result<PromptEmbeds> {
         let encode = |captions: &[&str]| -> Result<PromptEmbeds> {
             let prompts = captions.iter().map(|caption| caption.to_string()).collect();
             // Without guidance there are no negative prompts.
@@ -178,10 +262,10 @@ impl<'a> Denoising<'a> {
             Ok(self.models.encode_prompt(&request)?)
         };
         if self.options.train_text_encoder {
-            return encode(&captions);
+            return encode(captions);
         }
         let mut texts = self.texts.borrow_mut();
-        for caption in &captions {
+        for caption in captions {
             if !texts.contains_key(*caption) {
                 texts.insert(caption.to_string(), encode(&[caption])?);
             }
@@ -191,16 +275,61 @@ impl<'a> Denoising<'a> {
     }
 }
 
-/// The weights that the masks of the pictures give to latents of `height` by `width`.
-fn check_mask(
-    mask: &Tensor,
-    examples: &[Example],
-    height: usize,
-    width: usize,
-    temperature: f64,
-) -> Result<Tensor> {
-    if mask.dims().first() != Some(&examples.len()) {
-        let expected = format!("({}, 1, height, width), one for each picture", examples.len());
+/// Latents with noise, and what is to be found in them.
+pub(super) struct Noised {
+    latents: Tensor,
+    noise: Tensor,
+    pub(super) timesteps: Vec<f64>,
+    /// `(batch, channels, height, width)`.
+    pub(super) noisy: Tensor,
+}
+
+pub(super) fn channels_error(found: usize, expected: String) -> Error {
+    Error::Field { field: "in_channels of the UNet", found: found.to_string(), expected }
+}
+
+/// What models are told of a batch.
+pub(super) struct Told {
+    pub(super) text: PromptEmbeds,
+    time_ids: Tensor,
+}
+
+impl Told {
+    pub(super) fn conditions(&self) -> UNetConditions<'_> {
+        let pooled = self.text.pooled.as_ref().map(|pooled| &pooled.prompt);
+        let added = pooled.map(|text_embeds| TextTime { text_embeds, time_ids: &self.time_ids });
+        UNetConditions { added, ..Default::default() }
+    }
+
+    /// The same for a model of another dtype.
+    pub(super) fn to_dtype(&self, dtype: DType) -> Result<Self> {
+        let pooled = |pooled: &PooledPromptEmbeds| -> Result<PooledPromptEmbeds> {
+            Ok(PooledPromptEmbeds { prompt: pooled.prompt.to_dtype(dtype)?, negative: None })
+        };
+        let text = PromptEmbeds {
+            prompt: self.text.prompt.to_dtype(dtype)?,
+            negative: None,
+            pooled: self.text.pooled.as_ref().map(pooled).transpose()?,
+        };
+        Ok(Self { text, time_ids: self.time_ids.to_dtype(dtype)? })
+    }
+}
+
+/// The pictures at `place` among the others of each example: `(batch, 3, height, width)`, from 0 to 1.
+pub(super) fn other_pictures(examples: &[Example], place: usize) -> Result<Tensor> {
+    let pictures: Vec<&Tensor> = examples.iter().filter_map(|example| example.others.get(place)).collect();
+    if pictures.len() != examples.len() || pictures.is_empty() {
+        let expected = format!("{}, one for each example", examples.len());
+        return Err(Error::Field { field: "others", found: pictures.len().to_string(), expected });
+    }
+    Ok(Tensor::stack(&pictures, 0)?)
+}
+
+/// The weights that the masks of pictures give to their latents.
+fn check_mask(mask: &Tensor, prediction: &Tensor, temperature: f64) -> Result<Tensor> {
+    let (batch, _, height, width) = prediction.dims4()?;
+    if mask.dims().first() != Some(&batch) {
+        let expected = format!("({batch}, 1, height, width), one for each picture");
         return Err(Error::Shape { what: "mask", found: mask.dims().to_vec(), expected });
     }
     loss_mask(mask, height, width, temperature)

@@ -6,14 +6,18 @@
 mod adamw;
 mod adamw_8bit;
 mod clip_gradients;
+mod controlnet;
 mod custom_diffusion;
 mod ema;
+mod inpainting;
+mod instruct_pix2pix;
 mod lr_schedule;
 mod masked_loss;
 mod noise_and_loss;
 mod picture_transforms;
 mod sgd;
 mod stable_diffusion;
+mod ten_steps;
 mod textual_inversion;
 mod unconditional;
 

@@ -3,6 +3,7 @@
 mod lora;
 mod noise;
 mod optimizer;
+mod pairs;
 mod pictures;
 mod recipe;
 mod steps;
@@ -20,6 +21,7 @@ use serde::Serialize;
 pub(crate) use lora::{LoraArguments, TrainedLoraFormat};
 pub(crate) use noise::NoiseArguments;
 pub(crate) use optimizer::OptimizerArguments;
+pub(crate) use pairs::PairArguments;
 pub(crate) use pictures::PictureArguments;
 pub(crate) use recipe::Recipe;
 pub(crate) use steps::{MixedPrecision, StepArguments};
@@ -37,7 +39,8 @@ const STOPPING: &str = "Stop, go on, and look";
 /// Teach a model something from a folder of pictures
 ///
 /// Flags have the names of diffusers' training scripts, with hyphens or underscores; --config FILE.toml holds the same names. The folder that is
-/// written has a LoRA that `diffuse generate --lora` and other programs read, or a whole model for --model, with checkpoints to go on from.
+/// written has a LoRA that `diffuse generate --lora` and other programs read, a whole model for --model, or a ControlNet for --control, with
+/// checkpoints to go on from.
 #[derive(Debug, Args, Serialize)]
 #[command(args_override_self = true)]
 pub(crate) struct TrainArguments {
@@ -75,6 +78,9 @@ pub(crate) struct TrainArguments {
     #[command(flatten)]
     #[serde(flatten)]
     pub(crate) word: WordArguments,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) pairs: PairArguments,
     #[command(flatten)]
     #[serde(flatten)]
     pub(crate) unconditional: UnconditionalArguments,

@@ -13,6 +13,9 @@ pub(crate) struct PictureArguments {
     /// text-to-image: the folder of pictures, with captions in metadata.csv, metadata.jsonl or in text files beside the pictures
     #[arg(long, value_name = "FOLDER", help_heading = PICTURES, required_unless_present = "instance_data_dir")]
     pub(crate) train_data_dir: Option<PathBuf>,
+    /// The column of the metadata that names the pictures, which may be called file_name there
+    #[arg(long, value_name = "NAME", default_value = "image", help_heading = PICTURES)]
+    pub(crate) image_column: String,
     /// The column of the metadata that has the captions
     #[arg(long, value_name = "NAME", default_value = "text", help_heading = PICTURES)]
     pub(crate) caption_column: String,

@@ -19,6 +19,10 @@ pub(crate) enum Recipe {
     PivotalTuning,
     /// A model that paints without a text, from nothing or from one that is there
     Unconditional,
+    /// A ControlNet, which steers a model by pictures, from pictures with what steers them
+    Controlnet,
+    /// A model that edits pictures by instructions, from pictures before and after
+    InstructPix2pix,
 }
 
 impl Recipe {
@@ -29,6 +33,11 @@ impl Recipe {
     /// Whether a new word is learned.
     pub(crate) fn has_token(self) -> bool {
         matches!(self, Self::TextualInversion | Self::PivotalTuning)
+    }
+
+    /// Whether each picture comes with another one.
+    pub(crate) fn has_pairs(self) -> bool {
+        matches!(self, Self::Controlnet | Self::InstructPix2pix)
     }
 
     pub(crate) fn is_dreambooth(self) -> bool {

@@ -1,5 +1,7 @@
 //! When a run is written, shown and gone on with: nothing here changes what is learned, so that a run may go on with other values.
 
+use std::path::PathBuf;
+
 use clap::Args;
 
 use super::STOPPING;
@@ -19,6 +21,9 @@ pub(crate) struct WatchArguments {
     /// Paint this every --validation-steps steps, to see how the model changes
     #[arg(long, value_name = "TEXT", help_heading = STOPPING)]
     pub(crate) validation_prompt: Option<String>,
+    /// ControlNet, InstructPix2Pix: the picture that steers the validation prompt, or is edited by it
+    #[arg(long, value_name = "FILE", help_heading = STOPPING)]
+    pub(crate) validation_image: Option<PathBuf>,
     /// How often
     #[arg(long, value_name = "N", default_value_t = 100, help_heading = STOPPING)]
     pub(crate) validation_steps: u64,

@@ -102,6 +102,7 @@ fn losses_and_weights_are_those_of_the_reference() {
                             original_size: (32, 32),
                             crop_top_left: (0, 0),
                             key: None,
+                            others: Vec::new(),
                         }
                     };
                     let examples: Vec<Example> = (0..size).map(example).collect();

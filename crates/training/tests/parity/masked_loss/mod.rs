@@ -37,6 +37,7 @@ fn losses_and_weights_are_those_of_the_reference() {
         original_size: (32, 32),
         crop_top_left: (0, 0),
         key: None,
+        others: Vec::new(),
     };
     let examples: Vec<Example> = ["a star", "circle"].into_iter().enumerate().map(example).collect();
     let mask = fixture.get("mask");

@@ -113,6 +113,7 @@ fn examples(fixture: &Fixture, captions: &[String], batch: usize, size: usize) -
                 original_size: (32, 32),
                 crop_top_left: (0, 0),
                 key: Some(index as u64),
+                others: Vec::new(),
             }
         })
         .collect()

@@ -64,6 +64,7 @@ fn examples(pictures: &Tensor, captions: &[String], batch: usize, size: usize) -
             original_size: (32, 32),
             crop_top_left: (0, 0),
             key: None,
+            others: Vec::new(),
         }
     };
     (0..size).map(example).collect()

@@ -1,0 +1,57 @@
+//! ControlNets.
+
+use std::ffi::OsStr;
+use std::path::Path;
+
+use anyhow::Result;
+use candle_diffusers_loaders::Repository;
+use candle_diffusers_pipelines::{Task, check_controlnet};
+use candle_diffusers_schedulers::TorchGenerator;
+use candle_diffusers_training::Checkpoints;
+use candle_diffusers_training::recipes::TrainedControlNet;
+
+use super::data::Data;
+use super::session::{Learned, Parts, Session};
+use super::taught::Taught;
+use super::trained::{denoising_options, group};
+use super::trainer::new_trainer;
+use super::{TrainArguments, model};
+use crate::progress::Progress;
+
+pub(super) fn run(arguments: &TrainArguments, progress: &Progress) -> Result<()> {
+    let repository = model::open(arguments, progress)?;
+    model::check_task(&repository, &[Task::Paint])?;
+    let begun = arguments.pairs.controlnet_model_name_or_path.as_deref();
+    let begun = begun.map(|name| open_net(name, progress)).transpose()?;
+    if let Some(begun) = &begun {
+        check_controlnet(&repository, begun)?;
+    }
+    let data = Data::open(arguments, &repository)?;
+    Checkpoints::new(&arguments.output_dir, arguments.watch.checkpoints_total_limit)?;
+    let (models, options) = model::load(arguments, &repository, progress)?;
+    let generator = TorchGenerator::new(arguments.steps.seed);
+    let trained = match &begun {
+        Some(begun) => TrainedControlNet::load(begun, &options)?,
+        None => TrainedControlNet::from_unet(&repository, &options, generator.clone())?,
+    };
+    let groups = vec![group(arguments, trained.parameters.clone(), arguments.steps.learning_rate)];
+    let max_steps = data.max_steps(arguments);
+    let trainer = new_trainer(arguments, groups, max_steps, generator)?;
+    let taught = Taught::ControlNet(Box::new(models), trained, denoising_options(arguments));
+    let (folder, learned) = (arguments.output_dir.clone(), Learned { loras: Vec::new(), token: None });
+    let parts = Parts { folder, taught, learned, trainer, data, max_steps };
+    Session::new(arguments, progress, parts)?.run(Some(&repository))
+}
+
+/// A ControlNet alone: a folder, a file, or one of the hub.
+fn open_net(name: &OsStr, progress: &Progress) -> Result<Repository> {
+    let path = Path::new(name);
+    if path.is_file() {
+        return Ok(Repository::single_file(path, &Default::default())?);
+    }
+    let mut downloads = progress.downloads();
+    Ok(Repository::open_component(path, None, &mut |download| {
+        let what = format!("{} ({} of {})", download.file, download.number, download.files);
+        downloads.show(what, download.received, download.size);
+    })?)
+}

@@ -1,0 +1,44 @@
+//! Models that edit pictures by instructions.
+
+use anyhow::{Result, ensure};
+use candle_diffusers_pipelines::Task;
+use candle_diffusers_schedulers::TorchGenerator;
+use candle_diffusers_training::Checkpoints;
+use candle_diffusers_training::recipes::{InstructPix2PixOptions, trainable_edit_unet};
+use serde_json::Value;
+
+use super::data::Data;
+use super::session::{Learned, Parts, Session};
+use super::taught::Taught;
+use super::trained::{denoising_options, group};
+use super::trainer::new_trainer;
+use super::{TrainArguments, model};
+use crate::progress::Progress;
+
+pub(super) fn run(arguments: &TrainArguments, progress: &Progress) -> Result<()> {
+    let repository = model::open(arguments, progress)?;
+    model::check_task(&repository, &[Task::Paint, Task::Edit])?;
+    let unet: Value = repository.read_json("unet/config.json")?;
+    ensure!(
+        unet["addition_embed_type"].is_null(),
+        "{} is Stable Diffusion XL; instruct-pix2pix teaches Stable Diffusion 1 and 2",
+        repository.name()
+    );
+    let data = Data::open(arguments, &repository)?;
+    Checkpoints::new(&arguments.output_dir, arguments.watch.checkpoints_total_limit)?;
+    let (mut models, options) = model::load(arguments, &repository, progress)?;
+    let (whole, config) = trainable_edit_unet(&repository, &options)?;
+    models.unet = whole.model;
+    let groups = vec![group(arguments, whole.parameters, arguments.steps.learning_rate)];
+    let max_steps = data.max_steps(arguments);
+    let trainer = new_trainer(arguments, groups, max_steps, TorchGenerator::new(arguments.steps.seed))?;
+    let options = InstructPix2PixOptions {
+        denoising: denoising_options(arguments),
+        conditioning_dropout_prob: arguments.pairs.conditioning_dropout_prob,
+        seed: arguments.steps.seed,
+    };
+    let taught = Taught::Editing(Box::new(models), config, options);
+    let (folder, learned) = (arguments.output_dir.clone(), Learned { loras: Vec::new(), token: None });
+    let parts = Parts { folder, taught, learned, trainer, data, max_steps };
+    Session::new(arguments, progress, parts)?.run(Some(&repository))
+}

@@ -1,0 +1,67 @@
+//! Pictures that are painted while training: of the class, and to see how the model changes.
+
+use std::ops::ControlFlow;
+
+use anyhow::{Context, Result, bail};
+use candle_diffusers_pipelines::{
+    Control, InitImage, Inpainting, InstructPix2Pix, StableDiffusionPipeline, StepEnd, TextToImage,
+};
+use candle_diffusers_schedulers::NoiseSource;
+use image::{GrayImage, Luma, Rgb, RgbImage};
+
+use super::taught::Taught;
+
+impl Taught {
+    /// Paints a prompt as the models are now; `picture` is what steers it, or is edited.
+    pub(super) fn paint(
+        &mut self,
+        request: TextToImage,
+        picture: Option<&RgbImage>,
+        noise: &mut dyn NoiseSource,
+    ) -> Result<RgbImage> {
+        let picture = || picture.cloned().context("there is no --validation-image");
+        match self {
+            Self::StableDiffusion(models, _) => paint(models, request, noise),
+            Self::ControlNet(models, trained, _) => {
+                let controls = vec![Control::new(trained.net.clone(), picture()?)];
+                paint(models, TextToImage { controls, ..request }, noise)
+            }
+            Self::Editing(models, ..) => {
+                let image = InitImage::Pictures(vec![picture()?]);
+                let request = InstructPix2Pix { text: request, image, image_guidance_scale: 1.5 };
+                first(models.instruct_pix2pix(&request, noise, &mut go_on)?.images)
+            }
+            Self::Unconditional(..) => bail!("this model paints without a text"),
+        }
+    }
+}
+
+/// Paints a prompt; a model that paints into pictures is given one that is all mask.
+pub(super) fn paint(
+    models: &mut StableDiffusionPipeline,
+    request: TextToImage,
+    noise: &mut dyn NoiseSource,
+) -> Result<RgbImage> {
+    if models.unet.config().in_channels == models.vae.config().latent_channels {
+        return first(models.generate(&request, noise, &mut go_on)?.images);
+    }
+    // Both are brought to the size that is painted.
+    let request = Inpainting {
+        text: request,
+        image: InitImage::Pictures(vec![RgbImage::from_pixel(64, 64, Rgb([128; 3]))]),
+        masks: vec![GrayImage::from_pixel(64, 64, Luma([255]))],
+        strength: 1.0,
+        denoising_start: None,
+        padding_mask_crop: None,
+        keep_unmasked: false,
+    };
+    first(models.inpaint(&request, noise, &mut go_on)?.images)
+}
+
+fn go_on(_: StepEnd<'_>) -> candle_diffusers_pipelines::Result<ControlFlow<()>> {
+    Ok(ControlFlow::Continue(()))
+}
+
+fn first(pictures: Vec<RgbImage>) -> Result<RgbImage> {
+    pictures.into_iter().next().context("the pipeline has painted nothing")
+}
