@@ -271,7 +271,10 @@ fn bad_folders_are_refused_with_what_is_wrong() {
     assert_eq!(message, expected);
     let with_mask = DatasetOptions { picture_columns: vec!["mask".into()], ..options(prompt()) };
     let message = refused(folder.path(), with_mask.clone());
-    assert_eq!(message, "FOLDER: has no metadata.csv or metadata.jsonl with mask");
+    assert_eq!(
+        message,
+        "FOLDER: has no metadata.csv or metadata.jsonl with mask; write one, with a row for each picture"
+    );
 
     let csv = folder.path().join("metadata.csv");
     fs::write(&csv, "file_name,text\na.png,one\nx.png,two\ny.png,three\n").unwrap();

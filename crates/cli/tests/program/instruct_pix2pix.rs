@@ -1,30 +1,14 @@
 //! `diffuse generate` with models that edit pictures by instructions, or were trained for inpainting: pictures beside those of the
 //! reference library, and what is refused.
 
-use std::fs;
-use std::path::Path;
-
 use candle_diffusers_test_support::Fixture;
 use image::{GrayImage, RgbImage};
 use serde_json::Value;
 
-use crate::program::{Workplace, copy_folder};
+use crate::program::{PARITY, Workplace, make_model};
 
 const PROMPT: &str = "a large red circle on a blue background";
-const PARITY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../pipelines/tests/parity");
 const SETTINGS: [&str; 8] = ["--steps", "5", "--guidance-scale", "4", "--seed", "0", "--dtype", "f32"];
-
-/// A model of this class with the UNet of another test, as `name`.
-fn make_model(workplace: &Workplace, name: &str, base: &str, unet: &str, class_name: &str) {
-    let folder = workplace.path(name);
-    copy_folder(&Path::new(PARITY).join(base), &folder);
-    fs::remove_dir_all(folder.join("unet")).unwrap();
-    copy_folder(&Path::new(PARITY).join(unet), &folder.join("unet"));
-    let index = folder.join("model_index.json");
-    let mut json: Value = serde_json::from_slice(&fs::read(&index).unwrap()).unwrap();
-    json["_class_name"] = class_name.into();
-    fs::write(index, json.to_string()).unwrap();
-}
 
 /// The picture or mask of a case in a file, and the pixels that the reference paints.
 fn write_inputs(workplace: &Workplace, test: &str, case: &str) -> Vec<f64> {

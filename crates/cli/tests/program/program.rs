@@ -5,7 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use serde_json::Value;
 use tempfile::TempDir;
+
+/// Tiny models of other tests.
+pub(crate) const PARITY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../pipelines/tests/parity");
 
 /// A folder in which the program runs.
 pub(crate) struct Workplace {
@@ -102,4 +106,16 @@ pub(crate) fn copy_folder(from: &Path, to: &Path) {
             fs::copy(source, target).unwrap();
         }
     }
+}
+
+/// A model of this class with the UNet of another test, as `name`.
+pub(crate) fn make_model(workplace: &Workplace, name: &str, base: &str, unet: &str, class_name: &str) {
+    let folder = workplace.path(name);
+    copy_folder(&Path::new(PARITY).join(base), &folder);
+    fs::remove_dir_all(folder.join("unet")).unwrap();
+    copy_folder(&Path::new(PARITY).join(unet), &folder.join("unet"));
+    let index = folder.join("model_index.json");
+    let mut json: Value = serde_json::from_slice(&fs::read(&index).unwrap()).unwrap();
+    json["_class_name"] = class_name.into();
+    fs::write(index, json.to_string()).unwrap();
 }

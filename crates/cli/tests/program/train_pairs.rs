@@ -1,14 +1,13 @@
 //! `diffuse train` where each picture comes with another one, and with models that paint into pictures; what was taught then paints.
 
 use std::fs;
-use std::path::Path;
 
 use image::{Rgb, RgbImage};
 use serde_json::Value;
 
-use crate::program::{Workplace, copy_folder};
+use crate::program::{PARITY, Workplace, make_model};
 
-const PARITY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../pipelines/tests/parity");
+const SD1: &str = "text_to_image/sd1";
 
 /// Pictures with frames, and the frames alone, which the metadata name as `column`.
 fn pairs(workplace: &Workplace, folder: &str, column: &str) {
@@ -30,19 +29,7 @@ fn pairs(workplace: &Workplace, folder: &str, column: &str) {
 }
 
 fn sd1() -> String {
-    format!("{PARITY}/text_to_image/sd1")
-}
-
-/// The tiny model with another UNet, as `name`.
-fn model_with(workplace: &Workplace, name: &str, unet: &str, class_name: &str) {
-    let folder = workplace.path(name);
-    copy_folder(Path::new(&sd1()), &folder);
-    fs::remove_dir_all(folder.join("unet")).unwrap();
-    copy_folder(&Path::new(PARITY).join(unet), &folder.join("unet"));
-    let index = folder.join("model_index.json");
-    let mut json: Value = serde_json::from_slice(&fs::read(&index).unwrap()).unwrap();
-    json["_class_name"] = class_name.into();
-    fs::write(index, json.to_string()).unwrap();
+    format!("{PARITY}/{SD1}")
 }
 
 fn paint(workplace: &Workplace, flags: &[&str]) -> RgbImage {
@@ -112,7 +99,7 @@ fn a_controlnet_is_trained_and_steers() {
     let begun = |net| [&plain[..], &["--controlnet_model_name_or_path", net]].concat();
     refuse(&begun(&xl), &["control_net/xl", "Stable Diffusion XL"]);
     refuse(&begun(&model), &["sd1", "whole model"]);
-    model_with(&workplace, "into", "inpainting/sd1_unet", "StableDiffusionInpaintPipeline");
+    make_model(&workplace, "into", SD1, "inpainting/sd1_unet", "StableDiffusionInpaintPipeline");
     refuse(&["--pretrained_model_name_or_path", "into"], &["into was made to paint into pictures"]);
     fs::remove_file(workplace.path("data/frames/1.png")).unwrap();
     refuse(&plain, &["metadata.jsonl", "not there", "frames/1.png"]);
@@ -162,7 +149,7 @@ fn a_model_learns_to_edit_pictures() {
 fn a_model_that_paints_into_pictures_learns_a_thing() {
     let workplace = Workplace::new();
     pairs(&workplace, "data", "mask");
-    model_with(&workplace, "into", "inpainting/sd1_unet", "StableDiffusionInpaintPipeline");
+    make_model(&workplace, "into", SD1, "inpainting/sd1_unet", "StableDiffusionInpaintPipeline");
     let flags = "train dreambooth-lora --pretrained_model_name_or_path into --instance_data_dir data --instance_prompt sks \
         --with_prior_preservation --class_data_dir class --class_prompt star --num_class_images 2 --num_inference_steps 2 \
         --max_train_steps 3 --checkpointing_steps 1 --learning_rate 1e-2 --validation_prompt sks --output_dir out";

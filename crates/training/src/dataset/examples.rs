@@ -77,7 +77,9 @@ pub(super) fn find(
         from_files(folder, &pictures, &options.captions)?
     } else {
         let columns = options.picture_columns.join(", ");
-        return Err(wrong(format!("has no metadata.csv or metadata.jsonl with {columns}")));
+        return Err(wrong(format!(
+            "has no metadata.csv or metadata.jsonl with {columns}; write one, with a row for each picture"
+        )));
     };
     with_sizes(folder, examples, options.skip_broken, warnings)
 }
