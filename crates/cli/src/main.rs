@@ -47,7 +47,9 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            terminal::note(&format!("error: {}", terminal::one_line(&error)));
+            if !error.is::<terminal::Told>() {
+                terminal::note_of_own(&format!("error: {}", terminal::one_line(&error)));
+            }
             ExitCode::FAILURE
         }
     }

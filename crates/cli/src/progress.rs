@@ -17,6 +17,16 @@ impl Progress {
         Self { lines: MultiProgress::with_draw_target(ProgressDrawTarget::stderr()) }
     }
 
+    /// Draws nothing from now on.
+    pub(crate) fn hide(&self) {
+        self.lines.set_draw_target(ProgressDrawTarget::hidden());
+    }
+
+    /// Whether nothing is drawn.
+    pub(crate) fn is_hidden(&self) -> bool {
+        self.lines.is_hidden()
+    }
+
     /// Shows that `what` goes on, for as long as the result lives.
     pub(crate) fn activity(&self, what: impl Into<String>) -> Shown {
         let spinner = self.lines.add(ProgressBar::new_spinner());

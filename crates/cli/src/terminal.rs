@@ -1,4 +1,6 @@
+use std::fmt;
 use std::io::{self, ErrorKind, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use tracing_subscriber::fmt::MakeWriter;
@@ -7,9 +9,34 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::progress::Progress;
 
+/// Whether another process speaks for this one.
+static IS_SILENT: AtomicBool = AtomicBool::new(false);
+
+/// Leaves it to another process to speak, which sees the same.
+pub(crate) fn be_silent() {
+    IS_SILENT.store(true, Ordering::Relaxed);
+}
+
 /// Writes a line to standard error. Where that is closed there is nobody to tell.
 pub(crate) fn note(line: &str) {
+    if !IS_SILENT.load(Ordering::Relaxed) {
+        note_of_own(line);
+    }
+}
+
+/// [`note`] of what no other process sees.
+pub(crate) fn note_of_own(line: &str) {
     writeln!(io::stderr(), "{line}").ok();
+}
+
+/// An error that has been told already.
+#[derive(Debug)]
+pub(crate) struct Told;
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("this has been told already")
+    }
 }
 
 /// Writes a result to standard output. A reader that has seen enough (`diffuse inspect ... | head`) is no error.
@@ -107,6 +134,9 @@ impl MakeWriter<'_> for AboveProgress {
 
 impl Write for AboveProgress {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if IS_SILENT.load(Ordering::Relaxed) {
+            return Ok(bytes.len());
+        }
         self.0.suspend(|| io::stderr().write(bytes))
     }
 

@@ -122,6 +122,17 @@ pub enum Error {
         /// What this run has instead.
         expected: String,
     },
+    /// Another process of the run has failed, or this one, as all know by now.
+    #[error("process {rank}: {problem}")]
+    Process {
+        /// Its number, from 0.
+        rank: usize,
+        /// What has happened there.
+        problem: String,
+    },
+    /// The processes of a run cannot speak to each other any more: all that this one can do is to end.
+    #[error("the processes of this run have lost each other: {0}")]
+    Connection(String),
     /// The thread that reads pictures ahead has ended.
     #[error("pictures are not read any more: an earlier batch failed")]
     ReadingEnded,

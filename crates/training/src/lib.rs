@@ -13,6 +13,7 @@ mod lr_schedule;
 mod noise;
 mod optimizer;
 mod parameters;
+mod processes;
 mod random_init;
 pub mod recipes;
 mod targets;
@@ -32,6 +33,11 @@ pub use lr_schedule::{LrSchedule, LrScheduleName, LrScheduleOptions};
 pub use noise::{Noise, NoiseOptions, draw_noise, draw_timesteps};
 pub use optimizer::{AdamW, AdamW8bit, AdamWConfig, MIN_8BIT_SIZE, Optimizer, Sgd, SgdConfig};
 pub use parameters::{Parameter, ParameterGroup, check_parameters, parameters};
+#[cfg(feature = "mpi")]
+pub use processes::MpiProcesses;
+#[cfg(feature = "nccl")]
+pub use processes::NcclProcesses;
+pub use processes::{BatchShare, OneProcess, Processes, RandomSource, ShareOfRandom};
 pub use targets::training_target;
 pub use trainer::{StepReport, Trainer, TrainerOptions};
 pub use whole_models::{

@@ -12,6 +12,7 @@ use candle_diffusers_schedulers::{NoiseSource, TorchGenerator};
 use crate::checkpoint::save_tensors;
 use crate::error::{Error, Result};
 use crate::parameters::Parameter;
+use crate::processes::{BatchShare, RandomSource, ShareOfRandom};
 
 /// The layers that diffusers' scripts give a LoRA in UNets: the projections of every attention.
 pub const UNET_TARGETS: [&str; 4] = ["to_k", "to_q", "to_v", "to_out.0"];
@@ -104,8 +105,8 @@ impl TrainedLora {
     ) -> Result<Self> {
         config.check()?;
         let share = config.dropout;
-        let dropout =
-            (share > 0.0).then(|| Arc::new(Dropout { share, generator: Mutex::new(TorchGenerator::new(0)) }));
+        let random = || Mutex::new((TorchGenerator::new(0), BatchShare::default()));
+        let dropout = (share > 0.0).then(|| Arc::new(Dropout { share, random: random() }));
         let mut layers = Vec::new();
         let all = model.layers();
         for (name, layer) in all.iter().filter(|(name, _)| config.chooses(name)) {
@@ -122,10 +123,12 @@ impl TrainedLora {
         Ok(Self { component, layers, scaling: config.scaling(), dropout })
     }
 
-    /// Begins the dropout of a step, which follows from `seed` alone, so that a run can go on from any step.
-    pub fn begin_step(&self, seed: u64) {
+    /// Begins the dropout of a step, which follows from `seed` alone, so that a run can go on from any step. `batches` is which part of the whole batches this
+    /// process sees; by default all.
+    pub fn begin_step(&self, seed: u64, batches: BatchShare) {
         if let Some(dropout) = &self.dropout {
-            *dropout.generator.lock().unwrap_or_else(PoisonError::into_inner) = TorchGenerator::new(seed);
+            *dropout.random.lock().unwrap_or_else(PoisonError::into_inner) =
+                (TorchGenerator::new(seed), batches);
         }
     }
 
@@ -187,15 +190,17 @@ struct TrainedLayer {
 #[derive(Debug)]
 struct Dropout {
     share: f64,
-    generator: Mutex<TorchGenerator>,
+    random: Mutex<(TorchGenerator, BatchShare)>,
 }
 
 impl Dropout {
     /// Zeros where a number is left out, and what makes up for them elsewhere, in the shape and dtype of `input`.
     fn draw(&self, input: &Tensor) -> candle_diffusers_models::Result<Tensor> {
-        let mut generator = self.generator.lock().unwrap_or_else(PoisonError::into_inner);
-        let drawn =
-            generator.rand(input.dims(), DType::F32, input.device()).map_err(candle_core::Error::wrap)?;
+        let mut random = self.random.lock().unwrap_or_else(PoisonError::into_inner);
+        let (generator, share) = &mut *random;
+        let drawn = ShareOfRandom { generator, share: *share }
+            .rand(input.dims(), DType::F32, input.device())
+            .map_err(candle_core::Error::wrap)?;
         Ok((drawn.ge(self.share)?.to_dtype(DType::F32)? / (1.0 - self.share))?.to_dtype(input.dtype())?)
     }
 }

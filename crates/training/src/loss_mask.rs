@@ -5,7 +5,7 @@ use candle_core::{DType, Tensor};
 use crate::error::{Error, Result};
 
 /// The weights that a mask of pictures gives to latents, as cloneofsimo's lora: scaled down to `height` x `width` by nearest values, a little more
-/// than zero where the mask is black, raised to `temperature`, and 1 where they are largest. `mask` is shaped (batch, 1, picture's height, width),
+/// than zero where the mask is black, raised to `temperature`, and 1 where they are largest (in the batch; in this process's share of it, where several share one). `mask` is shaped (batch, 1, picture's height, width),
 /// from 0 to 1.
 ///
 /// # Errors

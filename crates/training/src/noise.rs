@@ -1,9 +1,10 @@
 //! The noise and the timesteps of a training step, drawn in the order of diffusers' scripts.
 
 use candle_core::{Device, Tensor};
-use candle_diffusers_schedulers::{NoiseSource, TorchGenerator};
+use candle_diffusers_schedulers::NoiseSource;
 
 use crate::error::{Error, Result};
+use crate::processes::RandomSource;
 
 /// What is done to noise before it is added; nothing by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -56,7 +57,7 @@ pub fn draw_noise(latents: &Tensor, options: &NoiseOptions, source: &mut dyn Noi
 pub fn draw_timesteps(
     batch: usize,
     num_train_timesteps: usize,
-    generator: &mut TorchGenerator,
+    generator: &mut dyn RandomSource,
 ) -> Result<Vec<f64>> {
     let high = i64::try_from(num_train_timesteps).unwrap_or(i64::MAX);
     let timesteps = generator.randint(0, high, &[batch], &Device::Cpu)?.to_vec1::<i64>()?;

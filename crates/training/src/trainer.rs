@@ -1,6 +1,8 @@
 //! The steps of a run, whatever the recipe: losses to gradients to changed parameters, and where the run is.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::rc::Rc;
 
 use candle_core::{DType, Device, Tensor};
 use candle_diffusers_schedulers::TorchGenerator;
@@ -13,6 +15,10 @@ use crate::gradients::Gradients;
 use crate::lr_schedule::LrSchedule;
 use crate::optimizer::Optimizer;
 use crate::parameters::{ParameterGroup, check_parameters, parameters};
+use crate::processes::{
+    BatchShare, OneProcess, Processes, RandomSource, ShareOfRandom, Shared, sum_over_processes,
+};
+use crate::values::{digest, read, to_cpu_f32};
 
 /// What a step is made of.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -54,6 +60,8 @@ pub struct Trainer {
     options: TrainerOptions,
     /// What everything random comes from but the data's order.
     pub generator: TorchGenerator,
+    processes: Rc<dyn Processes>,
+    share: BatchShare,
     step: u64,
 }
 
@@ -79,7 +87,20 @@ impl Trainer {
             let (found, expected) = (norm.to_string(), "more than 0".to_string());
             return Err(Error::Field { field: "max_grad_norm", found, expected });
         }
-        Ok(Self { groups, optimizer, schedule, ema, options, generator, step: 0 })
+        let (processes, share) = (Rc::new(OneProcess), BatchShare::default());
+        Ok(Self { groups, optimizer, schedule, ema, options, generator, processes, share, step: 0 })
+    }
+
+    /// Makes this a run of several processes, which all have the same parameters and generator; the batches of each are its share of whole ones, whose kinds
+    /// of pictures are `parts`: 2 with prior preservation, else 1.
+    pub fn share_batches(&mut self, processes: Rc<dyn Processes>, parts: usize) {
+        self.share = BatchShare { process: processes.rank(), processes: processes.size(), parts };
+        self.processes = processes;
+    }
+
+    /// Which part of the whole batches this process sees.
+    pub fn batch_share(&self) -> BatchShare {
+        self.share
     }
 
     /// Steps that have been taken.
@@ -87,28 +108,38 @@ impl Trainer {
         self.step
     }
 
-    /// Takes a step; `loss` is asked once for each batch of it.
+    /// Takes a step; `loss` is asked once for each batch of it. Several processes take it together, by the mean of their gradients.
     ///
     /// # Errors
-    /// When `loss` fails, or a loss or the gradients are no number: the parameters are then those before the step.
+    /// When `loss` fails, or a loss or the gradients are no number: the parameters are then those before the step. When another process has failed.
     pub fn step(
         &mut self,
-        mut loss: impl FnMut(&mut TorchGenerator) -> Result<Tensor>,
+        mut loss: impl FnMut(&mut dyn RandomSource) -> Result<Tensor>,
     ) -> Result<StepReport> {
         let batches = self.options.gradient_accumulation_steps;
+        // What the gradients of all processes are to sum up to is their mean.
+        let parts = (batches * self.processes.size()) as f64;
         let (mut sum, mut total) = (None::<Gradients>, 0.0);
         for _ in 0..batches {
-            let loss = loss(&mut self.generator)?;
+            let loss = loss(&mut ShareOfRandom { generator: &mut self.generator, share: self.share })?;
             let value = loss.to_dtype(DType::F32)?.to_scalar::<f32>()?;
             self.check_finite(value)?;
             total += f64::from(value);
-            let gradients = Gradients::collect((loss / batches as f64)?.backward()?, &self.groups)?;
+            let gradients = Gradients::collect((loss / parts)?.backward()?, &self.groups)?;
             match &mut sum {
                 Some(sum) => sum.add(gradients)?,
                 None => sum = Some(gradients),
             }
         }
         let Some(mut gradients) = sum else { unreachable!("at least one batch, as `new` has checked") };
+        let mut loss = total / batches as f64;
+        if self.processes.size() > 1 {
+            let shared = Shared::meet(self.processes.as_ref(), loss, &gradients)?;
+            loss = shared.loss;
+            sum_over_processes(self.processes.as_ref(), &shared, &mut gradients, &self.groups)
+                // Others may wait for the rest of the sums, so that they cannot be told at a meeting.
+                .map_err(|error| Error::Connection(error.to_string()))?;
+        }
         let grad_norm = self.options.max_grad_norm.map(|norm| gradients.clip(norm)).transpose()?;
         if let Some(norm) = grad_norm {
             self.check_finite(norm)?;
@@ -120,7 +151,7 @@ impl Trainer {
             ema.step(&self.groups)?;
         }
         let learning_rates = self.groups.iter().map(|group| group.learning_rate * factor).collect();
-        Ok(StepReport { step: self.step, loss: total / batches as f64, learning_rates, grad_norm })
+        Ok(StepReport { step: self.step, loss, learning_rates, grad_norm })
     }
 
     fn check_finite(&self, loss: f32) -> Result<()> {
@@ -128,6 +159,21 @@ impl Trainer {
             return Ok(());
         }
         Err(Error::LossNotFinite { step: self.step + 1, loss })
+    }
+
+    /// A number of the step, the parameters and the generator: where it is the same in all processes, they take the same steps.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn digest(&self) -> Result<u64> {
+        let mut hasher = DefaultHasher::new();
+        (self.step, self.generator.state()).hash(&mut hasher);
+        for parameter in parameters(&self.groups) {
+            parameter.name.hash(&mut hasher);
+            let digest = read(&to_cpu_f32(&parameter.var)?, |values| Ok(digest(values)))?;
+            digest.hash(&mut hasher);
+        }
+        Ok(hasher.finish())
     }
 
     /// Where the run is, with the place of its next batch and the settings that it must be gone on with.

@@ -3,6 +3,7 @@
 //! Work on long slices is split into pieces of a fixed size, whatever the number of threads, so that threads change no bit.
 
 use std::cell::RefCell;
+use std::hash::{DefaultHasher, Hasher};
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Storage, Tensor, Var, WithDType};
 use half::{bf16, f16};
@@ -98,6 +99,16 @@ pub(crate) fn read<R>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> Result<R>) -
         Storage::Cpu(CpuStorage::F32(values)) => read(&values[contiguous_range(layout)?]),
         _ => Err(candle_core::Error::Msg("a float32 tensor on the CPU was expected".to_string()).into()),
     }
+}
+
+/// A number of the values' bits: that of pieces, hashed on all cores.
+pub(crate) fn digest(values: &[f32]) -> Vec<u64> {
+    let piece = |piece: &[f32]| {
+        let mut hasher = DefaultHasher::new();
+        piece.iter().for_each(|value| hasher.write_u32(value.to_bits()));
+        hasher.finish()
+    };
+    values.par_chunks(PIECE).map(piece).collect()
 }
 
 /// The tensor as contiguous float32 on the CPU; itself where it is that already.

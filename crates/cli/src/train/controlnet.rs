@@ -11,6 +11,7 @@ use candle_diffusers_training::Checkpoints;
 use candle_diffusers_training::recipes::TrainedControlNet;
 
 use super::data::Data;
+use super::processes::Started;
 use super::session::{Learned, Parts, Session};
 use super::taught::Taught;
 use super::trained::{denoising_options, group};
@@ -18,29 +19,30 @@ use super::trainer::new_trainer;
 use super::{TrainArguments, model};
 use crate::progress::Progress;
 
-pub(super) fn run(arguments: &TrainArguments, progress: &Progress) -> Result<()> {
-    let repository = model::open(arguments, progress)?;
+pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Started) -> Result<()> {
+    let repository = started.first_before_others(|| model::open(arguments, progress))?;
     model::check_task(&repository, &[Task::Paint])?;
     let begun = arguments.pairs.controlnet_model_name_or_path.as_deref();
-    let begun = begun.map(|name| open_net(name, progress)).transpose()?;
+    let begun = started.first_before_others(|| begun.map(|name| open_net(name, progress)).transpose())?;
     if let Some(begun) = &begun {
         check_controlnet(&repository, begun)?;
     }
-    let data = Data::open(arguments, &repository)?;
-    Checkpoints::new(&arguments.output_dir, arguments.watch.checkpoints_total_limit)?;
-    let (models, options) = model::load(arguments, &repository, progress)?;
+    let data = Data::open(arguments, &repository, started)?;
+    let limit = arguments.watch.checkpoints_total_limit;
+    started.first_before_others(|| Ok(Checkpoints::new(&arguments.output_dir, limit)?))?;
+    let (models, options) = model::load(arguments, &repository, started.device()?, progress)?;
     let generator = TorchGenerator::new(arguments.steps.seed);
     let trained = match &begun {
         Some(begun) => TrainedControlNet::load(begun, &options)?,
         None => TrainedControlNet::from_unet(&repository, &options, generator.clone())?,
     };
-    let groups = vec![group(arguments, trained.parameters.clone(), arguments.steps.learning_rate)];
+    let groups = vec![group(arguments, started, trained.parameters.clone(), arguments.steps.learning_rate)];
     let max_steps = data.max_steps(arguments);
     let trainer = new_trainer(arguments, groups, max_steps, generator)?;
     let taught = Taught::ControlNet(Box::new(models), trained, denoising_options(arguments));
     let (folder, learned) = (arguments.output_dir.clone(), Learned { loras: Vec::new(), token: None });
     let parts = Parts { folder, taught, learned, trainer, data, max_steps };
-    Session::new(arguments, progress, parts)?.run(Some(&repository))
+    Session::new(arguments, progress, started, parts)?.run(Some(&repository))
 }
 
 /// A ControlNet alone: a folder, a file, or one of the hub.

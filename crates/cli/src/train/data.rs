@@ -14,6 +14,7 @@ use candle_diffusers_training::recipes::{Example, LearnableProperty};
 
 use serde_json::Value;
 
+use super::processes::Started;
 use super::{Property, Recipe, TrainArguments};
 use crate::terminal;
 
@@ -32,7 +33,11 @@ pub(super) struct Data {
 
 impl Data {
     /// Opens the folder to learn from.
-    pub(super) fn open(arguments: &TrainArguments, repository: &Repository) -> Result<Self> {
+    pub(super) fn open(
+        arguments: &TrainArguments,
+        repository: &Repository,
+        started: &Started,
+    ) -> Result<Self> {
         let resolution = match arguments.pictures.resolution {
             Some(resolution) => resolution,
             None => own_resolution(repository)?,
@@ -46,22 +51,20 @@ impl Data {
             resolution,
             arguments,
         )?;
-        let batches =
-            BatchOptions { batch_size: arguments.steps.train_batch_size, fill: true, ..Default::default() };
-        ensure!(arguments.steps.train_batch_size > 0, "--train-batch-size is 0, expected 1 or more");
-        Ok(Self { own, class: None, resolution, batches })
+        Ok(Self { own, class: None, resolution, batches: batches(arguments, started)? })
     }
 
     /// Opens the folder to learn from, for a model that is told nothing of the pictures.
-    pub(super) fn without_captions(arguments: &TrainArguments, resolution: u32) -> Result<Self> {
+    pub(super) fn without_captions(
+        arguments: &TrainArguments,
+        resolution: u32,
+        started: &Started,
+    ) -> Result<Self> {
         let Some(folder) = &arguments.pictures.train_data_dir else {
             bail!("there is no folder of pictures to learn from")
         };
-        ensure!(arguments.steps.train_batch_size > 0, "--train-batch-size is 0, expected 1 or more");
         let own = open(folder, Captions::None, resolution, arguments)?;
-        let batches =
-            BatchOptions { batch_size: arguments.steps.train_batch_size, fill: true, ..Default::default() };
-        Ok(Self { own, class: None, resolution, batches })
+        Ok(Self { own, class: None, resolution, batches: batches(arguments, started)? })
     }
 
     /// Opens the folder of the class, when its pictures are all there.
@@ -87,6 +90,16 @@ impl Data {
         arguments.steps.max_train_steps.unwrap_or_else(epochs)
     }
 
+    /// The files of all pictures.
+    pub(super) fn files(&self) -> impl Iterator<Item = &Path> {
+        self.own.files().chain(self.class.iter().flat_map(|class| class.files()))
+    }
+
+    /// How many kinds of pictures follow each other in a batch.
+    pub(super) fn kinds(&self) -> usize {
+        1 + usize::from(self.class.is_some())
+    }
+
     /// Where a run is that has taken so many batches.
     pub(super) fn position(&self, batches: u64) -> Position {
         position(&self.own, &self.batches, batches)
@@ -104,6 +117,17 @@ impl Data {
             class: self.class.as_ref().map(loader).transpose()?,
         })
     }
+}
+
+/// Batches of which each process has its share.
+fn batches(arguments: &TrainArguments, started: &Started) -> Result<BatchOptions> {
+    ensure!(arguments.steps.train_batch_size > 0, "--train-batch-size is 0, expected 1 or more");
+    Ok(BatchOptions {
+        batch_size: arguments.steps.train_batch_size,
+        fill: true,
+        process: started.processes.rank(),
+        processes: started.processes.size(),
+    })
 }
 
 fn position(dataset: &Dataset, options: &BatchOptions, batches: u64) -> Position {
@@ -137,7 +161,7 @@ impl Reader {
 
 /// `first_key` numbers pictures that are cut alike each time.
 fn examples(batch: &Batch, first_key: Option<u64>) -> Result<Vec<Example>> {
-    batch.warnings.iter().for_each(|warning| terminal::note(&format!("warning: {warning}")));
+    batch.warnings.iter().for_each(|warning| terminal::note_of_own(&format!("warning: {warning}")));
     let pixel_values = batch.pixel_values()?;
     let columns = batch.samples.first().map_or(0, |sample| sample.others.len());
     let others = (0..columns).map(|column| batch.other_pixel_values(column));

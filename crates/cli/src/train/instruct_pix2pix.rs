@@ -8,6 +8,7 @@ use candle_diffusers_training::recipes::{InstructPix2PixOptions, trainable_edit_
 use serde_json::Value;
 
 use super::data::Data;
+use super::processes::Started;
 use super::session::{Learned, Parts, Session};
 use super::taught::Taught;
 use super::trained::{denoising_options, group};
@@ -15,8 +16,8 @@ use super::trainer::new_trainer;
 use super::{TrainArguments, model};
 use crate::progress::Progress;
 
-pub(super) fn run(arguments: &TrainArguments, progress: &Progress) -> Result<()> {
-    let repository = model::open(arguments, progress)?;
+pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Started) -> Result<()> {
+    let repository = started.first_before_others(|| model::open(arguments, progress))?;
     model::check_task(&repository, &[Task::Paint, Task::Edit])?;
     let unet: Value = repository.read_json("unet/config.json")?;
     ensure!(
@@ -24,21 +25,23 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress) -> Result<()>
         "{} is Stable Diffusion XL; instruct-pix2pix teaches Stable Diffusion 1 and 2",
         repository.name()
     );
-    let data = Data::open(arguments, &repository)?;
-    Checkpoints::new(&arguments.output_dir, arguments.watch.checkpoints_total_limit)?;
-    let (mut models, options) = model::load(arguments, &repository, progress)?;
+    let data = Data::open(arguments, &repository, started)?;
+    let limit = arguments.watch.checkpoints_total_limit;
+    started.first_before_others(|| Ok(Checkpoints::new(&arguments.output_dir, limit)?))?;
+    let (mut models, options) = model::load(arguments, &repository, started.device()?, progress)?;
     let (whole, config) = trainable_edit_unet(&repository, &options)?;
     models.unet = whole.model;
-    let groups = vec![group(arguments, whole.parameters, arguments.steps.learning_rate)];
+    let groups = vec![group(arguments, started, whole.parameters, arguments.steps.learning_rate)];
     let max_steps = data.max_steps(arguments);
     let trainer = new_trainer(arguments, groups, max_steps, TorchGenerator::new(arguments.steps.seed))?;
     let options = InstructPix2PixOptions {
         denoising: denoising_options(arguments),
         conditioning_dropout_prob: arguments.pairs.conditioning_dropout_prob,
         seed: arguments.steps.seed,
+        share: started.share(data.kinds()),
     };
     let taught = Taught::Editing(Box::new(models), config, options);
     let (folder, learned) = (arguments.output_dir.clone(), Learned { loras: Vec::new(), token: None });
     let parts = Parts { folder, taught, learned, trainer, data, max_steps };
-    Session::new(arguments, progress, parts)?.run(Some(&repository))
+    Session::new(arguments, progress, started, parts)?.run(Some(&repository))
 }

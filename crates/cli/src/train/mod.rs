@@ -9,6 +9,7 @@ mod data;
 mod instruct_pix2pix;
 mod model;
 mod painting;
+mod processes;
 mod result;
 mod session;
 mod stable_diffusion;
@@ -23,16 +24,23 @@ use candle_diffusers_training::LrScheduleName;
 use crate::progress::Progress;
 
 pub(crate) use arguments::{MixedPrecision, Property, Recipe, TrainArguments, TrainedLoraFormat, expand};
+use processes::Started;
 
 /// Trains, and writes the result.
 pub(crate) fn run(arguments: &TrainArguments, progress: &Progress) -> Result<()> {
+    let started = processes::start(progress)?;
+    let result = run_recipe(arguments, progress, &started);
+    started.end(result, progress)
+}
+
+fn run_recipe(arguments: &TrainArguments, progress: &Progress, started: &Started) -> Result<()> {
     check::check_flags(arguments)?;
     // Small things first: what is wrong with them is told before a model is loaded.
     arguments.steps.lr_scheduler.parse::<LrScheduleName>()?;
     match arguments.recipe {
-        Recipe::Unconditional => unconditional::run(arguments, progress),
-        Recipe::Controlnet => controlnet::run(arguments, progress),
-        Recipe::InstructPix2pix => instruct_pix2pix::run(arguments, progress),
-        _ => stable_diffusion::run(arguments, progress),
+        Recipe::Unconditional => unconditional::run(arguments, progress, started),
+        Recipe::Controlnet => controlnet::run(arguments, progress, started),
+        Recipe::InstructPix2pix => instruct_pix2pix::run(arguments, progress, started),
+        _ => stable_diffusion::run(arguments, progress, started),
     }
 }

@@ -4,13 +4,13 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use candle_core::DType;
+use candle_core::{DType, Device};
 use candle_diffusers_loaders::{LoadOptions, Repository};
 use candle_diffusers_pipelines::{StableDiffusionPipeline, Task, task};
 
 use super::{MixedPrecision, TrainArguments};
+use crate::embedded;
 use crate::progress::Progress;
-use crate::{device, embedded};
 
 /// Where it is.
 pub(super) fn open(arguments: &TrainArguments, progress: &Progress) -> Result<Repository> {
@@ -34,13 +34,14 @@ fn repository(model: &OsStr, variant: Option<&str>, progress: &Progress) -> Resu
 pub(super) fn load(
     arguments: &TrainArguments,
     repository: &Repository,
+    device: Device,
     progress: &Progress,
 ) -> Result<(StableDiffusionPipeline, LoadOptions)> {
     let dtype = match arguments.steps.mixed_precision {
         MixedPrecision::No => DType::F32,
         MixedPrecision::Bf16 => DType::BF16,
     };
-    let options = LoadOptions { dtype, device: device::open(None)?, variant: arguments.variant.clone() };
+    let options = LoadOptions { dtype, device, variant: arguments.variant.clone() };
     let _loading = progress.activity(format!("loading {}", repository.name()));
     // Pictures that are looked at while training are for whoever trains.
     let unchecked = repository.clone().without(&["safety_checker", "feature_extractor"]);

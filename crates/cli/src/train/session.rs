@@ -15,6 +15,7 @@ use candle_diffusers_training::{Checkpoint, Checkpoints, StepReport, TrainedLora
 use serde_json::json;
 
 use super::data::Data;
+use super::processes::Started;
 use super::taught::Taught;
 use super::{TrainArguments, result};
 use crate::grid::{Grid, columns};
@@ -45,22 +46,40 @@ pub(super) struct Parts {
 pub(super) struct Session<'a> {
     pub(super) arguments: &'a TrainArguments,
     progress: &'a Progress,
+    started: &'a Started,
     checkpoints: Checkpoints,
     pub(super) parts: Parts,
 }
 
 impl<'a> Session<'a> {
-    pub(super) fn new(arguments: &'a TrainArguments, progress: &'a Progress, parts: Parts) -> Result<Self> {
-        let checkpoints = Checkpoints::new(&parts.folder, arguments.watch.checkpoints_total_limit)?;
-        Ok(Self { arguments, progress, checkpoints, parts })
+    pub(super) fn new(
+        arguments: &'a TrainArguments,
+        progress: &'a Progress,
+        started: &'a Started,
+        mut parts: Parts,
+    ) -> Result<Self> {
+        let limit = arguments.watch.checkpoints_total_limit;
+        let checkpoints = started.first_before_others(|| Ok(Checkpoints::new(&parts.folder, limit)?))?;
+        parts.trainer.share_batches(started.processes.clone(), parts.data.kinds());
+        if !started.is_first() {
+            // The average changes no step, and the first writes it.
+            parts.trainer.ema = None;
+        }
+        Ok(Self { arguments, progress, started, checkpoints, parts })
     }
 
     /// Goes through the run, and writes what it has made.
     pub(super) fn run(&mut self, repository: Option<&Repository>) -> Result<()> {
         self.resume()?;
-        self.write_settings()?;
+        self.started.check_same_beginning(&self.parts.trainer, &self.parts.data)?;
+        if self.started.is_first() {
+            self.write_settings()?;
+        }
         self.train()?;
-        result::write(self, repository)
+        if self.started.is_first() {
+            result::write(self, repository)?;
+        }
+        Ok(())
     }
 
     /// What a checkpoint must have been made with: all that changes what is learned.
@@ -69,6 +88,9 @@ impl<'a> Session<'a> {
         let mut settings: BTreeMap<String, String> =
             table.into_iter().map(|(name, value)| (name, value.to_string())).collect();
         settings.insert("recipe".to_string(), format!("{:?}", self.arguments.recipe));
+        // Of all processes, as a step depends on nothing else of them: a run may go on with another number of them.
+        let batch = self.arguments.steps.train_batch_size * self.started.processes.size();
+        settings.insert("train_batch_size".to_string(), batch.to_string());
         // A run may be made longer where its learning rate does not depend on how long it is.
         if self.arguments.steps.lr_scheduler.starts_with("constant") {
             settings.remove("max_train_steps");
@@ -104,18 +126,21 @@ impl<'a> Session<'a> {
         ctrlc::set_handler(|| STOP.store(true, Ordering::SeqCst)).ok();
         let accumulated = self.arguments.steps.gradient_accumulation_steps as u64;
         let mut reader = self.parts.data.reader(self.parts.trainer.steps_done() * accumulated)?;
-        let mut log = self.open_log()?;
+        let mut log = self.started.is_first().then(|| self.open_log()).transpose()?;
+        let mut notes = self.started.notes(self.progress);
         let bar = self.progress.steps("training", self.parts.max_steps as usize);
         bar.set_done(self.parts.trainer.steps_done() as usize, self.parts.max_steps as usize);
         let started = Instant::now();
         while self.parts.trainer.steps_done() < self.parts.max_steps {
             // Anew after each look, for which the models are needed: it knows the captions' embeddings only.
             let taken = self.parts.trainer.steps_done() * accumulated;
-            let teacher = self.parts.taught.teacher(taken * self.arguments.steps.train_batch_size as u64)?;
+            let batch = self.arguments.steps.train_batch_size * self.started.processes.size();
+            let teacher = self.parts.taught.teacher(taken * batch as u64)?;
             let stopped = loop {
                 let step = self.parts.trainer.steps_done();
+                let share = self.parts.trainer.batch_share();
                 self.parts.learned.loras.iter().for_each(|lora| {
-                    lora.begin_step(self.arguments.steps.seed ^ step.wrapping_mul(0x9e37_79b9))
+                    lora.begin_step(self.arguments.steps.seed ^ step.wrapping_mul(0x9e37_79b9), share)
                 });
                 let start = Instant::now();
                 let mut failure = None;
@@ -131,14 +156,18 @@ impl<'a> Session<'a> {
                 }
                 let report = report.map_err(|error| self.with_last_checkpoint(error))?;
                 show(&bar, &report, self.parts.max_steps);
+                notes.step(&report, self.parts.max_steps);
                 let line = json!({
                     "step": report.step, "loss": report.loss, "learning_rate": report.learning_rates[0],
                     "grad_norm": report.grad_norm, "seconds": start.elapsed().as_secs_f64(),
                 });
-                writeln!(log, "{line}").context("writing log.jsonl")?;
+                if let Some(log) = &mut log {
+                    writeln!(log, "{line}").context("writing log.jsonl")?;
+                }
                 let is_last = report.step == self.parts.max_steps;
-                let stop = STOP.load(Ordering::SeqCst);
-                if is_last || stop || report.step % self.arguments.watch.checkpointing_steps == 0 {
+                let stop = self.started.any(STOP.load(Ordering::SeqCst))?;
+                let is_time = is_last || stop || report.step % self.arguments.watch.checkpointing_steps == 0;
+                if is_time && self.started.is_first() {
                     self.write_checkpoint()?;
                 }
                 if stop && !is_last {
@@ -155,7 +184,9 @@ impl<'a> Session<'a> {
             if let Some(step) = stopped {
                 bail!("interrupted after step {step}; --resume-from-checkpoint latest goes on");
             }
-            self.validate()?;
+            if self.started.is_first() {
+                self.validate()?;
+            }
         }
         let (share, seconds) = (reader.waiting() * 100.0, started.elapsed().as_secs_f64());
         self.progress.suspend(|| {

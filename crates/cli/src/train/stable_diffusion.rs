@@ -6,6 +6,7 @@ use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_training::Checkpoints;
 
 use super::data::Data;
+use super::processes::Started;
 use super::session::{Learned, Parts, Session};
 use super::taught::Taught;
 use super::trained::{attach_token, choose_trained, denoising_options, token_group};
@@ -13,13 +14,14 @@ use super::trainer::new_trainer;
 use super::{Recipe, TrainArguments, class_pictures, model};
 use crate::progress::Progress;
 
-pub(super) fn run(arguments: &TrainArguments, progress: &Progress) -> Result<()> {
-    let repository = model::open(arguments, progress)?;
+pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Started) -> Result<()> {
+    let repository = started.first_before_others(|| model::open(arguments, progress))?;
     model::check_task(&repository, &[Task::Paint, Task::Inpaint])?;
-    let mut data = Data::open(arguments, &repository)?;
-    Checkpoints::new(&arguments.output_dir, arguments.watch.checkpoints_total_limit)?;
-    let (mut models, options) = model::load(arguments, &repository, progress)?;
-    class_pictures::paint_missing(arguments, &mut models, progress)?;
+    let mut data = Data::open(arguments, &repository, started)?;
+    let limit = arguments.watch.checkpoints_total_limit;
+    started.first_before_others(|| Ok(Checkpoints::new(&arguments.output_dir, limit)?))?;
+    let (mut models, options) = model::load(arguments, &repository, started.device()?, progress)?;
+    started.first_alone(|| class_pictures::paint_missing(arguments, &mut models, progress))?;
     data.open_class(arguments)?;
 
     let mut generator = TorchGenerator::new(arguments.steps.seed);
@@ -37,7 +39,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress) -> Result<()>
             data,
             max_steps,
         };
-        let mut session = Session::new(arguments, progress, parts)?;
+        let mut session = Session::new(arguments, progress, started, parts)?;
         session.run(Some(&repository))?;
         let Parts { taught, data: kept, learned, .. } = session.parts;
         (models, data, token) = (taught.stable_diffusion()?, kept, learned.token);
@@ -46,7 +48,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress) -> Result<()>
         (Recipe::TextualInversion, Some(token)) => {
             (vec![token_group(token, arguments.steps.learning_rate)], Vec::new())
         }
-        _ => choose_trained(arguments, &repository, &mut models, &options, &mut generator)?,
+        _ => choose_trained(arguments, started, &repository, &mut models, &options, &mut generator)?,
     };
     let max_steps = data.max_steps(arguments);
     let parts = Parts {
@@ -57,5 +59,5 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress) -> Result<()>
         data,
         max_steps,
     };
-    Session::new(arguments, progress, parts)?.run(Some(&repository))
+    Session::new(arguments, progress, started, parts)?.run(Some(&repository))
 }

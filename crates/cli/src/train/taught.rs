@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use candle_core::Tensor;
 use candle_diffusers_models::UNet2DModel;
 use candle_diffusers_pipelines::StableDiffusionPipeline;
-use candle_diffusers_schedulers::TorchGenerator;
+use candle_diffusers_training::RandomSource;
 use candle_diffusers_training::recipes::{
     ControlNetDenoising, Denoising, DenoisingOptions, Example, InstructPix2PixDenoising,
     InstructPix2PixOptions, TrainedControlNet, UnconditionalDenoising, UnconditionalOptions,
@@ -25,7 +25,7 @@ pub(super) enum Taught {
 
 /// What computes the loss of a batch.
 pub(super) type Teacher<'a> =
-    Box<dyn Fn(&[Example], &mut TorchGenerator) -> candle_diffusers_training::Result<Tensor> + 'a>;
+    Box<dyn Fn(&[Example], &mut dyn RandomSource) -> candle_diffusers_training::Result<Tensor> + 'a>;
 
 impl Taught {
     /// For a run that has seen so many pictures.

@@ -12,16 +12,18 @@ use candle_diffusers_training::{
 };
 
 use super::TrainArguments;
+use super::processes::Started;
 
 /// Puts a LoRA beside the models, or variables in place of their weights.
 pub(super) fn choose_trained(
     arguments: &TrainArguments,
+    started: &Started,
     repository: &Repository,
     models: &mut StableDiffusionPipeline,
     options: &LoadOptions,
     generator: &mut TorchGenerator,
 ) -> Result<(Vec<ParameterGroup>, Vec<TrainedLora>)> {
-    let group = |parameters, learning_rate: f64| group(arguments, parameters, learning_rate);
+    let group = |parameters, learning_rate: f64| group(arguments, started, parameters, learning_rate);
     let text_rate = arguments.steps.text_encoder_lr.unwrap_or(arguments.steps.learning_rate);
     let config = |targets: &[&str]| LoraConfig {
         alpha: arguments.lora.lora_alpha.unwrap_or(arguments.lora.rank as f64),
@@ -67,11 +69,13 @@ pub(super) fn choose_trained(
 /// Parameters with their share of the run's settings.
 pub(super) fn group(
     arguments: &TrainArguments,
+    started: &Started,
     parameters: Vec<Parameter>,
     learning_rate: f64,
 ) -> ParameterGroup {
+    let batch = arguments.steps.train_batch_size * started.processes.size();
     let scale = match arguments.steps.scale_lr {
-        true => (arguments.steps.train_batch_size * arguments.steps.gradient_accumulation_steps) as f64,
+        true => (batch * arguments.steps.gradient_accumulation_steps) as f64,
         false => 1.0,
     };
     let weight_decay = arguments.optimizer.adam_weight_decay;

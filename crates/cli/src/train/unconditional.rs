@@ -11,12 +11,13 @@ use serde_json::Value;
 
 use super::TrainArguments;
 use super::data::Data;
+use super::processes::Started;
 use super::session::{Learned, Parts, Session};
 use super::taught::Taught;
 use super::trainer::new_trainer;
 use crate::progress::Progress;
 
-pub(super) fn run(arguments: &TrainArguments, progress: &Progress) -> Result<()> {
+pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Started) -> Result<()> {
     let options = UnconditionalOptions {
         scheduler: arguments.unconditional.scheduler.clone(),
         num_train_timesteps: arguments.unconditional.ddpm_num_steps,
@@ -36,7 +37,8 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress) -> Result<()>
         }
     };
     let resolution = config["sample_size"].as_u64().unwrap_or(64) as u32;
-    let data = Data::without_captions(arguments, arguments.pictures.resolution.unwrap_or(resolution))?;
+    let resolution = arguments.pictures.resolution.unwrap_or(resolution);
+    let data = Data::without_captions(arguments, resolution, started)?;
     let groups = vec![ParameterGroup {
         parameters: whole.parameters,
         learning_rate: arguments.steps.learning_rate,
@@ -49,7 +51,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress) -> Result<()>
     drop(taught.teacher(0)?);
     let (folder, learned) = (arguments.output_dir.clone(), Learned { loras: Vec::new(), token: None });
     let parts = Parts { folder, taught, learned, trainer, data, max_steps };
-    Session::new(arguments, progress, parts)?.run(None)
+    Session::new(arguments, progress, started, parts)?.run(None)
 }
 
 fn read_config(arguments: &TrainArguments) -> Result<Value> {

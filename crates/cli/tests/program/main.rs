@@ -18,6 +18,8 @@ mod lora_files;
 mod lora_operations;
 #[path = "../parity/pictures/mod.rs"]
 mod pictures;
+#[cfg(feature = "mpi")]
+mod processes;
 mod program;
 mod safety_checker;
 mod shapes;

@@ -10,7 +10,7 @@ use crate::program::{PARITY, Workplace, make_model};
 const SD1: &str = "text_to_image/sd1";
 
 /// Pictures with frames, and the frames alone, which the metadata name as `column`.
-fn pairs(workplace: &Workplace, folder: &str, column: &str) {
+pub(crate) fn pairs(workplace: &Workplace, folder: &str, column: &str) {
     let folder = workplace.path(folder);
     fs::create_dir_all(folder.join("frames")).unwrap();
     let mut metadata = String::new();
@@ -28,7 +28,7 @@ fn pairs(workplace: &Workplace, folder: &str, column: &str) {
     fs::write(folder.join("metadata.jsonl"), metadata).unwrap();
 }
 
-fn sd1() -> String {
+pub(crate) fn sd1() -> String {
     format!("{PARITY}/{SD1}")
 }
 

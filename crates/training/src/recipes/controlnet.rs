@@ -20,6 +20,7 @@ use super::denoising::{channels_error, other_pictures};
 use super::{Denoising, DenoisingOptions, Example};
 use crate::error::{Error, Result};
 use crate::parameters::Parameter;
+use crate::processes::RandomSource;
 use crate::random_init::RandomInit;
 use crate::whole_models::{WholeModel, as_variables, save_component, trainable};
 
@@ -114,7 +115,7 @@ impl<'a> ControlNetDenoising<'a> {
     ///
     /// # Errors
     /// Those of [`Denoising::loss`], and when an example has no control picture, or one of another size.
-    pub fn loss(&self, examples: &[Example], generator: &mut TorchGenerator) -> Result<Tensor> {
+    pub fn loss(&self, examples: &[Example], generator: &mut dyn RandomSource) -> Result<Tensor> {
         let Self { denoising, models, net } = self;
         let pictures = other_pictures(examples, 0)?.to_device(&models.device)?;
         let examples = examples.iter().map(whole).collect::<Result<Vec<_>>>()?;

@@ -9,12 +9,12 @@ use candle_core::{DType, Device, Tensor, Var};
 use candle_diffusers_kernels::linear;
 use candle_diffusers_models::layers::{Layer, LayerAdapter, Layers};
 use candle_diffusers_pipelines::StableDiffusionPipeline;
-use candle_diffusers_schedulers::TorchGenerator;
 
 use super::{Denoising, DenoisingOptions, Example, TextualInversionOptions, TrainedToken};
 use crate::checkpoint::save_tensors;
 use crate::error::{Error, Result};
 use crate::parameters::Parameter;
+use crate::processes::RandomSource;
 
 /// Which of cross-attention's projections are trained (`freeze_model`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -176,7 +176,7 @@ impl<'a> CustomDiffusionDenoising<'a> {
     ///
     /// # Errors
     /// Those of [`Denoising::loss`].
-    pub fn loss(&self, examples: &[Example], generator: &mut TorchGenerator) -> Result<Tensor> {
+    pub fn loss(&self, examples: &[Example], generator: &mut dyn RandomSource) -> Result<Tensor> {
         Ok((self.denoising.loss(examples, generator)? * self.channels)?)
     }
 }

@@ -10,7 +10,7 @@ use candle_diffusers_models::{DiagonalGaussianDistribution, TextTime, UNetCondit
 use candle_diffusers_pipelines::{
     PooledPromptEmbeds, PromptEmbeds, StableDiffusionPipeline, TextToImage, scale_latents,
 };
-use candle_diffusers_schedulers::{NoiseSource, Scheduler, TorchGenerator, scheduler_from_other};
+use candle_diffusers_schedulers::{Scheduler, scheduler_from_other};
 
 use super::inpainting::{masked_picture, random_masks};
 use crate::error::{Error, Result};
@@ -18,6 +18,7 @@ use crate::loss::{LossOptions, loss};
 use crate::loss_mask::loss_mask;
 use crate::loss_weights::{LossWeighting, loss_weights};
 use crate::noise::{NoiseOptions, draw_noise, draw_timesteps};
+use crate::processes::RandomSource;
 use crate::targets::training_target;
 
 /// How the loss is computed; the default is that of diffusers' scripts.
@@ -99,7 +100,7 @@ impl<'a> Denoising<'a> {
     ///
     /// # Errors
     /// When pictures are of different sizes, or a model fails.
-    pub fn loss(&self, examples: &[Example], generator: &mut TorchGenerator) -> Result<Tensor> {
+    pub fn loss(&self, examples: &[Example], generator: &mut dyn RandomSource) -> Result<Tensor> {
         self.loss_where(examples, None, generator)
     }
 
@@ -113,7 +114,7 @@ impl<'a> Denoising<'a> {
         examples: &[Example],
         mask: &Tensor,
         mask_temperature: f64,
-        generator: &mut TorchGenerator,
+        generator: &mut dyn RandomSource,
     ) -> Result<Tensor> {
         self.loss_where(examples, Some((mask, mask_temperature)), generator)
     }
@@ -122,7 +123,7 @@ impl<'a> Denoising<'a> {
         &self,
         examples: &[Example],
         mask: Option<(&Tensor, f64)>,
-        generator: &mut TorchGenerator,
+        generator: &mut dyn RandomSource,
     ) -> Result<Tensor> {
         let masks = self.paints_into.then(|| random_masks(examples, generator)).transpose()?;
         let latents = self.latents(examples, generator)?;
@@ -143,7 +144,7 @@ impl<'a> Denoising<'a> {
         &self,
         examples: &[Example],
         masks: &Tensor,
-        generator: &mut TorchGenerator,
+        generator: &mut dyn RandomSource,
     ) -> Result<Tensor> {
         let mut distributions = Vec::with_capacity(examples.len());
         for (index, example) in examples.iter().enumerate() {
@@ -157,7 +158,7 @@ impl<'a> Denoising<'a> {
     }
 
     /// Gives latents noise, each of a timestep of its own.
-    pub(super) fn add_noise(&self, latents: Tensor, generator: &mut TorchGenerator) -> Result<Noised> {
+    pub(super) fn add_noise(&self, latents: Tensor, generator: &mut dyn RandomSource) -> Result<Noised> {
         let Self { scheduler, options, .. } = self;
         let noise = draw_noise(&latents, &options.noise, generator)?;
         let timesteps = draw_timesteps(latents.dims()[0], scheduler.num_train_timesteps(), generator)?;
@@ -166,7 +167,7 @@ impl<'a> Denoising<'a> {
     }
 
     /// What the models are told of the pictures.
-    pub(super) fn told(&self, examples: &[Example], generator: &mut TorchGenerator) -> Result<Told> {
+    pub(super) fn told(&self, examples: &[Example], generator: &mut dyn RandomSource) -> Result<Told> {
         let text = self.text(examples, generator)?;
         let time_ids = time_ids(examples)?.to_device(&self.models.device)?.to_dtype(self.models.dtype)?;
         Ok(Told { text, time_ids })
@@ -193,7 +194,7 @@ impl<'a> Denoising<'a> {
     }
 
     /// One draw from what the VAE makes of each picture.
-    pub(super) fn latents(&self, examples: &[Example], generator: &mut TorchGenerator) -> Result<Tensor> {
+    pub(super) fn latents(&self, examples: &[Example], generator: &mut dyn RandomSource) -> Result<Tensor> {
         let distribution = |example: &Example| self.distribution(example.key, &example.pixel_values);
         let distributions = examples.iter().map(distribution).collect::<Result<Vec<_>>>()?;
         self.draw(&distributions, generator)
@@ -222,7 +223,7 @@ impl<'a> Denoising<'a> {
     pub(super) fn draw(
         &self,
         distributions: &[DiagonalGaussianDistribution],
-        generator: &mut TorchGenerator,
+        generator: &mut dyn RandomSource,
     ) -> Result<Tensor> {
         let Some(first) = distributions.first() else {
             let expected = "at least one picture".to_string();
@@ -240,7 +241,7 @@ impl<'a> Denoising<'a> {
     }
 
     /// The captions' embeddings.
-    fn text(&self, examples: &[Example], generator: &mut TorchGenerator) -> Result<PromptEmbeds> {
+    fn text(&self, examples: &[Example], generator: &mut dyn RandomSource) -> Result<PromptEmbeds> {
         let mut captions: Vec<&str> = examples.iter().map(|example| example.caption.as_str()).collect();
         if self.options.caption_dropout > 0.0 {
             let drawn = generator.rand(&[captions.len()], DType::F32, &candle_core::Device::Cpu)?;

@@ -6,6 +6,7 @@ use candle_diffusers_schedulers::TorchGenerator;
 
 use super::Example;
 use crate::error::{Error, Result};
+use crate::processes::RandomSource;
 
 /// A random mask `(1, height, width)`, 1 where is painted, else 0: a rectangle or an ellipse, as the script's `random_mask` draws them, by torch's random numbers in
 /// place of Python's.
@@ -24,13 +25,13 @@ pub fn random_mask(width: usize, height: usize, generator: &mut TorchGenerator) 
 }
 
 /// One for each picture, `(batch, 1, height, width)`.
-pub(super) fn random_masks(examples: &[Example], generator: &mut TorchGenerator) -> Result<Tensor> {
-    let mask = |example: &Example| {
-        let (_, height, width) = example.pixel_values.dims3()?;
-        random_mask(width, height, generator)
+pub(super) fn random_masks(examples: &[Example], generator: &mut dyn RandomSource) -> Result<Tensor> {
+    let Some(first) = examples.first() else {
+        let expected = "at least one picture".to_string();
+        return Err(Error::Shape { what: "batch", found: vec![0], expected });
     };
-    let masks = examples.iter().map(mask).collect::<Result<Vec<_>>>()?;
-    Ok(Tensor::stack(&masks, 0)?)
+    let (_, height, width) = first.pixel_values.dims3()?;
+    generator.each(examples.len(), &mut |generator| random_mask(width, height, generator))
 }
 
 /// The picture with zeros, a middle grey, where is painted; `mask` is `(1, height, width)`.

@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::denoising::{channels_error, other_pictures};
 use super::{Denoising, DenoisingOptions, Example};
 use crate::error::{Error, Result};
+use crate::processes::{BatchShare, RandomSource, ShareOfRandom};
 use crate::whole_models::{WholeModel, as_variables};
 
 /// The UNet of a repository, to be trained to edit: one that sees latents alone gets as many channels again for the picture's, with zeros for weights; one that edits
@@ -56,6 +57,8 @@ pub struct InstructPix2PixOptions {
     pub conditioning_dropout_prob: Option<f64>,
     /// What is left out follows from it, by random numbers of its own.
     pub seed: u64,
+    /// Which part of whole batches comes here; by default all.
+    pub share: BatchShare,
 }
 
 /// What computes losses.
@@ -64,10 +67,12 @@ pub struct InstructPix2PixDenoising<'a> {
     models: &'a StableDiffusionPipeline,
     conditioning_dropout_prob: Option<f64>,
     dropout: RefCell<TorchGenerator>,
+    share: BatchShare,
 }
 
 impl<'a> InstructPix2PixDenoising<'a> {
-    /// For models whose UNet is one to edit with ([`trainable_edit_unet`]), in a run that has seen `seen` pictures already.
+    /// For models whose UNet is one to edit with ([`trainable_edit_unet`]), in a run that has seen `seen` pictures already, in
+    /// whole batches.
     ///
     /// # Errors
     /// When an option is out of range, or the UNet is another.
@@ -76,7 +81,7 @@ impl<'a> InstructPix2PixDenoising<'a> {
         options: InstructPix2PixOptions,
         seen: usize,
     ) -> Result<Self> {
-        let InstructPix2PixOptions { denoising, conditioning_dropout_prob, seed } = options;
+        let InstructPix2PixOptions { denoising, conditioning_dropout_prob, seed, share } = options;
         let (found, expected) = (models.unet.config().in_channels, 2 * models.vae.config().latent_channels);
         if found != expected {
             return Err(channels_error(found, expected.to_string()));
@@ -92,14 +97,14 @@ impl<'a> InstructPix2PixDenoising<'a> {
             draw(&mut dropout, seen)?;
         }
         let denoising = Denoising::for_any_unet(models, denoising)?;
-        Ok(Self { denoising, models, conditioning_dropout_prob, dropout: RefCell::new(dropout) })
+        Ok(Self { denoising, models, conditioning_dropout_prob, dropout: RefCell::new(dropout), share })
     }
 
     /// The loss of a batch: captions are instructions, the pictures what they lead to, and the first of each example's `others` what they begin with.
     ///
     /// # Errors
     /// Those of [`Denoising::loss`], and when an example has no picture to begin with, or one of another size.
-    pub fn loss(&self, examples: &[Example], generator: &mut TorchGenerator) -> Result<Tensor> {
+    pub fn loss(&self, examples: &[Example], generator: &mut dyn RandomSource) -> Result<Tensor> {
         let Self { denoising, models, .. } = self;
         let originals = normalize(&other_pictures(examples, 0)?)?;
         let latents = denoising.latents(examples, generator)?;
@@ -112,7 +117,8 @@ impl<'a> InstructPix2PixDenoising<'a> {
             seen.push(denoising.distribution(key, &originals.get(index)?)?.mode().clone());
         }
         if let Some(share) = self.conditioning_dropout_prob {
-            let drawn = draw(&mut self.dropout.borrow_mut(), examples.len())?;
+            let generator = &mut *self.dropout.borrow_mut();
+            let drawn = draw(&mut ShareOfRandom { generator, share: self.share }, examples.len())?;
             for ((example, seen), drawn) in examples.iter_mut().zip(&mut seen).zip(drawn) {
                 if drawn < (2.0 * share) as f32 {
                     example.caption.clear();
@@ -134,7 +140,7 @@ impl<'a> InstructPix2PixDenoising<'a> {
 /// Marks the numbers of pictures that edits begin with.
 const ORIGINAL: u64 = 1 << 63;
 
-fn draw(generator: &mut TorchGenerator, count: usize) -> Result<Vec<f32>> {
+fn draw(generator: &mut dyn RandomSource, count: usize) -> Result<Vec<f32>> {
     Ok(generator.rand(&[count], DType::F32, &Device::Cpu)?.to_vec1()?)
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_core::Tensor;
 use candle_diffusers_models::UNet2DModel;
-use candle_diffusers_schedulers::{PredictionType, Scheduler, TorchGenerator, scheduler_from_config};
+use candle_diffusers_schedulers::{PredictionType, Scheduler, scheduler_from_config};
 use serde_json::{Value, json};
 
 use crate::checkpoint::save_json;
@@ -14,6 +14,7 @@ use crate::loss::{LossOptions, loss};
 use crate::loss_weights::{LossWeighting, loss_weights};
 use crate::noise::{NoiseOptions, draw_noise, draw_timesteps};
 use crate::parameters::Parameter;
+use crate::processes::RandomSource;
 use crate::targets::training_target;
 use crate::whole_models::save_component;
 
@@ -72,7 +73,7 @@ impl<'a> UnconditionalDenoising<'a> {
     ///
     /// # Errors
     /// When the pictures do not fit the UNet.
-    pub fn loss(&self, pixel_values: &Tensor, generator: &mut TorchGenerator) -> Result<Tensor> {
+    pub fn loss(&self, pixel_values: &Tensor, generator: &mut dyn RandomSource) -> Result<Tensor> {
         let Self { unet, scheduler } = self;
         let noise = draw_noise(pixel_values, &NoiseOptions::default(), generator)?;
         let batch = pixel_values.dims()[0];

@@ -5,7 +5,7 @@ use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_test_support::{Fixture, assert_close, values};
 use candle_diffusers_training::{
     AdamW, AdamWConfig, EmaConfig, EmaModel, LrSchedule, LrScheduleOptions, Parameter, ParameterGroup,
-    Result, Trainer, TrainerOptions, parameters,
+    RandomSource, Result, Trainer, TrainerOptions, parameters,
 };
 use serde_json::Value;
 
@@ -54,7 +54,7 @@ impl Reference {
         name: &str,
         parameters: Vec<Parameter>,
         learning_rate: f64,
-        loss: impl Fn(usize, &mut TorchGenerator) -> Result<Tensor>,
+        loss: impl Fn(usize, &mut dyn RandomSource) -> Result<Tensor>,
     ) {
         let mut trainer = trainer(&self.settings["cases"][name], parameters, learning_rate);
         let losses = self.fixture.values(&format!("{name}/losses"));

@@ -55,6 +55,7 @@ fn losses_and_weights_are_those_of_the_reference() {
                 denoising: DenoisingOptions::default(),
                 conditioning_dropout_prob: case["dropout"].as_f64(),
                 seed: 42,
+                ..Default::default()
             };
             InstructPix2PixDenoising::new(&models, options, seen).unwrap()
         };

@@ -1,0 +1,127 @@
+//! Processes that MPI connects: `mpirun -n 2 program`.
+
+use std::cell::Cell;
+use std::fmt;
+use std::mem::ManuallyDrop;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use candle_core::Tensor;
+use mpi::Count;
+use mpi::collective::SystemOperation;
+use mpi::datatype::PartitionMut;
+use mpi::environment::{Threading, Universe};
+use mpi::request::{Request, Scope, scope};
+use mpi::topology::SimpleCommunicator;
+use mpi::traits::{Communicator, CommunicatorCollectives};
+
+use super::Processes;
+use crate::error::{Error, Result};
+use crate::values::{read, to_cpu_f32};
+
+/// The processes that `mpirun` has started, whichever machines they are on. Every thread of the process may compute; MPI is called by the one that has made this.
+///
+/// A process that ends before [`finish`](Processes::finish), by whatever, ends the run: `mpirun` kills the others.
+pub struct MpiProcesses {
+    world: SimpleCommunicator,
+    /// Nothing drops it but `finish`: that waits for the others, which a process that fails must not.
+    universe: Cell<Option<ManuallyDrop<Universe>>>,
+}
+
+impl fmt::Debug for MpiProcesses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MpiProcesses").field("rank", &self.rank()).field("size", &self.size()).finish()
+    }
+}
+
+impl MpiProcesses {
+    /// Connects this process with the others. A program does that once.
+    ///
+    /// # Errors
+    /// When it has done so already.
+    pub fn connect() -> Result<Self> {
+        let Some((universe, _)) = mpi::initialize_with_threading(Threading::Funneled) else {
+            return Err(Error::Connection("MPI has been started already".to_string()));
+        };
+        let world = universe.world();
+        Ok(Self { world, universe: Cell::new(Some(ManuallyDrop::new(universe))) })
+    }
+}
+
+impl Processes for MpiProcesses {
+    fn rank(&self) -> usize {
+        self.world.rank() as usize
+    }
+
+    fn size(&self) -> usize {
+        self.world.size() as usize
+    }
+
+    fn gather(&self, message: &[u8]) -> Result<Vec<Vec<u8>>> {
+        let length = count(message.len())?;
+        let mut lengths = vec![0; self.size()];
+        scope(|scope| {
+            patiently(self.world.immediate_all_gather_into(scope, &length, &mut lengths[..]));
+        });
+        let mut starts = Vec::with_capacity(lengths.len());
+        let mut all: Count = 0;
+        for length in &lengths {
+            starts.push(all);
+            all = all.checked_add(*length).ok_or_else(too_much)?;
+        }
+        let mut messages = vec![0u8; all as usize];
+        self.world.all_gather_varcount_into(
+            message,
+            &mut PartitionMut::new(&mut messages[..], &lengths[..], &starts[..]),
+        );
+        let parts = starts.iter().zip(&lengths);
+        Ok(parts
+            .map(|(start, length)| messages[*start as usize..(start + length) as usize].to_vec())
+            .collect())
+    }
+
+    fn sum(&self, values: &Tensor, meanwhile: &mut dyn FnMut() -> Result<()>) -> Result<Tensor> {
+        count(values.elem_count())?;
+        let own = to_cpu_f32(values)?;
+        let mut sum = vec![0f32; own.elem_count()];
+        read(&own, |own| {
+            scope(|scope| {
+                let add = SystemOperation::sum();
+                let request = self.world.immediate_all_reduce_into(scope, own, &mut sum[..], add);
+                let result = meanwhile();
+                request.wait_without_status();
+                result
+            })
+        })?;
+        Ok(Tensor::from_vec(sum, own.elem_count(), values.device())?)
+    }
+
+    fn finish(&self) {
+        if let Some(universe) = self.universe.take() {
+            drop(ManuallyDrop::into_inner(universe));
+        }
+    }
+}
+
+/// Waits without keeping a processor core busy, as MPI itself does: one process may paint or write for minutes while the others wait for it.
+fn patiently<'a, D: ?Sized, S: Scope<'a>>(mut request: Request<'a, D, S>) {
+    const BRIEF: Duration = Duration::from_millis(2);
+    let start = Instant::now();
+    while let Err(unfinished) = request.test() {
+        request = unfinished;
+        if start.elapsed() < BRIEF {
+            thread::yield_now();
+        } else {
+            thread::sleep(BRIEF / 10);
+        }
+    }
+}
+
+/// MPI counts in 32 bits.
+fn count(length: usize) -> Result<Count> {
+    Count::try_from(length).map_err(|_| too_much())
+}
+
+fn too_much() -> Error {
+    Error::Connection("MPI sends no more than 2147483647 values at once".to_string())
+}

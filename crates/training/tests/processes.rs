@@ -1,0 +1,284 @@
+//! Several processes take the steps of one. Here they are threads, which need no MPI; `diffuse train` is tested with MPI itself.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::rc::Rc;
+use std::sync::{Arc, Barrier, Mutex};
+use std::thread;
+
+use candle_core::{Device, Tensor};
+use candle_diffusers_loaders::{LoadOptions, Repository};
+use candle_diffusers_pipelines::{StableDiffusionPipeline, TextEncoders};
+use candle_diffusers_schedulers::TorchGenerator;
+use candle_diffusers_test_support::{numbers, values};
+use candle_diffusers_training::recipes::{Denoising, DenoisingOptions, Example};
+use candle_diffusers_training::{
+    AdamW, AdamWConfig, BatchShare, Error, LoraConfig, LossWeighting, LrSchedule, LrScheduleName,
+    NoiseOptions, OneProcess, ParameterGroup, Processes, Result, TEXT_ENCODER_TARGETS, TrainedLora, Trainer,
+    TrainerOptions, UNET_TARGETS, parameters, trainable_unet,
+};
+
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../pipelines/tests/parity/text_to_image/sd1");
+const INPAINTING_UNET: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../pipelines/tests/parity/inpainting/sd1_unet");
+const STEPS: usize = 4;
+const ACCUMULATION: usize = 2;
+
+/// Processes that are threads.
+#[derive(Clone, Debug)]
+struct Threads {
+    rank: usize,
+    messages: Arc<Mutex<Vec<Vec<u8>>>>,
+    barrier: Arc<Barrier>,
+}
+
+impl Threads {
+    fn all(size: usize) -> Vec<Self> {
+        let (messages, barrier) =
+            (Arc::new(Mutex::new(vec![Vec::new(); size])), Arc::new(Barrier::new(size)));
+        let one = |rank| Self { rank, messages: messages.clone(), barrier: barrier.clone() };
+        (0..size).map(one).collect()
+    }
+}
+
+impl Processes for Threads {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn size(&self) -> usize {
+        self.messages.lock().unwrap().len()
+    }
+
+    fn gather(&self, message: &[u8]) -> Result<Vec<Vec<u8>>> {
+        self.messages.lock().unwrap()[self.rank] = message.to_vec();
+        self.barrier.wait();
+        let all = self.messages.lock().unwrap().clone();
+        self.barrier.wait();
+        Ok(all)
+    }
+
+    fn sum(&self, values: &Tensor, meanwhile: &mut dyn FnMut() -> Result<()>) -> Result<Tensor> {
+        let own: Vec<u8> = values.to_vec1::<f32>()?.into_iter().flat_map(f32::to_le_bytes).collect();
+        let mut sum = vec![0f32; values.elem_count()];
+        for values in self.gather(&own)? {
+            let values = values.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+            sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+        }
+        meanwhile()?;
+        Ok(Tensor::from_vec(sum, values.elem_count(), &Device::Cpu)?)
+    }
+}
+
+/// What `work` gives in each of `size` processes.
+fn in_processes<T: Send + 'static>(
+    size: usize,
+    work: impl Fn(Rc<dyn Processes>) -> T + Send + Clone + 'static,
+) -> Vec<T> {
+    let start = |threads: Threads| {
+        let work = work.clone();
+        thread::spawn(move || work(Rc::new(threads)))
+    };
+    let started: Vec<_> = Threads::all(size).into_iter().map(start).collect();
+    started.into_iter().map(|thread| thread.join().unwrap()).collect()
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Taught {
+    /// A LoRA with everything random that there is.
+    Lora,
+    WholeUNet,
+    /// A model that paints into pictures, where random masks are.
+    Inpainting,
+}
+
+impl Taught {
+    fn options(self) -> DenoisingOptions {
+        match self {
+            Self::WholeUNet | Self::Inpainting => DenoisingOptions::default(),
+            Self::Lora => DenoisingOptions {
+                noise: NoiseOptions { noise_offset: 0.1, input_perturbation: 0.1 },
+                weighting: LossWeighting::MinSnr { gamma: 5.0 },
+                prior_loss_weight: Some(0.7),
+                caption_dropout: 0.3,
+                train_text_encoder: true,
+            },
+        }
+    }
+
+    fn parts(self) -> usize {
+        1 + usize::from(self.options().prior_loss_weight.is_some())
+    }
+}
+
+/// The pictures of this process in a batch of four of each kind.
+fn examples(batch: usize, parts: usize, share: BatchShare) -> Vec<Example> {
+    let own = 4 / share.processes;
+    let places = (0..parts)
+        .flat_map(|part| (0..own).map(move |row| (batch * parts + part) * 4 + share.process * own + row));
+    let example = |place: usize| Example {
+        pixel_values: numbers(&[3, 32, 32], place as u64).clamp(-1.0, 1.0).unwrap(),
+        caption: format!("picture {place}"),
+        original_size: (32, 32),
+        crop_top_left: (0, 0),
+        key: Some(place as u64),
+        others: Vec::new(),
+    };
+    places.map(example).collect()
+}
+
+/// Losses and weights of some steps.
+fn train(taught: Taught, processes: Rc<dyn Processes>) -> (Vec<f64>, Vec<Vec<f64>>) {
+    let repository = Repository::folder(MODEL).unwrap();
+    let mut models = StableDiffusionPipeline::load(&repository, &LoadOptions::default()).unwrap();
+    let mut generator = TorchGenerator::new(3);
+    let (mut loras, mut trained) = (Vec::new(), Vec::new());
+    match taught {
+        Taught::WholeUNet => {
+            let whole = trainable_unet(&repository, "unet", &LoadOptions::default()).unwrap();
+            models.unet = whole.model;
+            trained = whole.parameters;
+        }
+        Taught::Inpainting => {
+            let unet = Repository::folder(INPAINTING_UNET).unwrap();
+            let whole = trainable_unet(&unet, "", &LoadOptions::default()).unwrap();
+            models.unet = whole.model;
+            trained = whole.parameters;
+        }
+        Taught::Lora => {
+            let config = |targets: &[&str]| LoraConfig { dropout: 0.2, ..LoraConfig::new(2, targets) };
+            let TextEncoders::Clip(clip) = &models.text_encoders else { panic!("not a CLIP encoder") };
+            let encoder = &clip.text_encoder;
+            let (unet, text) = (config(&UNET_TARGETS), config(&TEXT_ENCODER_TARGETS));
+            loras.push(TrainedLora::attach(&models.unet, "unet", &unet, &mut generator).unwrap());
+            loras.push(TrainedLora::attach(encoder, "text_encoder", &text, &mut generator).unwrap());
+            trained.extend(loras.iter().flat_map(TrainedLora::parameters));
+        }
+    }
+    let groups = vec![ParameterGroup { parameters: trained, learning_rate: 1e-3, weight_decay: 1e-2 }];
+    let options = TrainerOptions { gradient_accumulation_steps: ACCUMULATION, max_grad_norm: Some(0.5) };
+    let schedule = LrSchedule::new(LrScheduleName::Constant, Default::default()).unwrap();
+    let optimizer = Box::new(AdamW::new(AdamWConfig::default()).unwrap());
+    let mut trainer = Trainer::new(groups, optimizer, schedule, None, options, generator).unwrap();
+    trainer.share_batches(processes, taught.parts());
+    let share = trainer.batch_share();
+    let denoising = Denoising::new(&models, taught.options()).unwrap();
+    let (mut batch, mut losses) = (0, Vec::new());
+    for step in 0..STEPS {
+        loras.iter().for_each(|lora| lora.begin_step(step as u64, share));
+        let report = trainer.step(|random| {
+            batch += 1;
+            denoising.loss(&examples(batch, taught.parts(), share), random)
+        });
+        losses.push(report.unwrap().loss);
+    }
+    (losses, parameters(&trainer.groups).map(|parameter| values(&parameter.var)).collect())
+}
+
+#[test]
+fn processes_take_the_steps_of_one() {
+    for taught in [Taught::Lora, Taught::WholeUNet, Taught::Inpainting] {
+        let (losses, weights) = train(taught, Rc::new(OneProcess));
+        for size in [2, 4] {
+            let all = in_processes(size, move |processes| train(taught, processes));
+            assert!(all.iter().all(|one| *one == all[0]), "the processes drift apart");
+            let (own_losses, own_weights) = &all[0];
+            for (own, loss) in own_losses.iter().zip(&losses) {
+                assert!(
+                    (own - loss).abs() < 1e-6 * loss,
+                    "{taught:?} by {size}: {own_losses:?}, not {losses:?}"
+                );
+            }
+            let distance = |(own, weights): (&Vec<f64>, &Vec<f64>)| {
+                own.iter().zip(weights).map(|(own, weight)| (own - weight).abs()).fold(0.0, f64::max)
+            };
+            let furthest = own_weights.iter().zip(&weights).map(distance).fold(0.0, f64::max);
+            println!("{taught:?} by {size} processes: weights within {furthest:.1e} after {STEPS} steps");
+            assert!(furthest < 1e-5, "{taught:?} by {size}: {furthest}");
+        }
+    }
+}
+
+/// A trainer of two parameters, of which the second takes part in the loss of one process only, and the third in none.
+fn small_trainer(processes: Rc<dyn Processes>) -> (Trainer, Vec<candle_core::Var>) {
+    let vars: Vec<_> =
+        (0..3).map(|seed| candle_core::Var::from_tensor(&numbers(&[5], seed)).unwrap()).collect();
+    let parameter = |(index, var): (usize, &candle_core::Var)| candle_diffusers_training::Parameter {
+        name: index.to_string(),
+        var: var.clone(),
+    };
+    let parameters = vars.iter().enumerate().map(parameter).collect();
+    let groups = vec![ParameterGroup { parameters, learning_rate: 0.1, weight_decay: 0.1 }];
+    let schedule = LrSchedule::new(LrScheduleName::Constant, Default::default()).unwrap();
+    let optimizer = Box::new(AdamW::new(AdamWConfig::default()).unwrap());
+    let generator = TorchGenerator::new(0);
+    let mut trainer =
+        Trainer::new(groups, optimizer, schedule, None, TrainerOptions::default(), generator).unwrap();
+    trainer.share_batches(processes, 1);
+    (trainer, vars)
+}
+
+#[test]
+fn a_parameter_that_one_process_has_no_gradient_of_moves_in_all() {
+    let all = in_processes(2, |processes| {
+        let rank = processes.rank();
+        let (mut trainer, vars) = small_trainer(processes);
+        let before = values(&vars[2]);
+        let step = trainer.step(|_| {
+            let first = vars[0].sqr()?.sum_all()?;
+            Ok(if rank == 1 { (first + vars[1].sqr()?.sum_all()?)? } else { first })
+        });
+        assert_eq!(values(&vars[2]), before, "what has no gradient at all must not decay");
+        (step.unwrap(), vars.iter().map(|var| values(var)).collect::<Vec<_>>())
+    });
+    assert_eq!(all[0], all[1]);
+    assert!(all[0].1[1] != values(&numbers(&[5], 1)));
+}
+
+#[test]
+fn all_learn_that_one_has_failed() {
+    let problems = in_processes(3, |processes| {
+        let rank = processes.rank();
+        let (mut trainer, vars) = small_trainer(processes.clone());
+        loop {
+            let step = trainer.steps_done();
+            let error = match trainer.step(|_| match (rank, step) {
+                (1, 2) => Ok((vars[0].sqr()?.sum_all()? * f64::NAN)?),
+                _ => Ok(vars[0].sqr()?.sum_all()?),
+            }) {
+                Ok(_) => continue,
+                Err(error @ Error::Process { .. }) => return error.to_string(),
+                Err(error) => error,
+            };
+            assert_eq!((rank, step), (1, 2), "{error}");
+            return processes.fail(&error.to_string()).unwrap().to_string();
+        }
+    });
+    assert!(problems.iter().all(|problem| problem == &problems[0]), "{problems:?}");
+    assert!(problems[0].starts_with("process 1: the loss of step 3 is NaN"), "{problems:?}");
+}
+
+#[test]
+fn processes_that_begin_alike_have_one_digest() {
+    let digest = |seed: Option<u64>| {
+        let (mut trainer, vars) = small_trainer(Rc::new(OneProcess));
+        match seed {
+            Some(0) => vars[1].set(&numbers(&[5], 9)).unwrap(),
+            Some(_) => trainer.generator = TorchGenerator::new(1),
+            None => {}
+        }
+        trainer.digest().unwrap()
+    };
+    assert_eq!(digest(None), digest(None));
+    assert!(digest(Some(0)) != digest(None) && digest(Some(1)) != digest(None));
+}
+
+#[test]
+fn a_batch_that_cannot_be_shared_is_refused() {
+    use candle_diffusers_schedulers::NoiseSource;
+    let mut generator = TorchGenerator::new(0);
+    let share = BatchShare { process: 0, processes: 2, parts: 2 };
+    let mut random = candle_diffusers_training::ShareOfRandom { generator: &mut generator, share };
+    let error = random.randn(&[3, 4], candle_core::DType::F32, &Device::Cpu).unwrap_err().to_string();
+    assert!(error.contains("a batch of 6 pictures has no 4 equal shares"), "{error}");
+}
