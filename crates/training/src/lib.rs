@@ -25,7 +25,9 @@ pub use checkpoint::{Checkpoint, Checkpoints, save_tensors};
 pub use ema::{EmaConfig, EmaModel};
 pub use error::{Error, Result};
 pub use gradients::Gradients;
-pub use lora::{LoraConfig, LoraInit, TEXT_ENCODER_TARGETS, TrainedLora, UNET_TARGETS, save_lora};
+pub use lora::{
+    LoraConfig, LoraInit, TEXT_ENCODER_TARGETS, TargetModules, TrainedLora, UNET_TARGETS, save_lora,
+};
 pub use loss::{LossOptions, loss};
 pub use loss_mask::loss_mask;
 pub use loss_weights::{LossWeighting, loss_weights};

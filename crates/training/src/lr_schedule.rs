@@ -184,7 +184,7 @@ impl LrSchedule {
 
 fn parse_rules(text: &str) -> Result<Vec<(Option<usize>, f64)>> {
     let wrong = || Error::Field {
-        field: "step_rules",
+        field: "lr_step_rules",
         found: format!("{text:?}"),
         expected: "factors with the steps at which they end and a last factor, as 1:10,0.1:20,0.005"
             .to_string(),
@@ -226,7 +226,7 @@ mod tests {
         for rules in ["", "1:10", "1:x,2", "1,2", "nan", "-1"] {
             let options = LrScheduleOptions { step_rules: rules.to_string(), ..Default::default() };
             let error = LrSchedule::new(LrScheduleName::PiecewiseConstant, options).unwrap_err();
-            assert!(error.to_string().starts_with("step_rules is"), "{error}");
+            assert!(error.to_string().starts_with("lr_step_rules is"), "{error}");
         }
         for lr_end in [1e-3, f64::NAN] {
             let options = LrScheduleOptions { lr_end, ..Default::default() };

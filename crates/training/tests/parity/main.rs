@@ -8,6 +8,7 @@ mod adamw_8bit;
 mod clip_gradients;
 mod controlnet;
 mod custom_diffusion;
+mod dora;
 mod ema;
 mod inpainting;
 mod instruct_pix2pix;

@@ -1,0 +1,117 @@
+//! What stands beside one layer.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{DType, Tensor, Var};
+use candle_diffusers_kernels::{add, linear};
+use candle_diffusers_models::layers::{Layer, LayerAdapter, Operation};
+use candle_diffusers_schedulers::{NoiseSource, TorchGenerator};
+
+use super::config::{LoraConfig, LoraInit};
+use super::dora::Magnitude;
+use crate::error::Result;
+
+/// `output + scaling * up(down(dropout(input)))`.
+/// With magnitudes: see [`Magnitude`].
+#[derive(Debug)]
+pub(super) struct TrainedLayer {
+    pub(super) down: Var,
+    pub(super) up: Var,
+    pub(super) magnitude: Option<Magnitude>,
+    scaling: f64,
+    dropout: Option<Arc<Dropout>>,
+}
+
+/// Which numbers are left out, drawn afresh for each layer of each step.
+#[derive(Debug)]
+pub(super) struct Dropout {
+    share: f64,
+    generator: Mutex<TorchGenerator>,
+}
+
+impl Dropout {
+    pub(super) fn new(share: f64) -> Self {
+        Self { share, generator: Mutex::new(TorchGenerator::new(0)) }
+    }
+
+    /// Begins a step, whose numbers follow from the seed alone.
+    pub(super) fn begin_step(&self, seed: u64) {
+        *self.generator.lock().unwrap_or_else(PoisonError::into_inner) = TorchGenerator::new(seed);
+    }
+
+    /// Zeros where a number is left out, and what makes up for them elsewhere, in the shape and dtype of `input`.
+    fn draw(&self, input: &Tensor) -> candle_diffusers_models::Result<Tensor> {
+        let mut generator = self.generator.lock().unwrap_or_else(PoisonError::into_inner);
+        let drawn =
+            generator.rand(input.dims(), DType::F32, input.device()).map_err(candle_core::Error::wrap)?;
+        Ok((drawn.ge(self.share)?.to_dtype(DType::F32)? / (1.0 - self.share))?.to_dtype(input.dtype())?)
+    }
+}
+
+impl TrainedLayer {
+    pub(super) fn new(
+        layer: &Layer,
+        config: &LoraConfig,
+        dropout: Option<Arc<Dropout>>,
+        generator: &mut TorchGenerator,
+    ) -> Result<Self> {
+        let (device, shape) = (layer.device(), layer.shape());
+        let mut down_shape = shape.dims().to_vec();
+        let mut up_shape = vec![down_shape[0], config.rank];
+        down_shape[0] = config.rank;
+        if let Operation::Conv2d(_) = layer.operation() {
+            up_shape.extend([1, 1]);
+        }
+        let inputs: usize = down_shape[1..].iter().product();
+        let down = match config.init {
+            LoraInit::Gaussian => (generator.randn(&down_shape, DType::F32, &device)? / config.rank as f64)?,
+            LoraInit::Kaiming => {
+                let bound = (inputs as f64).powf(-0.5);
+                generator.rand(&down_shape, DType::F32, &device)?.affine(2.0 * bound, -bound)?
+            }
+        };
+        let magnitude = config.use_dora.then(|| Magnitude::new(layer)).transpose()?;
+        Ok(Self {
+            down: Var::from_tensor(&down)?,
+            up: Var::zeros(up_shape, DType::F32, &device)?,
+            magnitude,
+            scaling: config.scaling(),
+            dropout,
+        })
+    }
+}
+
+impl TrainedLayer {
+    /// `scaling * up @ down` in the weight's shape, in float32, without gradients.
+    fn delta(&self) -> candle_core::Result<Tensor> {
+        let (down, up) = (self.down.as_detached_tensor(), self.up.as_detached_tensor());
+        let mut shape = down.dims().to_vec();
+        shape[0] = up.dims()[0];
+        let product = up.flatten_from(1)?.matmul(&down.flatten_from(1)?)?;
+        (product * self.scaling)?.reshape(shape)
+    }
+}
+
+impl LayerAdapter for TrainedLayer {
+    fn forward(
+        &self,
+        layer: &Layer,
+        input: &Tensor,
+        output: Tensor,
+    ) -> candle_diffusers_models::Result<Tensor> {
+        let (down, up) = (self.down.to_dtype(input.dtype())?, self.up.to_dtype(input.dtype())?);
+        // What is left of the input, where something is left out.
+        let dropped = match &self.dropout {
+            Some(dropout) => Some((input * dropout.draw(input)?)?),
+            None => None,
+        };
+        let input = dropped.as_ref().unwrap_or(input);
+        let change = match layer.operation() {
+            Operation::Linear => linear(&linear(input, &down, None)?, &up, None)?,
+            operation => operation.pointwise().forward(&operation.forward(input, &down, None)?, &up, None)?,
+        };
+        let change = if self.scaling == 1.0 { change } else { (change * self.scaling)? };
+        let Some(magnitude) = &self.magnitude else { return Ok(add(&output, &change)?) };
+        magnitude.forward(layer, dropped.as_ref(), &output, &change, &self.delta()?)
+    }
+}

@@ -1,0 +1,135 @@
+//! LoRA (Hu et al., 2021) that is trained: two small variables beside each layer that is chosen, as PEFT adds them.
+
+mod config;
+mod dora;
+mod layer;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor, Var};
+use candle_diffusers_models::layers::Layers;
+use candle_diffusers_schedulers::TorchGenerator;
+
+use crate::checkpoint::save_tensors;
+use crate::error::{Error, Result};
+use crate::parameters::Parameter;
+use layer::{Dropout, TrainedLayer};
+
+pub use config::{LoraConfig, LoraInit, TEXT_ENCODER_TARGETS, TargetModules, UNET_TARGETS};
+
+/// The LoRA of one model.
+#[derive(Debug)]
+pub struct TrainedLora {
+    component: &'static str,
+    layers: Vec<(String, Arc<TrainedLayer>)>,
+    scaling: f64,
+    dropout: Option<Arc<Dropout>>,
+}
+
+impl TrainedLora {
+    /// Puts a LoRA beside the layers of `model` that the config chooses. `component` is `unet`, `text_encoder` or `text_encoder_2`, where the
+    /// parameters' names begin. Random numbers come from `generator`, layer after layer.
+    ///
+    /// # Errors
+    /// When a setting is out of range, or no layer is chosen.
+    pub fn attach(
+        model: &dyn Layers,
+        component: &'static str,
+        config: &LoraConfig,
+        generator: &mut TorchGenerator,
+    ) -> Result<Self> {
+        config.check()?;
+        let share = config.dropout;
+        let dropout = (share > 0.0).then(|| Arc::new(Dropout::new(share)));
+        let mut layers = Vec::new();
+        let all = model.layers();
+        let chooser = config.target_modules.chooser()?;
+        for (name, layer) in all.iter().filter(|(name, _)| chooser.chooses(name)) {
+            let trained = Arc::new(TrainedLayer::new(layer, config, dropout.clone(), generator)?);
+            layer.set_adapter(Some(trained.clone()));
+            layers.push((name.clone(), trained));
+        }
+        if layers.is_empty() {
+            let found = config.target_modules.to_string();
+            let example = all.first().map_or("", |(name, _)| name.as_str());
+            let expected = match config.target_modules {
+                TargetModules::Ends(_) => {
+                    format!("ends of names of the {component}'s layers, such as {example}")
+                }
+                TargetModules::Pattern(_) => {
+                    format!("an expression for whole names of the {component}'s layers, such as {example}")
+                }
+            };
+            return Err(Error::Field { field: "target_modules", found, expected });
+        }
+        Ok(Self { component, layers, scaling: config.scaling(), dropout })
+    }
+
+    /// Begins the dropout of a step, which follows from `seed` alone, so that a run can go on from any step.
+    pub fn begin_step(&self, seed: u64) {
+        if let Some(dropout) = &self.dropout {
+            dropout.begin_step(seed);
+        }
+    }
+
+    /// What is trained, in float32.
+    pub fn parameters(&self) -> Vec<Parameter> {
+        let parameter = |name: &str, part: &str, var: &Var| Parameter {
+            name: format!("{}.{name}.{part}.weight", self.component),
+            var: var.clone(),
+        };
+        let all = |(name, layer): &(String, Arc<TrainedLayer>)| {
+            let lengths = layer.magnitude.as_ref().map(|magnitude| &magnitude.lengths);
+            let parts = [
+                ("lora_A", Some(&layer.down)),
+                ("lora_B", Some(&layer.up)),
+                ("lora_magnitude_vector", lengths),
+            ];
+            parts.map(|(part, var)| Some(parameter(name, part, var?)))
+        };
+        self.layers.iter().flat_map(all).flatten().collect()
+    }
+
+    /// The tensors of a LoRA file in diffusers' layout (`unet.NAME.lora.down.weight`; with magnitudes PEFT's names, which diffusers has for DoRA), on the CPU. What the
+    /// change is multiplied by is in them, so that no program needs to be told an alpha.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
+        let mut tensors = BTreeMap::new();
+        for (name, layer) in &self.layers {
+            let name = format!("{}.{name}", self.component);
+            let [down_name, up_name] = match layer.magnitude {
+                None => ["lora.down", "lora.up"],
+                Some(_) => ["lora_A", "lora_B"],
+            };
+            let down = layer.down.as_detached_tensor().to_device(&Device::Cpu)?;
+            let is_convolution = down.dims().len() == 4;
+            tensors.insert(format!("{name}.{down_name}.weight"), down);
+            let up = layer.up.as_detached_tensor();
+            let up = if self.scaling == 1.0 { up } else { (up * self.scaling)? };
+            tensors.insert(format!("{name}.{up_name}.weight"), up.to_device(&Device::Cpu)?);
+            if let Some(magnitude) = &layer.magnitude {
+                let lengths = magnitude.lengths.as_detached_tensor().to_device(&Device::Cpu)?;
+                // As PEFT has them: where a convolution's output has its channels.
+                let lengths = if is_convolution { lengths.reshape((1, (), 1, 1))? } else { lengths };
+                tensors.insert(format!("{name}.lora_magnitude_vector"), lengths);
+            }
+        }
+        Ok(tensors)
+    }
+}
+
+/// Writes what was trained as one LoRA file in diffusers' layout, whole or not at all.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn save_lora(path: &Path, loras: &[TrainedLora]) -> Result<()> {
+    let mut tensors = BTreeMap::new();
+    for lora in loras {
+        tensors.extend(lora.tensors()?);
+    }
+    save_tensors(path, &tensors, [("format".to_string(), "pt".to_string())])
+}
