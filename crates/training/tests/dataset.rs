@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_diffusers_training::dataset::{
-    Batch, BatchLoader, BatchOptions, BucketOptions, Captions, Dataset, DatasetOptions, Flip, Position,
-    TransformOptions,
+    Batch, BatchLoader, BatchOptions, BucketOptions, Buckets, Captions, Dataset, DatasetOptions, Flip,
+    Position, TransformOptions,
 };
 use image::{DynamicImage, ImageFormat, RgbImage};
 use tempfile::TempDir;
@@ -226,7 +226,7 @@ fn batches_of_buckets_have_one_size_each() {
     {
         picture(width, height, index as u32).save(folder.path().join(format!("{index}.png"))).unwrap();
     }
-    let buckets = Some(BucketOptions { min_size: 16, max_size: 64, step: 8 });
+    let buckets = Some(Buckets::OfArea(BucketOptions { min_size: 16, max_size: 64, step: 8 }));
     let dataset = Dataset::open(
         folder.path(),
         DatasetOptions { buckets, captions: prompt(), resolution: 32, ..Default::default() },

@@ -2,6 +2,46 @@
 
 use crate::error::{Error, Result};
 
+/// Which sizes pictures are cut to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Buckets {
+    /// Sizes of about the resolution's area, as kohya's scripts make them.
+    OfArea(BucketOptions),
+    /// These widths and heights (diffusers' `aspect_ratio_buckets`).
+    Sizes(Vec<[u32; 2]>),
+}
+
+impl Buckets {
+    /// Checks them, and makes those that are made.
+    ///
+    /// # Errors
+    /// Those of [`bucket_sizes`], and where a side is no multiple of 8 or there are no sizes.
+    pub(super) fn sizes(&self, resolution: u32) -> Result<Vec<[u32; 2]>> {
+        let sizes = match self {
+            Self::OfArea(options) => return bucket_sizes(resolution, options),
+            Self::Sizes(sizes) => sizes,
+        };
+        let is_wrong = |&&[width, height]: &&[u32; 2]| {
+            width == 0 || height == 0 || !width.is_multiple_of(8) || !height.is_multiple_of(8)
+        };
+        let found = match (sizes.is_empty(), sizes.iter().find(is_wrong)) {
+            (true, _) => "empty".to_string(),
+            (false, Some([width, height])) => format!("{width}x{height} (width and height)"),
+            (false, None) => return Ok(sizes.clone()),
+        };
+        let expected = "sizes whose sides are multiples of 8".to_string();
+        Err(Error::Field { field: "aspect_ratio_buckets", found, expected })
+    }
+
+    /// The size for a picture of `size`, of those that [`sizes`](Self::sizes) gave.
+    pub(super) fn choose(&self, sizes: &[[u32; 2]], size: [u32; 2]) -> [u32; 2] {
+        match self {
+            Self::OfArea(_) => nearest(sizes, size),
+            Self::Sizes(_) => nearest_listed(sizes, size),
+        }
+    }
+}
+
 /// Which sizes there are; the default is that of kohya's scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BucketOptions {
@@ -56,8 +96,17 @@ pub fn bucket_sizes(resolution: u32, options: &BucketOptions) -> Result<Vec<[u32
     Ok(sizes)
 }
 
+/// The size whose shape is nearest to that of a picture of `size`, as diffusers' `find_nearest_bucket` has it: the last of several.
+fn nearest_listed(sizes: &[[u32; 2]], [width, height]: [u32; 2]) -> [u32; 2] {
+    let distance = |[bucket_width, bucket_height]: [u32; 2]| {
+        (i64::from(height) * i64::from(bucket_width) - i64::from(width) * i64::from(bucket_height)).abs()
+    };
+    let nearest = sizes.iter().rev().min_by_key(|&&size| distance(size));
+    nearest.copied().unwrap_or([width, height])
+}
+
 /// The size whose shape is nearest to that of a picture of `size`.
-pub(super) fn nearest(sizes: &[[u32; 2]], size: [u32; 2]) -> [u32; 2] {
+fn nearest(sizes: &[[u32; 2]], size: [u32; 2]) -> [u32; 2] {
     if sizes.contains(&size) {
         return size;
     }
@@ -93,6 +142,25 @@ mod tests {
             ([704, 320], [704, 320]),
         ] {
             assert_eq!(nearest(&sizes, size), expected, "{size:?}");
+        }
+    }
+
+    #[test]
+    fn listed_sizes_are_chosen_as_diffusers_does() {
+        // What find_nearest_bucket of diffusers' training_utils returns for these heights and widths.
+        let sizes = [[512, 512], [768, 384], [384, 768], [640, 448]];
+        for (size, expected) in [
+            ([1000, 1000], [512, 512]),
+            ([2000, 1000], [768, 384]),
+            ([1000, 2100], [384, 768]),
+            ([1300, 1000], [640, 448]),
+            ([1, 1], [512, 512]),
+        ] {
+            assert_eq!(nearest_listed(&sizes, size), expected, "{size:?}");
+        }
+        for wrong in [vec![], vec![[512, 510]], vec![[512, 512], [0, 8]]] {
+            let error = Buckets::Sizes(wrong).sizes(512).unwrap_err().to_string();
+            assert!(error.starts_with("aspect_ratio_buckets is"), "{error}");
         }
     }
 

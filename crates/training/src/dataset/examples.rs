@@ -62,7 +62,11 @@ pub(super) fn find(
     if files.is_empty() {
         return Err(wrong("is empty; put PNG, JPEG or WebP pictures there".to_string()));
     }
-    let pictures: Vec<&PathBuf> = files.iter().filter(|file| has_picture_name(file)).collect();
+    let is_mask = |file: &Path| {
+        options.masks_beside && file.file_stem().is_some_and(|stem| stem.to_string_lossy().ends_with(".mask"))
+    };
+    let pictures: Vec<&PathBuf> =
+        files.iter().filter(|file| has_picture_name(file) && !is_mask(file)).collect();
     if pictures.is_empty() {
         let names = listed(files.iter().map(|file| name_in(folder, file)));
         return Err(wrong(format!("has no PNG, JPEG or WebP picture; there are {names}")));
@@ -74,7 +78,7 @@ pub(super) fn find(
         let examples = metadata.iter().map(|metadata| from_metadata(metadata, options));
         examples.collect::<Result<Vec<_>>>()?.concat()
     } else if options.picture_columns.is_empty() {
-        from_files(folder, &pictures, &options.captions)?
+        from_files(folder, &pictures, options)?
     } else {
         let columns = options.picture_columns.join(", ");
         return Err(wrong(format!(
@@ -139,9 +143,9 @@ fn from_metadata(metadata: &Metadata, options: &DatasetOptions) -> Result<Vec<Ex
     Ok(examples)
 }
 
-fn from_files(folder: &Path, pictures: &[&PathBuf], captions: &Captions) -> Result<Vec<Example>> {
+fn from_files(folder: &Path, pictures: &[&PathBuf], options: &DatasetOptions) -> Result<Vec<Example>> {
     let captions_of = |picture: &Path| -> Result<Option<Vec<String>>> {
-        match captions {
+        match &options.captions {
             Captions::Prompt(prompt) => Ok(Some(vec![prompt.clone()])),
             Captions::OneOf(prompts) => Ok(Some(prompts.clone())),
             Captions::None => Ok(Some(Vec::new())),
@@ -162,11 +166,19 @@ fn from_files(folder: &Path, pictures: &[&PathBuf], captions: &Captions) -> Resu
     for &picture in pictures {
         match captions_of(picture)? {
             Some(captions) => {
-                let (picture, others) = (picture.clone(), Vec::new());
+                let others = if options.masks_beside { vec![mask_of(picture)] } else { Vec::new() };
+                let picture = picture.clone();
                 examples.push(Example { picture, captions, others, size: [0; 2], target: [0; 2] });
             }
             None => without.push(name_in(folder, picture)),
         }
+    }
+    let masks = examples.iter().flat_map(|example| &example.others);
+    let missing: Vec<String> =
+        masks.filter(|mask| !mask.is_file()).map(|mask| name_in(folder, mask)).collect();
+    if !missing.is_empty() {
+        let problem = format!("lacks masks: {}", listed(missing.into_iter()));
+        return Err(Error::Folder { folder: folder.display().to_string(), problem });
     }
     if without.is_empty() {
         return Ok(examples);
@@ -176,6 +188,12 @@ fn from_files(folder: &Path, pictures: &[&PathBuf], captions: &Captions) -> Resu
         listed(without.into_iter())
     );
     Err(Error::Folder { folder: folder.display().to_string(), problem })
+}
+
+/// `cat.mask.png` for `cat.png` and for `cat.src.jpg`.
+fn mask_of(picture: &Path) -> PathBuf {
+    let stem = picture.file_stem().unwrap_or_default().to_string_lossy();
+    picture.with_file_name(format!("{}.mask.png", stem.strip_suffix(".src").unwrap_or(&stem)))
 }
 
 /// Reads the size of each picture; leaves out those that cannot be read where that is wanted.

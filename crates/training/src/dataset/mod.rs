@@ -23,7 +23,7 @@ use examples::Example;
 use picture_file::read_picture;
 
 pub use batches::{Batch, BatchOptions, Position};
-pub use buckets::{BucketOptions, bucket_sizes};
+pub use buckets::{BucketOptions, Buckets, bucket_sizes};
 pub use examples::Captions;
 pub use loader::{BatchLoader, Waiting};
 pub use transform::{Cut, Flip, TransformOptions};
@@ -39,10 +39,13 @@ pub struct DatasetOptions {
     pub picture_column: String,
     /// Columns of the metadata that name more pictures for each example, which are cut alike: masks, conditions, edited pictures.
     pub picture_columns: Vec<String>,
+    /// Without metadata: beside each picture stands one more, which is cut alike: the mask `cat.mask.png` of `cat.png`, or of `cat.src.jpg`, as in cloneofsimo's lora
+    /// (`use_mask_captioned_data`).
+    pub masks_beside: bool,
     /// Width and height of all pictures, or with `buckets` the root of their area. A multiple of 8.
     pub resolution: u32,
     /// Let pictures keep about their shape.
-    pub buckets: Option<BucketOptions>,
+    pub buckets: Option<Buckets>,
     /// How pictures are brought to size.
     pub transform: TransformOptions,
     /// How often each picture comes in an epoch.
@@ -61,6 +64,7 @@ impl Default for DatasetOptions {
             captions: Captions::default(),
             picture_column: "file_name".to_string(),
             picture_columns: Vec::new(),
+            masks_beside: false,
             resolution: 512,
             buckets: None,
             transform: TransformOptions::default(),
@@ -89,7 +93,7 @@ pub struct Sample {
     pub caption: String,
     /// Cut to the target size.
     pub picture: RgbImage,
-    /// The pictures of `picture_columns`, cut alike.
+    /// The pictures of `picture_columns`, or the mask, cut alike.
     pub others: Vec<RgbImage>,
     /// Height and width of the file's picture, as Stable Diffusion XL is told them.
     pub original_size: (u32, u32),
@@ -124,13 +128,17 @@ impl Dataset {
             let (field, found) = ("caption_dropout", options.caption_dropout.to_string());
             return Err(Error::Field { field, found, expected: "between 0 and 1".to_string() });
         }
-        let sizes = options.buckets.map(|buckets| bucket_sizes(options.resolution, &buckets)).transpose()?;
+        let buckets = options.buckets.as_ref();
+        let sizes = match buckets {
+            Some(buckets) => Some((buckets, buckets.sizes(options.resolution)?)),
+            None => None,
+        };
         let mut warnings = Vec::new();
         let mut examples = examples::find(folder.as_ref(), &options, &mut warnings)?;
         for example in &mut examples {
             let [width, height] = example.size;
             example.target = match &sizes {
-                Some(sizes) => buckets::nearest(sizes, [width, height]),
+                Some((buckets, sizes)) => buckets.choose(sizes, [width, height]),
                 None => [options.resolution; 2],
             };
             if width < example.target[0] || height < example.target[1] {
@@ -139,6 +147,22 @@ impl Dataset {
             }
         }
         Ok(Self { options, examples, warnings })
+    }
+
+    /// Adds the pictures of another folder, which may have captions of another kind, behind these.
+    ///
+    /// # Errors
+    /// When the other was opened with other options.
+    pub fn append(&mut self, other: Self) -> Result<()> {
+        let captions = self.options.captions.clone();
+        let alike = DatasetOptions { captions, ..other.options };
+        if alike != self.options {
+            let expected = format!("{:?}, those of the first folder", self.options);
+            return Err(Error::Field { field: "options of a folder", found: format!("{alike:?}"), expected });
+        }
+        self.examples.extend(other.examples);
+        self.warnings.extend(other.warnings);
+        Ok(())
     }
 
     /// How many pictures there are, not counting repeats.

@@ -10,6 +10,7 @@ use candle_diffusers_schedulers::{NoiseSource, TorchGenerator};
 use super::config::{LoraConfig, LoraInit};
 use super::dora::Magnitude;
 use crate::error::Result;
+use crate::processes::{BatchShare, RandomSource, ShareOfRandom};
 
 /// `output + scaling * up(down(dropout(input)))`.
 /// With magnitudes: see [`Magnitude`].
@@ -26,24 +27,26 @@ pub(super) struct TrainedLayer {
 #[derive(Debug)]
 pub(super) struct Dropout {
     share: f64,
-    generator: Mutex<TorchGenerator>,
+    random: Mutex<(TorchGenerator, BatchShare)>,
 }
 
 impl Dropout {
     pub(super) fn new(share: f64) -> Self {
-        Self { share, generator: Mutex::new(TorchGenerator::new(0)) }
+        Self { share, random: Mutex::new((TorchGenerator::new(0), BatchShare::default())) }
     }
 
-    /// Begins a step, whose numbers follow from the seed alone.
-    pub(super) fn begin_step(&self, seed: u64) {
-        *self.generator.lock().unwrap_or_else(PoisonError::into_inner) = TorchGenerator::new(seed);
+    /// Begins a step, whose numbers follow from the seed alone; `batches` is which part of them this process sees.
+    pub(super) fn begin_step(&self, seed: u64, batches: BatchShare) {
+        *self.random.lock().unwrap_or_else(PoisonError::into_inner) = (TorchGenerator::new(seed), batches);
     }
 
     /// Zeros where a number is left out, and what makes up for them elsewhere, in the shape and dtype of `input`.
     fn draw(&self, input: &Tensor) -> candle_diffusers_models::Result<Tensor> {
-        let mut generator = self.generator.lock().unwrap_or_else(PoisonError::into_inner);
-        let drawn =
-            generator.rand(input.dims(), DType::F32, input.device()).map_err(candle_core::Error::wrap)?;
+        let mut random = self.random.lock().unwrap_or_else(PoisonError::into_inner);
+        let (generator, share) = &mut *random;
+        let drawn = ShareOfRandom { generator, share: *share }
+            .rand(input.dims(), DType::F32, input.device())
+            .map_err(candle_core::Error::wrap)?;
         Ok((drawn.ge(self.share)?.to_dtype(DType::F32)? / (1.0 - self.share))?.to_dtype(input.dtype())?)
     }
 }

@@ -15,6 +15,7 @@ use candle_diffusers_schedulers::TorchGenerator;
 use crate::checkpoint::save_tensors;
 use crate::error::{Error, Result};
 use crate::parameters::Parameter;
+use crate::processes::BatchShare;
 use layer::{Dropout, TrainedLayer};
 
 pub use config::{LoraConfig, LoraInit, TEXT_ENCODER_TARGETS, TargetModules, UNET_TARGETS};
@@ -67,10 +68,11 @@ impl TrainedLora {
         Ok(Self { component, layers, scaling: config.scaling(), dropout })
     }
 
-    /// Begins the dropout of a step, which follows from `seed` alone, so that a run can go on from any step.
-    pub fn begin_step(&self, seed: u64) {
+    /// Begins the dropout of a step, which follows from `seed` alone, so that a run can go on from any step. `batches` is which part of the whole batches this
+    /// process sees; by default all.
+    pub fn begin_step(&self, seed: u64, batches: BatchShare) {
         if let Some(dropout) = &self.dropout {
-            dropout.begin_step(seed);
+            dropout.begin_step(seed, batches);
         }
     }
 

@@ -128,19 +128,23 @@ impl CustomDiffusion {
         Ok(())
     }
 
-    /// Writes the change of keys and values as a LoRA of full rank, which every program reads that knows LoRA.
+    /// Writes the change as one file for every program that knows LoRA: for keys and values as a LoRA of full rank, in diffusers' layout; for all projections, whose
+    /// biases fit in no LoRA, as LyCORIS' `diff` and `diff_b` in kohya's.
     ///
     /// # Errors
-    /// When all projections were trained, whose biases fit in no LoRA, or the file cannot be written.
+    /// When the file cannot be written.
     pub fn save_as_lora(&self, path: &Path) -> Result<()> {
-        if self.trained == TrainedProjections::All {
-            let expected = "crossattn_kv: a LoRA has no place for the biases of crossattn".to_string();
-            return Err(Error::Field { field: "freeze_model", found: "crossattn".to_string(), expected });
-        }
         let mut tensors = BTreeMap::new();
         for (name, layer, projection) in &self.projections {
-            let before = layer.weight().to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
-            let change = (on_cpu(&projection.weight)? - before)?;
+            let change = change(&projection.weight, &layer.weight())?;
+            if self.trained == TrainedProjections::All {
+                let name = format!("lora_unet_{}", name.replace('.', "_"));
+                tensors.insert(format!("{name}.diff"), change);
+                if let (Some(trained), Some(before)) = (&projection.bias, layer.bias()) {
+                    tensors.insert(format!("{name}.diff_b"), self::change(trained, &before)?);
+                }
+                continue;
+            }
             let (outputs, inputs) = change.dims2()?;
             let same = Tensor::eye(outputs.min(inputs), DType::F32, &Device::Cpu)?;
             let (up, down) = if inputs <= outputs { (change, same) } else { (same, change) };
@@ -149,6 +153,11 @@ impl CustomDiffusion {
         }
         save_tensors(path, &tensors, [("format".to_string(), "pt".to_string())])
     }
+}
+
+/// What has become of a layer's tensor, in float32 on the CPU.
+fn change(trained: &Var, before: &Tensor) -> Result<Tensor> {
+    Ok((on_cpu(trained)? - before.to_device(&Device::Cpu)?.to_dtype(DType::F32)?)?)
 }
 
 fn on_cpu(var: &Var) -> Result<Tensor> {

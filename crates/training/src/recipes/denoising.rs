@@ -34,6 +34,8 @@ pub struct DenoisingOptions {
     pub caption_dropout: f64,
     /// Text encoders are trained too, so that no embedding is kept.
     pub train_text_encoder: bool,
+    /// The first of the other pictures of each example is a mask, by which its loss is weighed at this temperature: see [`masked_loss`](Denoising::masked_loss).
+    pub mask_temperature: Option<f64>,
 }
 
 /// A picture and what it shows.
@@ -49,7 +51,7 @@ pub struct Example {
     pub crop_top_left: (u32, u32),
     /// Where the same pixels come again under the same number, what the VAE makes of them is kept.
     pub key: Option<u64>,
-    /// More pictures that belong to it, `(3, height, width)`, from 0 to 1: what a ControlNet sees, or what an edit began with.
+    /// More pictures that belong to it, `(3, height, width)`, from 0 to 1: its mask, what a ControlNet sees, or what an edit began with.
     pub others: Vec<Tensor>,
 }
 
@@ -101,7 +103,11 @@ impl<'a> Denoising<'a> {
     /// # Errors
     /// When pictures are of different sizes, or a model fails.
     pub fn loss(&self, examples: &[Example], generator: &mut dyn RandomSource) -> Result<Tensor> {
-        self.loss_where(examples, None, generator)
+        let Some(temperature) = self.options.mask_temperature else {
+            return self.loss_where(examples, None, generator);
+        };
+        let mask = masks(examples, self.options.prior_loss_weight.is_some())?;
+        self.loss_where(examples, Some((&mask, temperature)), generator)
     }
 
     /// [`loss`](Self::loss) where `mask` is, as in cloneofsimo's `lora_pti`: `(batch, 1, height, width)` for the pictures, 1 where they count and 0 where they do not;
@@ -184,7 +190,14 @@ impl<'a> Denoising<'a> {
         let Noised { latents, noise, timesteps, .. } = noised;
         let target = training_target(scheduler.as_ref(), latents, noise, timesteps)?;
         let weights = loss_weights(scheduler.as_ref(), timesteps, options.weighting)?;
-        let mask = mask.map(|(mask, temperature)| check_mask(mask, prediction, temperature)).transpose()?;
+        let mask = match mask {
+            Some((mask, temperature)) => {
+                let (pictures, _, height, width) = prediction.dims4()?;
+                check_mask(mask, pictures, options.prior_loss_weight.is_some())?;
+                Some(loss_mask(mask, height, width, temperature)?)
+            }
+            None => None,
+        };
         let loss_options = LossOptions {
             weights: weights.as_ref(),
             mask: mask.as_ref(),
@@ -326,14 +339,20 @@ pub(super) fn other_pictures(examples: &[Example], place: usize) -> Result<Tenso
     Ok(Tensor::stack(&pictures, 0)?)
 }
 
-/// The weights that the masks of pictures give to their latents.
-fn check_mask(mask: &Tensor, prediction: &Tensor, temperature: f64) -> Result<Tensor> {
-    let (batch, _, height, width) = prediction.dims4()?;
-    if mask.dims().first() != Some(&batch) {
-        let expected = format!("({batch}, 1, height, width), one for each picture");
-        return Err(Error::Shape { what: "mask", found: mask.dims().to_vec(), expected });
+/// The masks of the pictures, `(batch, 1, height, width)`, of which all channels are the same; those of the class have none.
+fn masks(examples: &[Example], has_class: bool) -> Result<Tensor> {
+    let own = if has_class { examples.len() / 2 } else { examples.len() };
+    Ok(other_pictures(&examples[..own], 0)?.narrow(1, 0, 1)?.contiguous()?)
+}
+
+/// Whether there is a mask for each picture; those of the class, the second half, need none.
+fn check_mask(mask: &Tensor, pictures: usize, has_class: bool) -> Result<()> {
+    let masks = mask.dims().first().copied().unwrap_or(0);
+    if masks == pictures || (has_class && masks * 2 == pictures) {
+        return Ok(());
     }
-    loss_mask(mask, height, width, temperature)
+    let expected = format!("({pictures}, 1, height, width), one for each picture");
+    Err(Error::Shape { what: "mask", found: mask.dims().to_vec(), expected })
 }
 
 /// What Stable Diffusion XL is told of the pictures, `(batch, 6)`: the sizes of the files' pictures, where the crops begin, and the sizes of the crops.

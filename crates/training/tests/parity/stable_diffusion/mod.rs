@@ -99,6 +99,7 @@ fn denoising_options(case: &Value) -> DenoisingOptions {
         prior_loss_weight: case["prior"].as_f64(),
         caption_dropout: 0.0,
         train_text_encoder: trains_text,
+        ..Default::default()
     }
 }
 
