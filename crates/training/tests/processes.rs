@@ -102,6 +102,7 @@ impl Taught {
                 prior_loss_weight: Some(0.7),
                 caption_dropout: 0.3,
                 train_text_encoder: true,
+                ..Default::default()
             },
         }
     }

@@ -3,21 +3,26 @@
 use anyhow::{Result, bail, ensure};
 use candle_diffusers_pipelines::load_picture;
 
-use super::{MixedPrecision, Recipe, TrainArguments};
+use super::{InitLoraWeights, MixedPrecision, OptimizerName, Recipe, TrainArguments};
 
 /// Refuses flags that the recipe does not have, or that need others.
 pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
     let recipe = arguments.recipe;
-    if recipe.is_dreambooth() {
+    if recipe.has_things() {
         ensure!(
-            arguments.thing.instance_data_dir.is_some() && arguments.thing.instance_prompt.is_some(),
-            "DreamBooth learns from --instance-data-dir and --instance-prompt; give both (captions beside the pictures go before the prompt)"
+            arguments.thing.concepts_list.is_some()
+                || (arguments.thing.instance_data_dir.is_some() && arguments.thing.instance_prompt.is_some()),
+            "this recipe learns from --instance-data-dir and --instance-prompt; give both (captions beside the pictures go before the prompt)"
         );
         ensure!(
             arguments.pictures.train_data_dir.is_none(),
-            "--train-data-dir is for text-to-image; DreamBooth has --instance-data-dir"
+            "--train-data-dir is for text-to-image; this recipe has --instance-data-dir"
         );
-        if arguments.thing.with_prior_preservation {
+        ensure!(
+            arguments.thing.concepts_list.is_none() || recipe == Recipe::CustomDiffusion,
+            "--concepts-list is for custom-diffusion; DreamBooth learns one thing, by --instance-data-dir and --instance-prompt"
+        );
+        if arguments.thing.with_prior_preservation && arguments.thing.concepts_list.is_none() {
             ensure!(
                 arguments.thing.class_data_dir.is_some() && arguments.thing.class_prompt.is_some(),
                 "--with-prior-preservation needs --class-data-dir and --class-prompt"
@@ -30,11 +35,14 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
         );
         let flags = [
             ("--instance-data-dir", arguments.thing.instance_data_dir.is_some()),
+            ("--concepts-list", arguments.thing.concepts_list.is_some()),
             ("--instance-prompt", arguments.thing.instance_prompt.is_some()),
             ("--with-prior-preservation", arguments.thing.with_prior_preservation),
         ];
         if let Some((flag, _)) = flags.iter().find(|(_, is_given)| *is_given) {
-            bail!("{flag} is for DreamBooth; text-to-image takes its captions from --train-data-dir");
+            bail!(
+                "{flag} is for DreamBooth and Custom Diffusion; this recipe takes its captions from --train-data-dir"
+            );
         }
     }
     if recipe == Recipe::Unconditional {
@@ -49,7 +57,16 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
     }
     check_pairs(arguments)?;
     let has_token = arguments.word.placeholder_token.is_some() || arguments.word.initializer_token.is_some();
-    if recipe.has_token() {
+    if recipe == Recipe::CustomDiffusion {
+        ensure!(
+            arguments.word.placeholder_token.is_none() && arguments.word.num_vectors == 1,
+            "--placeholder-token and --num-vectors are for textual-inversion and pivotal-tuning; custom-diffusion has --modifier-token"
+        );
+        ensure!(
+            !arguments.train_text_encoder,
+            "--train-text-encoder: custom-diffusion trains new words and cross-attention alone"
+        );
+    } else if recipe.has_token() {
         ensure!(
             arguments.word.placeholder_token.is_some() && arguments.word.initializer_token.is_some(),
             "a new word needs --placeholder-token, what it is called, and --initializer-token, what it begins as; give both"
@@ -60,12 +77,15 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
             "--placeholder-token and --initializer-token are for textual-inversion and pivotal-tuning"
         );
     }
+    if recipe != Recipe::CustomDiffusion {
+        ensure!(arguments.word.modifier_token.is_none(), "--modifier-token is for custom-diffusion");
+    }
     if recipe == Recipe::TextualInversion {
         ensure!(
             !arguments.train_text_encoder && arguments.steps.mixed_precision == MixedPrecision::No,
             "textual inversion trains the new word alone, in float32; leave out --train-text-encoder and --mixed-precision"
         );
-    } else if !recipe.is_lora() && !matches!(recipe, Recipe::Unconditional | Recipe::Controlnet) {
+    } else if recipe.is_whole() {
         ensure!(
             arguments.steps.mixed_precision == MixedPrecision::No,
             "--mixed-precision bf16 is for LoRAs; whole models are trained in float32"
@@ -80,8 +100,25 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
         "--proportion-empty-prompts is {}, expected 0 to 1",
         arguments.pictures.proportion_empty_prompts
     );
+    let optimizer = &arguments.optimizer;
+    ensure!(
+        optimizer.optimizer == OptimizerName::AdamW || !optimizer.use_8bit_adam,
+        "--use-8bit-adam is AdamW; --optimizer is another"
+    );
+    ensure!(
+        optimizer.optimizer == OptimizerName::Sgd || optimizer.momentum == 0.0,
+        "--momentum is for --optimizer sgd; AdamW has --adam-beta1"
+    );
+    let is_piecewise = arguments.steps.lr_scheduler == "piecewise_constant";
+    ensure!(
+        is_piecewise == arguments.steps.lr_step_rules.is_some(),
+        "--lr-step-rules and --lr-scheduler piecewise_constant belong together; give both"
+    );
+    check_lora(arguments)?;
+    check_pictures(arguments)?;
     ensure!(arguments.watch.checkpointing_steps > 0, "--checkpointing-steps is 0, expected 1 or more");
-    ensure!(arguments.watch.validation_steps > 0, "--validation-steps is 0, expected 1 or more");
+    ensure!(arguments.watch.validation_steps != Some(0), "--validation-steps is 0, expected 1 or more");
+    ensure!(arguments.watch.validation_epochs != Some(0), "--validation-epochs is 0, expected 1 or more");
     ensure!(arguments.watch.num_validation_images > 0, "--num-validation-images is 0, expected 1 or more");
     ensure!(arguments.watch.num_inference_steps > 0, "--num-inference-steps is 0, expected 1 or more");
     Ok(())
@@ -119,5 +156,43 @@ fn check_pairs(arguments: &TrainArguments) -> Result<()> {
             "--conditioning-dropout-prob is {share}, expected 0 to a third: so much is left out three times"
         );
     }
+    Ok(())
+}
+
+/// What is for LoRAs alone.
+fn check_lora(arguments: &TrainArguments) -> Result<()> {
+    let lora = &arguments.lora;
+    let flags = [
+        ("--use-dora", lora.use_dora),
+        ("--use-rslora", lora.use_rslora),
+        ("--target-modules", lora.target_modules.is_some()),
+        ("--init-lora-weights", lora.init_lora_weights != InitLoraWeights::Gaussian),
+    ];
+    match flags.iter().find(|(_, is_given)| *is_given) {
+        Some((flag, _)) if !arguments.recipe.is_lora() => {
+            bail!("{flag} is for LoRAs; this recipe trains none")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What is for some recipes' pictures alone.
+fn check_pictures(arguments: &TrainArguments) -> Result<()> {
+    let pictures = &arguments.pictures;
+    let has_no_masks = arguments.recipe.has_pairs()
+        || matches!(arguments.recipe, Recipe::Unconditional | Recipe::CustomDiffusion);
+    ensure!(
+        !pictures.has_masks() || !has_no_masks,
+        "--mask-column and --use-mask-captioned-data are for LoRAs, whole models and new words of Stable Diffusion"
+    );
+    ensure!(
+        pictures.has_masks() || pictures.mask_temperature == 1.0,
+        "--mask-temperature is for masks: give --mask-column or --use-mask-captioned-data"
+    );
+    // A batch is of pictures of one size, and those of the class are in it.
+    ensure!(
+        !pictures.has_buckets() || !arguments.thing.with_prior_preservation,
+        "aspect-ratio buckets do not go with --with-prior-preservation, whose pictures are of one size"
+    );
     Ok(())
 }

@@ -1,29 +1,41 @@
-//! Pictures of the class that DreamBooth shall keep, painted by the model as it was.
+//! Pictures of the classes that shall be kept, painted by the model as it was.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use candle_diffusers_pipelines::{Schedule, StableDiffusionPipeline, TextToImage, seeded_generators};
 
 use super::TrainArguments;
+use super::concepts::Concept;
 use super::painting::paint;
 use crate::output::Outputs;
 use crate::progress::Progress;
 
-/// Paints as many as the folder of the class lacks.
+/// Paints as many as the folders of the classes lack.
 pub(super) fn paint_missing(
     arguments: &TrainArguments,
+    concepts: &[Concept],
     models: &mut StableDiffusionPipeline,
     progress: &Progress,
 ) -> Result<()> {
-    let (true, Some(folder), Some(prompt)) = (
-        arguments.thing.with_prior_preservation,
-        &arguments.thing.class_data_dir,
-        &arguments.thing.class_prompt,
-    ) else {
+    if !arguments.thing.with_prior_preservation {
         return Ok(());
-    };
-    let name = || format!("--class-data-dir {}", folder.display());
+    }
+    for (folder, prompt) in concepts.iter().filter_map(Concept::class) {
+        fill(arguments, folder, prompt, models, progress)?;
+    }
+    Ok(())
+}
+
+fn fill(
+    arguments: &TrainArguments,
+    folder: &Path,
+    prompt: &str,
+    models: &mut StableDiffusionPipeline,
+    progress: &Progress,
+) -> Result<()> {
+    let name = || format!("class_data_dir {}", folder.display());
     fs::create_dir_all(folder).with_context(name)?;
     let is_picture = |entry: &fs::DirEntry| {
         let path = entry.path();
@@ -35,7 +47,7 @@ pub(super) fn paint_missing(
     for index in there..arguments.thing.num_class_images {
         bar.set_done(index, arguments.thing.num_class_images);
         let request = TextToImage {
-            prompts: vec![prompt.clone()],
+            prompts: vec![prompt.to_string()],
             schedule: Schedule::Steps(arguments.watch.num_inference_steps),
             width: arguments.pictures.resolution.map(|side| side as usize),
             height: arguments.pictures.resolution.map(|side| side as usize),

@@ -27,7 +27,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     if let Some(begun) = &begun {
         check_controlnet(&repository, begun)?;
     }
-    let data = Data::open(arguments, &repository, started)?;
+    let data = Data::open(arguments, &repository, &[], started)?;
     let limit = arguments.watch.checkpoints_total_limit;
     started.first_before_others(|| Ok(Checkpoints::new(&arguments.output_dir, limit)?))?;
     let (models, options) = model::load(arguments, &repository, started.device()?, progress)?;
@@ -40,7 +40,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     let max_steps = data.max_steps(arguments);
     let trainer = new_trainer(arguments, groups, max_steps, generator)?;
     let taught = Taught::ControlNet(Box::new(models), trained, denoising_options(arguments));
-    let (folder, learned) = (arguments.output_dir.clone(), Learned { loras: Vec::new(), token: None });
+    let (folder, learned) = (arguments.output_dir.clone(), Learned::default());
     let parts = Parts { folder, taught, learned, trainer, data, max_steps };
     Session::new(arguments, progress, started, parts)?.run(Some(&repository))
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use candle_diffusers_loaders::Repository;
 use candle_diffusers_pipelines::Filter;
 use candle_diffusers_training::dataset::{
@@ -14,8 +14,9 @@ use candle_diffusers_training::recipes::{Example, LearnableProperty};
 
 use serde_json::Value;
 
+use super::concepts::Concept;
 use super::processes::Started;
-use super::{Property, Recipe, TrainArguments};
+use super::{Property, Recipe, TrainArguments, buckets};
 use crate::terminal;
 
 /// Batches that are read before they are asked for.
@@ -32,25 +33,30 @@ pub(super) struct Data {
 }
 
 impl Data {
-    /// Opens the folder to learn from.
+    /// Opens the folders to learn from: those of the things where there are any.
     pub(super) fn open(
         arguments: &TrainArguments,
         repository: &Repository,
+        concepts: &[Concept],
         started: &Started,
     ) -> Result<Self> {
         let resolution = match arguments.pictures.resolution {
             Some(resolution) => resolution,
             None => own_resolution(repository)?,
         };
-        let folder =
-            arguments.thing.instance_data_dir.as_ref().or(arguments.pictures.train_data_dir.as_ref());
-        let Some(folder) = folder else { bail!("there is no folder of pictures to learn from") };
-        let own = open(
-            folder,
-            captions(folder, arguments.thing.instance_prompt.as_ref(), arguments),
-            resolution,
-            arguments,
-        )?;
+        let folders =
+            concepts.iter().map(|one| (one.instance_data_dir.as_path(), Some(one.instance_prompt.as_str())));
+        let mut folders: Vec<_> = folders.collect();
+        if folders.is_empty() {
+            folders.extend(arguments.pictures.train_data_dir.as_deref().map(|folder| (folder, None)));
+        }
+        let other = columns(arguments).other.or(arguments.pictures.mask_column.as_ref());
+        let options = DatasetOptions {
+            picture_columns: other.into_iter().cloned().collect(),
+            masks_beside: arguments.pictures.use_mask_captioned_data,
+            ..dataset_options(arguments, resolution)?
+        };
+        let own = Arc::new(open_all(&folders, arguments, &options)?);
         Ok(Self { own, class: None, resolution, batches: batches(arguments, started)? })
     }
 
@@ -63,23 +69,25 @@ impl Data {
         let Some(folder) = &arguments.pictures.train_data_dir else {
             bail!("there is no folder of pictures to learn from")
         };
-        let own = open(folder, Captions::None, resolution, arguments)?;
+        let options = DatasetOptions { captions: Captions::None, ..dataset_options(arguments, resolution)? };
+        let own = Arc::new(open(folder, options)?);
         Ok(Self { own, class: None, resolution, batches: batches(arguments, started)? })
     }
 
-    /// Opens the folder of the class, when its pictures are all there.
-    pub(super) fn open_class(&mut self, arguments: &TrainArguments) -> Result<()> {
-        if let (true, Some(folder)) =
-            (arguments.thing.with_prior_preservation, &arguments.thing.class_data_dir)
-        {
-            let captions = captions(folder, arguments.thing.class_prompt.as_ref(), arguments);
-            self.class = Some(open(folder, captions, self.resolution, arguments)?);
+    /// Opens the folders of the classes, when their pictures are all there.
+    pub(super) fn open_classes(&mut self, arguments: &TrainArguments, concepts: &[Concept]) -> Result<()> {
+        if arguments.thing.with_prior_preservation {
+            let folders =
+                concepts.iter().filter_map(Concept::class).map(|(folder, prompt)| (folder, Some(prompt)));
+            let options = dataset_options(arguments, self.resolution)?;
+            let class = open_all(&folders.collect::<Vec<_>>(), arguments, &options)?;
+            self.class = Some(Arc::new(class));
         }
         Ok(())
     }
 
     /// Steps in which all pictures come once.
-    fn steps_per_epoch(&self, arguments: &TrainArguments) -> u64 {
+    pub(super) fn steps_per_epoch(&self, arguments: &TrainArguments) -> u64 {
         let batches = self.own.batches_per_epoch(&self.batches);
         batches.div_ceil(arguments.steps.gradient_accumulation_steps.max(1)) as u64
     }
@@ -180,7 +188,7 @@ fn examples(batch: &Batch, first_key: Option<u64>) -> Result<Vec<Example>> {
 }
 
 /// What pictures show: what the folder itself says of each, or else the prompt for all.
-fn captions(folder: &Path, prompt: Option<&String>, arguments: &TrainArguments) -> Captions {
+fn captions(folder: &Path, prompt: Option<&str>, arguments: &TrainArguments) -> Captions {
     let says = |entry: fs::DirEntry| {
         let path = entry.path();
         path.extension().is_some_and(|ending| ending == "txt")
@@ -188,7 +196,7 @@ fn captions(folder: &Path, prompt: Option<&String>, arguments: &TrainArguments) 
     };
     let has_captions = fs::read_dir(folder).is_ok_and(|entries| entries.flatten().any(says));
     match (prompt, &arguments.word.placeholder_token) {
-        (Some(prompt), _) if !has_captions => Captions::Prompt(prompt.clone()),
+        (Some(prompt), _) if !has_captions => Captions::Prompt(prompt.to_string()),
         (_, Some(token)) if !has_captions => {
             let property = match arguments.word.learnable_property {
                 Property::Object => LearnableProperty::Object,
@@ -237,29 +245,43 @@ fn transform(arguments: &TrainArguments) -> TransformOptions {
     }
 }
 
-fn open(
-    folder: &Path,
-    captions: Captions,
-    resolution: u32,
+/// Several folders as one, each with the prompt for pictures that have no captions.
+fn open_all(
+    folders: &[(&Path, Option<&str>)],
     arguments: &TrainArguments,
-) -> Result<Arc<Dataset>> {
-    let columns = columns(arguments);
-    let dataset = Dataset::open(
-        folder,
-        DatasetOptions {
-            captions,
-            resolution,
-            picture_column: columns.picture.clone(),
-            picture_columns: columns.other.into_iter().cloned().collect(),
-            transform: transform(arguments),
-            repeats: arguments.pictures.repeats,
-            seed: arguments.steps.seed,
-            skip_broken: arguments.pictures.skip_broken,
-            ..Default::default()
-        },
-    )?;
+    options: &DatasetOptions,
+) -> Result<Dataset> {
+    let mut all: Option<Dataset> = None;
+    for (folder, prompt) in folders {
+        let captions = captions(folder, *prompt, arguments);
+        let dataset = open(folder, DatasetOptions { captions, ..options.clone() })?;
+        match &mut all {
+            Some(all) => all.append(dataset)?,
+            None => all = Some(dataset),
+        }
+    }
+    all.context("there is no folder of pictures to learn from")
+}
+
+fn open(folder: &Path, options: DatasetOptions) -> Result<Dataset> {
+    let dataset = Dataset::open(folder, options)?;
     dataset.warnings().iter().for_each(|warning| terminal::note(&format!("warning: {warning}")));
-    Ok(Arc::new(dataset))
+    Ok(dataset)
+}
+
+/// How folders are read, but for captions and what belongs to each picture.
+fn dataset_options(arguments: &TrainArguments, resolution: u32) -> Result<DatasetOptions> {
+    let pictures = &arguments.pictures;
+    Ok(DatasetOptions {
+        resolution,
+        picture_column: columns(arguments).picture.clone(),
+        buckets: buckets::read(arguments, resolution)?,
+        transform: transform(arguments),
+        repeats: pictures.repeats,
+        seed: arguments.steps.seed,
+        skip_broken: pictures.skip_broken,
+        ..Default::default()
+    })
 }
 
 /// What the model was trained at: its sample size times what its VAE makes of a pixel.

@@ -25,7 +25,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
         "{} is Stable Diffusion XL; instruct-pix2pix teaches Stable Diffusion 1 and 2",
         repository.name()
     );
-    let data = Data::open(arguments, &repository, started)?;
+    let data = Data::open(arguments, &repository, &[], started)?;
     let limit = arguments.watch.checkpoints_total_limit;
     started.first_before_others(|| Ok(Checkpoints::new(&arguments.output_dir, limit)?))?;
     let (mut models, options) = model::load(arguments, &repository, started.device()?, progress)?;
@@ -41,7 +41,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
         share: started.share(data.kinds()),
     };
     let taught = Taught::Editing(Box::new(models), config, options);
-    let (folder, learned) = (arguments.output_dir.clone(), Learned { loras: Vec::new(), token: None });
+    let (folder, learned) = (arguments.output_dir.clone(), Learned::default());
     let parts = Parts { folder, taught, learned, trainer, data, max_steps };
     Session::new(arguments, progress, started, parts)?.run(Some(&repository))
 }

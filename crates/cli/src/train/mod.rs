@@ -1,29 +1,39 @@
 //! `diffuse train`.
 
 mod arguments;
+mod buckets;
 mod check;
 mod class_pictures;
+mod concepts;
 mod config;
 mod controlnet;
+mod custom_diffusion;
 mod data;
 mod instruct_pix2pix;
 mod model;
+mod noise_schedule;
 mod painting;
 mod processes;
+mod report;
 mod result;
 mod session;
 mod stable_diffusion;
 mod taught;
+mod tensorboard;
 mod trained;
 mod trainer;
 mod unconditional;
+mod validation;
 
 use anyhow::Result;
 use candle_diffusers_training::LrScheduleName;
 
 use crate::progress::Progress;
 
-pub(crate) use arguments::{MixedPrecision, Property, Recipe, TrainArguments, TrainedLoraFormat, expand};
+pub(crate) use arguments::{
+    FreezeModel, InitLoraWeights, MixedPrecision, OptimizerName, Property, Recipe, ReportTo, TrainArguments,
+    TrainedLoraFormat, expand,
+};
 use processes::Started;
 
 /// Trains, and writes the result.
@@ -38,6 +48,7 @@ fn run_recipe(arguments: &TrainArguments, progress: &Progress, started: &Started
     // Small things first: what is wrong with them is told before a model is loaded.
     arguments.steps.lr_scheduler.parse::<LrScheduleName>()?;
     match arguments.recipe {
+        Recipe::CustomDiffusion => custom_diffusion::run(arguments, progress, started),
         Recipe::Unconditional => unconditional::run(arguments, progress, started),
         Recipe::Controlnet => controlnet::run(arguments, progress, started),
         Recipe::InstructPix2pix => instruct_pix2pix::run(arguments, progress, started),

@@ -5,17 +5,26 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device};
-use candle_diffusers_loaders::{LoadOptions, Repository};
+use candle_diffusers_loaders::{LoadOptions, ModelIndex, Repository};
 use candle_diffusers_pipelines::{StableDiffusionPipeline, Task, task};
 
-use super::{MixedPrecision, TrainArguments};
+use super::{MixedPrecision, TrainArguments, noise_schedule};
 use crate::embedded;
 use crate::progress::Progress;
 
 /// Where it is.
 pub(super) fn open(arguments: &TrainArguments, progress: &Progress) -> Result<Repository> {
-    let Some(model) = &arguments.pretrained_model_name_or_path else { return Ok(embedded::model()) };
-    repository(model, arguments.variant.as_deref(), progress)
+    let repository = match &arguments.pretrained_model_name_or_path {
+        Some(model) => repository(model, arguments.variant.as_deref(), progress)?,
+        None => embedded::model(),
+    };
+    let class = ModelIndex::load(&repository)?.class_name;
+    ensure!(
+        class.starts_with("StableDiffusion"),
+        "{} is a {class}; this recipe teaches Stable Diffusion, and unconditional teaches models that paint without a text",
+        repository.name()
+    );
+    Ok(repository)
 }
 
 fn repository(model: &OsStr, variant: Option<&str>, progress: &Progress) -> Result<Repository> {
@@ -45,7 +54,9 @@ pub(super) fn load(
     let _loading = progress.activity(format!("loading {}", repository.name()));
     // Pictures that are looked at while training are for whoever trains.
     let unchecked = repository.clone().without(&["safety_checker", "feature_extractor"]);
-    Ok((StableDiffusionPipeline::load(&unchecked, &options)?, options))
+    let mut models = StableDiffusionPipeline::load(&unchecked, &options)?;
+    noise_schedule::set(arguments, &mut models)?;
+    Ok((models, options))
 }
 
 /// Whether a recipe can teach a model that was made for this; told before it is loaded.

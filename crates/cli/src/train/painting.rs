@@ -21,7 +21,9 @@ impl Taught {
     ) -> Result<RgbImage> {
         let picture = || picture.cloned().context("there is no --validation-image");
         match self {
-            Self::StableDiffusion(models, _) => paint(models, request, noise),
+            Self::StableDiffusion(models, _) | Self::CustomDiffusion(models, _) => {
+                paint(models, request, noise)
+            }
             Self::ControlNet(models, trained, _) => {
                 let controls = vec![Control::new(trained.net.clone(), picture()?)];
                 paint(models, TextToImage { controls, ..request }, noise)

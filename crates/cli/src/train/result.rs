@@ -6,13 +6,15 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use candle_diffusers_convert::{ConvertOptions, LoraFormat, WriteOptions, convert};
 use candle_diffusers_loaders::Repository;
-use candle_diffusers_training::recipes::{TrainedControlNet, UnconditionalDenoising, save_unconditional};
+use candle_diffusers_training::recipes::{
+    CustomDiffusion, TrainedControlNet, UnconditionalDenoising, save_unconditional,
+};
 use candle_diffusers_training::{TrainedLora, parameters, save_component, save_lora};
 use serde_json::Value;
 
-use super::TrainedLoraFormat;
 use super::session::{Learned, Session};
 use super::taught::Taught;
+use super::{TrainArguments, TrainedLoraFormat};
 use crate::terminal;
 
 /// Begins as those of checkpoints that are not whole yet: what a run that was killed leaves of it, the next one removes.
@@ -26,6 +28,10 @@ const EMBEDDING_FILE: &str = "learned_embeds.safetensors";
 pub(super) fn write_learned(folder: &Path, learned: &Learned) -> candle_diffusers_training::Result<()> {
     if let Some(token) = &learned.token {
         token.save(&folder.join(EMBEDDING_FILE))?;
+    }
+    if let Some(custom) = &learned.custom {
+        custom.save(folder)?;
+        custom.save_as_lora(&folder.join(LORA_FILE))?;
     }
     write_lora(folder, &learned.loras)
 }
@@ -51,6 +57,9 @@ pub(super) fn write(session: &mut Session, repository: Option<&Repository>) -> R
     if let Taught::ControlNet(_, trained, _) = &session.parts.taught {
         return write_controlnet(folder, trained);
     }
+    if let Some(custom) = &session.parts.learned.custom {
+        return write_custom_diffusion(session, custom);
+    }
     if session.parts.learned.loras.is_empty() {
         return match (&session.parts.learned.token, repository) {
             (None, Some(repository)) => write_whole(session, repository),
@@ -58,19 +67,44 @@ pub(super) fn write(session: &mut Session, repository: Option<&Repository>) -> R
             (Some(_), _) => Ok(()),
         };
     }
-    let path = folder.join(LORA_FILE);
-    match session.arguments.lora.lora_format {
-        TrainedLoraFormat::Diffusers => write_lora(folder, &session.parts.learned.loras)?,
-        TrainedLoraFormat::Kohya => {
+    let write = |path: &Path| Ok(save_lora(path, &session.parts.learned.loras)?);
+    write_in_layout(session.arguments, &folder.join(LORA_FILE), write)
+}
+
+/// What diffusers' script writes, and a LoRA of the same change, which other programs read.
+fn write_custom_diffusion(session: &Session, custom: &CustomDiffusion) -> Result<()> {
+    let folder = &session.parts.folder;
+    custom.save(folder)?;
+    terminal::note(&format!(
+        "wrote {}",
+        folder.join("pytorch_custom_diffusion_weights.safetensors").display()
+    ));
+    for token in &custom.tokens {
+        let path = folder.join(format!("{}.safetensors", token.token()));
+        terminal::note(&format!("wrote {}", path.display()));
+    }
+    write_in_layout(session.arguments, &folder.join(LORA_FILE), |path| Ok(custom.save_as_lora(path)?))
+}
+
+/// Writes a LoRA's file in the layout that was asked for.
+fn write_in_layout(
+    arguments: &TrainArguments,
+    path: &Path,
+    write: impl Fn(&Path) -> Result<()>,
+) -> Result<()> {
+    match (arguments.lora.lora_format, path.parent()) {
+        (TrainedLoraFormat::Kohya, Some(folder)) => {
             let temporary = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(folder)?;
-            write_lora(temporary.path(), &session.parts.learned.loras)?;
+            let first = temporary.path().join(LORA_FILE);
+            write(&first)?;
             let options = ConvertOptions {
                 lora_format: Some(LoraFormat::Kohya),
                 write: WriteOptions { overwrite: true, ..Default::default() },
                 ..Default::default()
             };
-            convert(&temporary.path().join(LORA_FILE), &path, &options, &|_| ())?;
+            convert(&first, path, &options, &|_| ())?;
         }
+        _ => write(path)?,
     }
     terminal::note(&format!("wrote {}", path.display()));
     Ok(())
@@ -127,17 +161,33 @@ fn write_whole(session: &Session, repository: &Repository) -> Result<()> {
         save_component(&place, weights, &config, component, &trained)?;
     }
     if let Taught::Editing(..) = &session.parts.taught {
-        rename_pipeline(&whole.join("model_index.json"), "StableDiffusionInstructPix2PixPipeline")?;
+        let class = "StableDiffusionInstructPix2PixPipeline";
+        change_index(&whole.join("model_index.json"), |index| index["_class_name"] = class.into())?;
     }
+    write_noise_schedule(session, &whole)?;
     put_in_place(&whole, &model)
 }
 
-/// Says in a pipeline's index which class it is now.
-fn rename_pipeline(index: &Path, class_name: &str) -> Result<()> {
-    let name = || format!("writing {}", index.display());
-    let mut json: Value = serde_json::from_slice(&fs::read(index).with_context(name)?).with_context(name)?;
-    json["_class_name"] = class_name.into();
-    fs::write(index, format!("{json:#}\n")).with_context(name)
+/// Changes a pipeline's index.
+fn change_index(path: &Path, change: impl FnOnce(&mut Value)) -> Result<()> {
+    let name = || format!("writing {}", path.display());
+    let mut index = serde_json::from_slice(&fs::read(path).with_context(name)?).with_context(name)?;
+    change(&mut index);
+    fs::write(path, format!("{index:#}\n")).with_context(name)
+}
+
+/// A model that was taught by another noise schedule than its own must be painted with by that.
+fn write_noise_schedule(session: &Session, folder: &Path) -> Result<()> {
+    let noise = &session.arguments.noise;
+    let Some(models) = session.parts.taught.pipeline() else { return Ok(()) };
+    if noise.prediction_type.is_none() && !noise.rescale_betas_zero_snr {
+        return Ok(());
+    }
+    let config = models.scheduler().config();
+    let class = config["_class_name"].clone();
+    change_index(&folder.join("model_index.json"), |index| index["scheduler"][1] = class)?;
+    let path = folder.join("scheduler/scheduler_config.json");
+    fs::write(&path, format!("{config:#}\n")).with_context(|| format!("writing {}", path.display()))
 }
 
 fn put_in_place(whole: &Path, model: &Path) -> Result<()> {

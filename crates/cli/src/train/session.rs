@@ -2,34 +2,36 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use candle_diffusers_loaders::Repository;
-use candle_diffusers_pipelines::{Schedule, TextToImage, load_picture, seeded_generators};
-use candle_diffusers_training::recipes::TrainedToken;
+use candle_diffusers_training::recipes::{CustomDiffusion, TrainedToken};
 use candle_diffusers_training::{Checkpoint, Checkpoints, StepReport, TrainedLora, Trainer};
-use serde_json::json;
 
 use super::data::Data;
 use super::processes::Started;
+use super::report::Report;
 use super::taught::Taught;
+use super::validation::Validation;
 use super::{TrainArguments, result};
-use crate::grid::{Grid, columns};
-use crate::output::Outputs;
 use crate::progress::{Progress, Shown};
 use crate::terminal;
 
 /// Whether an interrupt has asked the run to stop.
 static STOP: AtomicBool = AtomicBool::new(false);
 
+/// How often the validation prompt is painted where nothing is said.
+const VALIDATION_STEPS: u64 = 100;
+
 /// What a run makes, where that is not the models' own weights.
+#[derive(Default)]
 pub(super) struct Learned {
     pub(super) loras: Vec<TrainedLora>,
     pub(super) token: Option<TrainedToken>,
+    pub(super) custom: Option<CustomDiffusion>,
 }
 
 /// What a run is made of.
@@ -126,7 +128,10 @@ impl<'a> Session<'a> {
         ctrlc::set_handler(|| STOP.store(true, Ordering::SeqCst)).ok();
         let accumulated = self.arguments.steps.gradient_accumulation_steps as u64;
         let mut reader = self.parts.data.reader(self.parts.trainer.steps_done() * accumulated)?;
-        let mut log = self.started.is_first().then(|| self.open_log()).transpose()?;
+        let begun = self.parts.trainer.steps_done();
+        let log = || Report::open(self.arguments, &self.parts.folder, begun);
+        let mut log = self.started.is_first().then(log).transpose()?;
+        let mut validation = Validation::open(&self.parts.folder, begun);
         let mut notes = self.started.notes(self.progress);
         let bar = self.progress.steps("training", self.parts.max_steps as usize);
         bar.set_done(self.parts.trainer.steps_done() as usize, self.parts.max_steps as usize);
@@ -157,12 +162,8 @@ impl<'a> Session<'a> {
                 let report = report.map_err(|error| self.with_last_checkpoint(error))?;
                 show(&bar, &report, self.parts.max_steps);
                 notes.step(&report, self.parts.max_steps);
-                let line = json!({
-                    "step": report.step, "loss": report.loss, "learning_rate": report.learning_rates[0],
-                    "grad_norm": report.grad_norm, "seconds": start.elapsed().as_secs_f64(),
-                });
                 if let Some(log) = &mut log {
-                    writeln!(log, "{line}").context("writing log.jsonl")?;
+                    log.step(&report, start.elapsed())?;
                 }
                 let is_last = report.step == self.parts.max_steps;
                 let stop = self.started.any(STOP.load(Ordering::SeqCst))?;
@@ -173,10 +174,7 @@ impl<'a> Session<'a> {
                 if stop && !is_last {
                     break Some(report.step);
                 }
-                if is_last
-                    || (self.arguments.watch.validation_prompt.is_some()
-                        && report.step % self.arguments.watch.validation_steps == 0)
-                {
+                if is_last || self.is_looked_at(report.step) {
                     break None;
                 }
             };
@@ -184,8 +182,8 @@ impl<'a> Session<'a> {
             if let Some(step) = stopped {
                 bail!("interrupted after step {step}; --resume-from-checkpoint latest goes on");
             }
-            if self.started.is_first() {
-                self.validate()?;
+            if let Some(log) = &mut log {
+                self.validate(&mut validation, log)?;
             }
         }
         let (share, seconds) = (reader.waiting() * 100.0, started.elapsed().as_secs_f64());
@@ -207,14 +205,6 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn open_log(&self) -> Result<fs::File> {
-        let path = self.parts.folder.join("log.jsonl");
-        let is_new = self.parts.trainer.steps_done() == 0;
-        let mut options = fs::OpenOptions::new();
-        options.create(true).append(!is_new).truncate(is_new).write(true);
-        options.open(&path).with_context(|| format!("writing {}", path.display()))
-    }
-
     fn write_checkpoint(&self) -> Result<()> {
         let step = self.parts.trainer.steps_done();
         let taken = step * self.arguments.steps.gradient_accumulation_steps as u64;
@@ -224,29 +214,26 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Paints the validation prompt as the model is now: `validation/STEP.png`.
-    fn validate(&mut self) -> Result<()> {
+    /// Whether the validation prompt is painted after this step.
+    fn is_looked_at(&self, step: u64) -> bool {
+        let watch = &self.arguments.watch;
+        let steps = match (watch.validation_steps, watch.validation_epochs) {
+            (None, None) => Some(VALIDATION_STEPS),
+            (steps, _) => steps,
+        };
+        let epochs =
+            watch.validation_epochs.map(|epochs| epochs * self.parts.data.steps_per_epoch(self.arguments));
+        let is_turn = |steps: Option<u64>| steps.is_some_and(|steps| step.is_multiple_of(steps));
+        watch.validation_prompt.is_some() && (is_turn(steps) || is_turn(epochs))
+    }
+
+    /// Paints the validation prompt as the model is now.
+    fn validate(&mut self, validation: &mut Validation, log: &mut Report) -> Result<()> {
         let Some(prompt) = &self.arguments.watch.validation_prompt else { return Ok(()) };
         let step = self.parts.trainer.steps_done();
         let _shown = self.progress.activity(format!("painting {prompt:?}"));
-        let picture = self.arguments.watch.validation_image.as_deref().map(load_picture).transpose()?;
-        let request = TextToImage {
-            prompts: vec![prompt.clone()],
-            schedule: Schedule::Steps(self.arguments.watch.num_inference_steps),
-            ..Default::default()
-        };
-        let mut grid = Grid::default();
-        let count = self.arguments.watch.num_validation_images;
-        for index in 0..count as u64 {
-            let mut noise = seeded_generators(self.arguments.steps.seed.wrapping_add(index), 1);
-            let painted = self.parts.taught.paint(request.clone(), picture.as_ref(), &mut noise)?;
-            grid.add(&painted, prompt);
-        }
-        let folder = self.parts.folder.join("validation");
-        fs::create_dir_all(&folder).with_context(|| format!("writing {}", folder.display()))?;
-        let path = folder.join(format!("{step:06}.png"));
-        Outputs::new(&path, 1)?.write(0, &grid.join(columns(1, count)), grid.parameters())?;
-        Ok(())
+        let row = validation.paint(self.arguments, prompt, &mut self.parts.taught, step)?;
+        log.validation(step, &row)
     }
 }
 

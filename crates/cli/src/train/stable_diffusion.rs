@@ -11,18 +11,19 @@ use super::session::{Learned, Parts, Session};
 use super::taught::Taught;
 use super::trained::{attach_token, choose_trained, denoising_options, token_group};
 use super::trainer::new_trainer;
-use super::{Recipe, TrainArguments, class_pictures, model};
+use super::{Recipe, TrainArguments, class_pictures, concepts, model};
 use crate::progress::Progress;
 
 pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Started) -> Result<()> {
     let repository = started.first_before_others(|| model::open(arguments, progress))?;
     model::check_task(&repository, &[Task::Paint, Task::Inpaint])?;
-    let mut data = Data::open(arguments, &repository, started)?;
+    let concepts = concepts::read(arguments)?;
+    let mut data = Data::open(arguments, &repository, &concepts, started)?;
     let limit = arguments.watch.checkpoints_total_limit;
     started.first_before_others(|| Ok(Checkpoints::new(&arguments.output_dir, limit)?))?;
     let (mut models, options) = model::load(arguments, &repository, started.device()?, progress)?;
-    started.first_alone(|| class_pictures::paint_missing(arguments, &mut models, progress))?;
-    data.open_class(arguments)?;
+    started.first_alone(|| class_pictures::paint_missing(arguments, &concepts, &mut models, progress))?;
+    data.open_classes(arguments, &concepts)?;
 
     let mut generator = TorchGenerator::new(arguments.steps.seed);
     let mut token = arguments.recipe.has_token().then(|| attach_token(arguments, &mut models)).transpose()?;
@@ -34,7 +35,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
         let parts = Parts {
             folder: arguments.output_dir.join("inversion"),
             taught: Taught::StableDiffusion(Box::new(models), denoising_options(arguments)),
-            learned: Learned { loras: Vec::new(), token: Some(learned) },
+            learned: Learned { token: Some(learned), ..Default::default() },
             trainer: new_trainer(arguments, groups, max_steps, generator.clone())?,
             data,
             max_steps,
@@ -54,7 +55,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     let parts = Parts {
         folder: arguments.output_dir.clone(),
         taught: Taught::StableDiffusion(Box::new(models), denoising_options(arguments)),
-        learned: Learned { loras, token },
+        learned: Learned { loras, token, ..Default::default() },
         trainer: new_trainer(arguments, groups, max_steps, generator)?,
         data,
         max_steps,

@@ -6,8 +6,9 @@ use candle_diffusers_models::UNet2DModel;
 use candle_diffusers_pipelines::StableDiffusionPipeline;
 use candle_diffusers_training::RandomSource;
 use candle_diffusers_training::recipes::{
-    ControlNetDenoising, Denoising, DenoisingOptions, Example, InstructPix2PixDenoising,
-    InstructPix2PixOptions, TrainedControlNet, UnconditionalDenoising, UnconditionalOptions,
+    ControlNetDenoising, CustomDiffusionDenoising, Denoising, DenoisingOptions, Example,
+    InstructPix2PixDenoising, InstructPix2PixOptions, TrainedControlNet, UnconditionalDenoising,
+    UnconditionalOptions,
 };
 use serde_json::Value;
 
@@ -15,6 +16,8 @@ use serde_json::Value;
 pub(super) enum Taught {
     /// Stable Diffusion, from pictures with captions.
     StableDiffusion(Box<StableDiffusionPipeline>, DenoisingOptions),
+    /// The same, by the loss of Custom Diffusion.
+    CustomDiffusion(Box<StableDiffusionPipeline>, DenoisingOptions),
     /// A ControlNet beside Stable Diffusion.
     ControlNet(Box<StableDiffusionPipeline>, TrainedControlNet, DenoisingOptions),
     /// Stable Diffusion that edits pictures, and its UNet's config.
@@ -33,6 +36,10 @@ impl Taught {
         Ok(match self {
             Self::StableDiffusion(models, options) => {
                 let denoising = Denoising::new(models, options.clone())?;
+                Box::new(move |examples, generator| denoising.loss(examples, generator))
+            }
+            Self::CustomDiffusion(models, options) => {
+                let denoising = CustomDiffusionDenoising::new(models, options.clone())?;
                 Box::new(move |examples, generator| denoising.loss(examples, generator))
             }
             Self::ControlNet(models, trained, options) => {
@@ -54,11 +61,23 @@ impl Taught {
         })
     }
 
+    /// The models, where they paint from a text.
+    pub(super) fn pipeline(&self) -> Option<&StableDiffusionPipeline> {
+        match self {
+            Self::StableDiffusion(models, _)
+            | Self::CustomDiffusion(models, _)
+            | Self::ControlNet(models, ..)
+            | Self::Editing(models, ..) => Some(models),
+            Self::Unconditional(..) => None,
+        }
+    }
+
     pub(super) fn stable_diffusion(self) -> Result<StableDiffusionPipeline> {
         match self {
-            Self::StableDiffusion(models, _) | Self::ControlNet(models, ..) | Self::Editing(models, ..) => {
-                Ok(*models)
-            }
+            Self::StableDiffusion(models, _)
+            | Self::CustomDiffusion(models, _)
+            | Self::ControlNet(models, ..)
+            | Self::Editing(models, ..) => Ok(*models),
             Self::Unconditional(..) => bail!("this model paints without a text"),
         }
     }

@@ -7,12 +7,12 @@ use candle_diffusers_pipelines::{StableDiffusionPipeline, TextEncoders};
 use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_training::recipes::{DenoisingOptions, TextualInversionOptions, TrainedToken};
 use candle_diffusers_training::{
-    LoraConfig, LossWeighting, NoiseOptions, Parameter, ParameterGroup, TEXT_ENCODER_TARGETS, TrainedLora,
-    trainable_text_encoder, trainable_unet,
+    LoraConfig, LoraInit, LossWeighting, NoiseOptions, Parameter, ParameterGroup, TEXT_ENCODER_TARGETS,
+    TargetModules, TrainedLora, trainable_text_encoder, trainable_unet,
 };
 
-use super::TrainArguments;
 use super::processes::Started;
+use super::{InitLoraWeights, TrainArguments};
 
 /// Puts a LoRA beside the models, or variables in place of their weights.
 pub(super) fn choose_trained(
@@ -28,12 +28,22 @@ pub(super) fn choose_trained(
     let config = |targets: &[&str]| LoraConfig {
         alpha: arguments.lora.lora_alpha.unwrap_or(arguments.lora.rank as f64),
         dropout: arguments.lora.lora_dropout,
+        init: match arguments.lora.init_lora_weights {
+            InitLoraWeights::Gaussian => LoraInit::Gaussian,
+            InitLoraWeights::True => LoraInit::Kaiming,
+        },
+        use_rslora: arguments.lora.use_rslora,
+        use_dora: arguments.lora.use_dora,
         ..LoraConfig::new(arguments.lora.rank, targets)
     };
     let (mut groups, mut loras) = (Vec::new(), Vec::new());
     if arguments.recipe.is_lora() {
         let targets: Vec<&str> = arguments.lora.lora_layers.iter().map(String::as_str).collect();
-        let unet = TrainedLora::attach(&models.unet, "unet", &config(&targets), generator)?;
+        let mut unet_config = config(&targets);
+        if let Some(pattern) = &arguments.lora.target_modules {
+            unet_config.target_modules = TargetModules::Pattern(pattern.clone());
+        }
+        let unet = TrainedLora::attach(&models.unet, "unet", &unet_config, generator)?;
         groups.push(group(unet.parameters(), arguments.steps.learning_rate));
         loras.push(unet);
         if arguments.train_text_encoder {
@@ -115,6 +125,7 @@ pub(super) fn denoising_options(arguments: &TrainArguments) -> DenoisingOptions 
             .with_prior_preservation
             .then_some(arguments.thing.prior_loss_weight),
         caption_dropout: arguments.pictures.proportion_empty_prompts,
+        mask_temperature: arguments.pictures.has_masks().then_some(arguments.pictures.mask_temperature),
         train_text_encoder: arguments.train_text_encoder || arguments.recipe.has_token(),
     }
 }

@@ -4,10 +4,10 @@ use anyhow::{Result, ensure};
 use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_training::{
     AdamW, AdamW8bit, AdamWConfig, EmaConfig, EmaModel, LrSchedule, LrScheduleOptions, Optimizer,
-    ParameterGroup, Trainer, TrainerOptions, parameters,
+    ParameterGroup, Sgd, SgdConfig, Trainer, TrainerOptions, parameters,
 };
 
-use super::{Recipe, TrainArguments};
+use super::{OptimizerName, Recipe, TrainArguments};
 
 /// Steps with the optimizer and the learning rates that were asked for.
 pub(super) fn new_trainer(
@@ -25,6 +25,7 @@ pub(super) fn new_trainer(
             num_cycles: arguments.steps.lr_num_cycles,
             power: arguments.steps.lr_power,
             learning_rate: arguments.steps.learning_rate,
+            step_rules: arguments.steps.lr_step_rules.clone().unwrap_or_default(),
             ..Default::default()
         },
     )?;
@@ -33,10 +34,15 @@ pub(super) fn new_trainer(
         beta2: arguments.optimizer.adam_beta2,
         epsilon: arguments.optimizer.adam_epsilon,
     };
-    let optimizer: Box<dyn Optimizer> = match arguments.optimizer.use_8bit_adam {
-        true => Box::new(AdamW8bit::new(adam)?),
-        false => Box::new(AdamW::new(adam)?),
-    };
+    let optimizer: Box<dyn Optimizer> =
+        match (arguments.optimizer.optimizer, arguments.optimizer.use_8bit_adam) {
+            (OptimizerName::AdamW, false) => Box::new(AdamW::new(adam)?),
+            (OptimizerName::AdamW, true) => Box::new(AdamW8bit::new(adam)?),
+            (OptimizerName::Sgd, _) => Box::new(Sgd::new(SgdConfig {
+                momentum: arguments.optimizer.momentum,
+                ..Default::default()
+            })?),
+        };
     // As diffusers' scripts have it.
     let average = match arguments.recipe {
         Recipe::Unconditional => EmaConfig { use_ema_warmup: true, power: 0.75, ..Default::default() },

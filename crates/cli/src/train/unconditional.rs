@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use candle_diffusers_loaders::{LoadOptions, Repository};
 use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_training::recipes::{UnconditionalOptions, default_unet_2d_config};
@@ -22,14 +22,21 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
         scheduler: arguments.unconditional.scheduler.clone(),
         num_train_timesteps: arguments.unconditional.ddpm_num_steps,
         beta_schedule: arguments.unconditional.ddpm_beta_schedule.clone(),
-        prediction_type: arguments.unconditional.prediction_type.clone(),
+        prediction_type: arguments.noise.prediction_type.clone().unwrap_or_else(|| "epsilon".to_string()),
     };
     let generator = TorchGenerator::new(arguments.steps.seed);
     let (whole, config) = match &arguments.pretrained_model_name_or_path {
         Some(model) => {
             let repository = Repository::folder(model)?;
+            let config: Value = repository.read_json("unet/config.json")?;
+            let class = config["_class_name"].as_str().unwrap_or("UNet2DModel");
+            ensure!(
+                class == "UNet2DModel",
+                "{} has a {class}; unconditional teaches models that paint without a text, with a UNet2DModel",
+                repository.name()
+            );
             let load = LoadOptions { variant: arguments.variant.clone(), ..Default::default() };
-            (trainable_unet_2d(&repository, "unet", &load)?, repository.read_json("unet/config.json")?)
+            (trainable_unet_2d(&repository, "unet", &load)?, config)
         }
         None => {
             let config = read_config(arguments)?;
@@ -49,7 +56,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     let taught = Taught::Unconditional(Box::new(whole.model), config, options);
     // A setting that is not known is told before the first step.
     drop(taught.teacher(0)?);
-    let (folder, learned) = (arguments.output_dir.clone(), Learned { loras: Vec::new(), token: None });
+    let (folder, learned) = (arguments.output_dir.clone(), Learned::default());
     let parts = Parts { folder, taught, learned, trainer, data, max_steps };
     Session::new(arguments, progress, started, parts)?.run(None)
 }

@@ -11,7 +11,7 @@ use image::{Rgb, RgbImage};
 use crate::program::{Workplace, shapes};
 
 /// Pictures of one colour with captions beside them.
-fn pictures(workplace: &Workplace, folder: &str, count: u8) {
+pub(crate) fn pictures(workplace: &Workplace, folder: &str, count: u8) {
     let folder = workplace.path(folder);
     fs::create_dir(&folder).unwrap();
     for index in 0..count {
@@ -59,8 +59,8 @@ fn a_lora_is_trained_and_painted_with() {
         let line: serde_json::Value = serde_json::from_str(line).unwrap();
         assert!(line["loss"].as_f64().unwrap() > 0.0 && line["learning_rate"].is_f64(), "{line}");
     }
-    let grid = image::open(workplace.path("out/validation/000003.png")).unwrap();
-    assert_eq!((grid.width(), grid.height()), (128, 128));
+    let row = image::open(workplace.path("out/validation/000003.png")).unwrap();
+    assert_eq!((row.width(), row.height()), (256, 64));
     let paint = |more: &[&str], output: &str| {
         let flags = [
             "generate",

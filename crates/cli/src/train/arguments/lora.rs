@@ -20,6 +20,18 @@ pub(crate) struct LoraArguments {
     /// Layers of the UNet that get a LoRA, by the ends of their names
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "to_k,to_q,to_v,to_out.0", help_heading = TRAINED)]
     pub(crate) lora_layers: Vec<String>,
+    /// Layers of the UNet that get a LoRA, by a regular expression for their whole names, in place of --lora-layers
+    #[arg(long, value_name = "REGEX", help_heading = TRAINED)]
+    pub(crate) target_modules: Option<String>,
+    /// What a LoRA's first matrices begin as: normally distributed, or evenly as torch's layers (true)
+    #[arg(long, value_name = "HOW", default_value = "gaussian", help_heading = TRAINED)]
+    pub(crate) init_lora_weights: InitLoraWeights,
+    /// Train the lengths of the weights' rows too (DoRA)
+    #[arg(long, help_heading = TRAINED)]
+    pub(crate) use_dora: bool,
+    /// Multiply a LoRA by its alpha over the root of its rank, not over the rank (rsLoRA)
+    #[arg(long, help_heading = TRAINED)]
+    pub(crate) use_rslora: bool,
     /// The layout of a LoRA's file: diffusers' or kohya's, which nearly every program reads
     #[arg(long, value_name = "LAYOUT", default_value = "diffusers")]
     pub(crate) lora_format: TrainedLoraFormat,
@@ -30,4 +42,11 @@ pub(crate) struct LoraArguments {
 pub(crate) enum TrainedLoraFormat {
     Diffusers,
     Kohya,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum InitLoraWeights {
+    Gaussian,
+    True,
 }

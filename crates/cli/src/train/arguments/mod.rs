@@ -15,19 +15,19 @@ mod word;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-pub(crate) use lora::{LoraArguments, TrainedLoraFormat};
+pub(crate) use lora::{InitLoraWeights, LoraArguments, TrainedLoraFormat};
 pub(crate) use noise::NoiseArguments;
-pub(crate) use optimizer::OptimizerArguments;
+pub(crate) use optimizer::{OptimizerArguments, OptimizerName};
 pub(crate) use pairs::PairArguments;
 pub(crate) use pictures::PictureArguments;
 pub(crate) use recipe::Recipe;
 pub(crate) use steps::{MixedPrecision, StepArguments};
 pub(crate) use thing::ThingArguments;
 pub(crate) use unconditional::UnconditionalArguments;
-pub(crate) use watch::WatchArguments;
+pub(crate) use watch::{ReportTo, WatchArguments};
 pub(crate) use word::{Property, WordArguments};
 
 /// Headings of the help page.
@@ -69,6 +69,9 @@ pub(crate) struct TrainArguments {
     /// Keep an average of the weights, and write that in the end
     #[arg(long, help_heading = TRAINED)]
     pub(crate) use_ema: bool,
+    /// Custom Diffusion: which projections of cross-attention are trained: those to keys and values, or also those to queries and back
+    #[arg(long, value_name = "WHICH", default_value = "crossattn_kv", help_heading = TRAINED)]
+    pub(crate) freeze_model: FreezeModel,
     #[command(flatten)]
     #[serde(flatten)]
     pub(crate) pictures: PictureArguments,
@@ -99,6 +102,15 @@ pub(crate) struct TrainArguments {
     #[command(flatten)]
     #[serde(skip)]
     pub(crate) watch: WatchArguments,
+}
+
+/// What Custom Diffusion trains; the flag is called after what stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub(crate) enum FreezeModel {
+    CrossattnKv,
+    Crossattn,
 }
 
 fn text<S: serde::Serializer>(value: &Option<OsString>, serializer: S) -> Result<S::Ok, S::Error> {

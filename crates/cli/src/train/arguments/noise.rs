@@ -17,4 +17,10 @@ pub(crate) struct NoiseArguments {
     /// How much more noise pictures get than is to be found; 0.1 is usual
     #[arg(long, value_name = "X", default_value_t = 0.0, help_heading = STEPS)]
     pub(crate) input_perturbation: f64,
+    /// What the model is taught to predict: epsilon, v_prediction or sample [default: what it predicts; epsilon where it is new]
+    #[arg(long, value_name = "KIND", help_heading = STEPS)]
+    pub(crate) prediction_type: Option<String>,
+    /// Let the last timestep be noise alone, so that very dark and very bright pictures can be learned; for v_prediction
+    #[arg(long, alias = "zero-terminal-snr", help_heading = STEPS)]
+    pub(crate) rescale_betas_zero_snr: bool,
 }

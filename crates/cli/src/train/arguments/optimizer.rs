@@ -1,6 +1,6 @@
 //! How parameters follow their gradients.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::STEPS;
@@ -8,6 +8,12 @@ use super::STEPS;
 /// The optimizer.
 #[derive(Debug, Args, Serialize)]
 pub(crate) struct OptimizerArguments {
+    /// The rule by which parameters follow their gradients
+    #[arg(long, value_name = "NAME", ignore_case = true, default_value = "adamw", help_heading = STEPS)]
+    pub(crate) optimizer: OptimizerName,
+    /// SGD: how much of the last step goes on
+    #[arg(long, value_name = "X", default_value_t = 0.0, help_heading = STEPS)]
+    pub(crate) momentum: f64,
     /// AdamW with states of 8 bits, which take a quarter of the memory
     #[arg(long, help_heading = STEPS)]
     pub(crate) use_8bit_adam: bool,
@@ -26,4 +32,12 @@ pub(crate) struct OptimizerArguments {
     /// What the norm of the gradients is clipped to; those of a new word are not
     #[arg(long, value_name = "X", default_value_t = 1.0, help_heading = STEPS)]
     pub(crate) max_grad_norm: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[value(rename_all = "lowercase")]
+pub(crate) enum OptimizerName {
+    AdamW,
+    Sgd,
 }

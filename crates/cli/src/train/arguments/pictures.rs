@@ -11,7 +11,7 @@ use super::PICTURES;
 #[derive(Debug, Args, Serialize)]
 pub(crate) struct PictureArguments {
     /// text-to-image: the folder of pictures, with captions in metadata.csv, metadata.jsonl or in text files beside the pictures
-    #[arg(long, value_name = "FOLDER", help_heading = PICTURES, required_unless_present = "instance_data_dir")]
+    #[arg(long, value_name = "FOLDER", help_heading = PICTURES, required_unless_present_any = ["instance_data_dir", "concepts_list"])]
     pub(crate) train_data_dir: Option<PathBuf>,
     /// The column of the metadata that names the pictures, which may be called file_name there
     #[arg(long, value_name = "NAME", default_value = "image", help_heading = PICTURES)]
@@ -25,11 +25,35 @@ pub(crate) struct PictureArguments {
     /// Width and height to train at, a multiple of 8 [default: the model's own]
     #[arg(long, value_name = "PIXELS", help_heading = PICTURES)]
     pub(crate) resolution: Option<u32>,
+    /// Let pictures keep about their shape: sizes of about the area of --resolution
+    #[arg(long, alias = "enable-bucket", help_heading = PICTURES)]
+    pub(crate) use_aspect_ratio_buckets: bool,
+    /// The shortest side of such a size [default: half the resolution]
+    #[arg(long, value_name = "PIXELS", requires = "use_aspect_ratio_buckets", help_heading = PICTURES)]
+    pub(crate) min_bucket_reso: Option<u32>,
+    /// The longest side of such a size [default: twice the resolution]
+    #[arg(long, value_name = "PIXELS", requires = "use_aspect_ratio_buckets", help_heading = PICTURES)]
+    pub(crate) max_bucket_reso: Option<u32>,
+    /// What sides of such sizes are multiples of [default: an eighth of the resolution, at most 64]
+    #[arg(long, value_name = "PIXELS", requires = "use_aspect_ratio_buckets", help_heading = PICTURES)]
+    pub(crate) bucket_reso_steps: Option<u32>,
+    /// The sizes themselves, heights and widths, in place of --resolution: "512,512;448,640;640,448"
+    #[arg(long, value_name = "SIZES", help_heading = PICTURES)]
+    pub(crate) aspect_ratio_buckets: Option<String>,
+    /// The column of the metadata that names each picture's mask: white counts, black does not
+    #[arg(long, value_name = "NAME", help_heading = PICTURES)]
+    pub(crate) mask_column: Option<String>,
+    /// Take masks from the files beside the pictures: cat.mask.png for cat.png or cat.src.jpg
+    #[arg(long, conflicts_with = "mask_column", help_heading = PICTURES)]
+    pub(crate) use_mask_captioned_data: bool,
+    /// How strong masks are: what they are raised to
+    #[arg(long, value_name = "X", default_value_t = 1.0, help_heading = PICTURES)]
+    pub(crate) mask_temperature: f64,
     /// Cut the middle out of pictures that are not square; otherwise a random part
     #[arg(long, help_heading = PICTURES)]
     pub(crate) center_crop: bool,
     /// Show every second picture, at random, as in a mirror
-    #[arg(long, help_heading = PICTURES)]
+    #[arg(long, alias = "hflip", help_heading = PICTURES)]
     pub(crate) random_flip: bool,
     /// How often each picture comes in an epoch
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = PICTURES)]
@@ -37,4 +61,14 @@ pub(crate) struct PictureArguments {
     /// Go on without pictures that cannot be read
     #[arg(long, help_heading = PICTURES)]
     pub(crate) skip_broken: bool,
+}
+
+impl PictureArguments {
+    pub(crate) fn has_masks(&self) -> bool {
+        self.mask_column.is_some() || self.use_mask_captioned_data
+    }
+
+    pub(crate) fn has_buckets(&self) -> bool {
+        self.use_aspect_ratio_buckets || self.aspect_ratio_buckets.is_some()
+    }
 }

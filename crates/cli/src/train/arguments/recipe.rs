@@ -17,6 +17,8 @@ pub(crate) enum Recipe {
     TextualInversion,
     /// A new word first, then a LoRA for what it says (lora_pti)
     PivotalTuning,
+    /// New words and what cross-attention makes of texts, from a few pictures of one thing or of several
+    CustomDiffusion,
     /// A model that paints without a text, from nothing or from one that is there
     Unconditional,
     /// A ControlNet, which steers a model by pictures, from pictures with what steers them
@@ -30,7 +32,7 @@ impl Recipe {
         matches!(self, Self::TextToImageLora | Self::DreamboothLora | Self::PivotalTuning)
     }
 
-    /// Whether a new word is learned.
+    /// Whether one new word is learned, by --placeholder-token.
     pub(crate) fn has_token(self) -> bool {
         matches!(self, Self::TextualInversion | Self::PivotalTuning)
     }
@@ -40,7 +42,13 @@ impl Recipe {
         matches!(self, Self::Controlnet | Self::InstructPix2pix)
     }
 
-    pub(crate) fn is_dreambooth(self) -> bool {
-        matches!(self, Self::Dreambooth | Self::DreamboothLora)
+    /// Whether things are learned, with or without their classes.
+    pub(crate) fn has_things(self) -> bool {
+        matches!(self, Self::Dreambooth | Self::DreamboothLora | Self::CustomDiffusion)
+    }
+
+    /// Whether a whole UNet is trained, beside the other files of a folder.
+    pub(crate) fn is_whole(self) -> bool {
+        matches!(self, Self::TextToImage | Self::Dreambooth | Self::InstructPix2pix)
     }
 }

@@ -48,6 +48,9 @@ pub(crate) struct StepArguments {
     /// The exponent of polynomial
     #[arg(long, value_name = "X", default_value_t = 1.0, help_heading = STEPS)]
     pub(crate) lr_power: f64,
+    /// piecewise_constant: factors with the steps at which they end, and the last factor: 1:10,0.1:20,0.005
+    #[arg(long, value_name = "RULES", help_heading = STEPS)]
+    pub(crate) lr_step_rules: Option<String>,
     /// What order, crops, noise and timesteps follow from
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = STEPS)]
     pub(crate) seed: u64,

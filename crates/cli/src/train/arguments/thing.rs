@@ -1,4 +1,4 @@
-//! DreamBooth: the one thing that is learned, and its class.
+//! DreamBooth and Custom Diffusion: the things that is learned, and its class.
 
 use std::path::PathBuf;
 
@@ -16,6 +16,10 @@ pub(crate) struct ThingArguments {
     /// DreamBooth: what they show, with a word that has no meaning yet: "a photo of sks dog"
     #[arg(long, value_name = "TEXT", help_heading = PICTURES)]
     pub(crate) instance_prompt: Option<String>,
+    /// Custom Diffusion: several things, as a JSON list of objects with instance_data_dir, instance_prompt, class_data_dir and
+    /// class_prompt, in place of those flags
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["instance_data_dir", "instance_prompt", "class_data_dir", "class_prompt"], help_heading = PICTURES)]
+    pub(crate) concepts_list: Option<PathBuf>,
     /// DreamBooth: keep what the model knows of the thing's class, by pictures of it
     #[arg(long, help_heading = PICTURES)]
     pub(crate) with_prior_preservation: bool,

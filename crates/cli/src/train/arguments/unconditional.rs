@@ -13,9 +13,6 @@ pub(crate) struct UnconditionalArguments {
     /// Unconditional: what the new model's UNet is, a config.json of a UNet2DModel [default: that of diffusers' script]
     #[arg(long, value_name = "FILE", help_heading = TRAINED)]
     pub(crate) model_config_name_or_path: Option<PathBuf>,
-    /// Unconditional: what the model predicts, epsilon or sample
-    #[arg(long, value_name = "KIND", default_value = "epsilon", help_heading = TRAINED)]
-    pub(crate) prediction_type: String,
     /// Unconditional: the scheduler that it is to paint with, DDPMScheduler or DDIMScheduler
     #[arg(long, value_name = "CLASS", default_value = "DDPMScheduler", help_heading = TRAINED)]
     pub(crate) scheduler: String,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::STOPPING;
 
@@ -18,19 +18,34 @@ pub(crate) struct WatchArguments {
     /// Go on from a checkpoint: latest, or a name such as checkpoint-500
     #[arg(long, value_name = "NAME", help_heading = STOPPING)]
     pub(crate) resume_from_checkpoint: Option<String>,
-    /// Paint this every --validation-steps steps, to see how the model changes
+    /// Paint this every --validation-steps steps or --validation-epochs epochs, to see how the model changes
     #[arg(long, value_name = "TEXT", help_heading = STOPPING)]
     pub(crate) validation_prompt: Option<String>,
     /// ControlNet, InstructPix2Pix: the picture that steers the validation prompt, or is edited by it
     #[arg(long, value_name = "FILE", help_heading = STOPPING)]
     pub(crate) validation_image: Option<PathBuf>,
-    /// How often
-    #[arg(long, value_name = "N", default_value_t = 100, help_heading = STOPPING)]
-    pub(crate) validation_steps: u64,
+    /// Paint it every N steps [default: 100 where nothing is said]
+    #[arg(long, value_name = "N", help_heading = STOPPING)]
+    pub(crate) validation_steps: Option<u64>,
+    /// Paint it every N epochs
+    #[arg(long, value_name = "N", help_heading = STOPPING)]
+    pub(crate) validation_epochs: Option<u64>,
     /// How many pictures each time, which become one
     #[arg(long, value_name = "N", default_value_t = 4, help_heading = STOPPING)]
     pub(crate) num_validation_images: usize,
     /// Denoising steps of pictures that are painted for validation and of the class
     #[arg(long, value_name = "N", default_value_t = 30, help_heading = STOPPING)]
     pub(crate) num_inference_steps: usize,
+    /// Write loss, learning rate, norm of the gradients, seconds a step and validation pictures for this program too
+    #[arg(long, value_name = "PROGRAM", default_value = "none", help_heading = STOPPING)]
+    pub(crate) report_to: ReportTo,
+    /// The folder of those files, in --output-dir
+    #[arg(long, value_name = "FOLDER", default_value = "logs", help_heading = STOPPING)]
+    pub(crate) logging_dir: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ReportTo {
+    None,
+    Tensorboard,
 }

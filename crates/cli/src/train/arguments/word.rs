@@ -14,6 +14,9 @@ pub(crate) struct WordArguments {
     /// Textual inversion: a word that the new one begins as, such as "toy"
     #[arg(long, value_name = "WORD", help_heading = PICTURES)]
     pub(crate) initializer_token: Option<String>,
+    /// Custom Diffusion: the new words, such as `<new1>+<new2>`, which begin as those of --initializer-token (`dog+hat`)
+    #[arg(long, value_name = "TOKENS", help_heading = PICTURES)]
+    pub(crate) modifier_token: Option<String>,
     /// Textual inversion: how many vectors the new word has
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = PICTURES)]
     pub(crate) num_vectors: usize,

@@ -1,0 +1,81 @@
+//! Custom Diffusion: new words, and what cross-attention makes of texts.
+
+use anyhow::{Result, ensure};
+use candle_diffusers_pipelines::Task;
+use candle_diffusers_schedulers::TorchGenerator;
+use candle_diffusers_training::Checkpoints;
+use candle_diffusers_training::recipes::{
+    CustomDiffusion, DenoisingOptions, TextualInversionOptions, TrainedProjections,
+};
+
+use super::data::Data;
+use super::processes::Started;
+use super::session::{Learned, Parts, Session};
+use super::taught::Taught;
+use super::trained::{denoising_options, group};
+use super::trainer::new_trainer;
+use super::{FreezeModel, TrainArguments, class_pictures, concepts, model};
+use crate::progress::Progress;
+
+/// What new words begin as where nothing is said, as in diffusers' script.
+const INITIALIZERS: &str = "ktn+pll+ucd";
+
+pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Started) -> Result<()> {
+    let tokens = tokens(arguments)?;
+    let repository = started.first_before_others(|| model::open(arguments, progress))?;
+    model::check_task(&repository, &[Task::Paint])?;
+    let concepts = concepts::read(arguments)?;
+    let mut data = Data::open(arguments, &repository, &concepts, started)?;
+    let limit = arguments.watch.checkpoints_total_limit;
+    started.first_before_others(|| Ok(Checkpoints::new(&arguments.output_dir, limit)?))?;
+    let (mut models, _) = model::load(arguments, &repository, started.device()?, progress)?;
+    started.first_alone(|| class_pictures::paint_missing(arguments, &concepts, &mut models, progress))?;
+    data.open_classes(arguments, &concepts)?;
+
+    let projections = match arguments.freeze_model {
+        FreezeModel::CrossattnKv => TrainedProjections::KeysAndValues,
+        FreezeModel::Crossattn => TrainedProjections::All,
+    };
+    let custom = CustomDiffusion::attach(&mut models, &tokens, projections)?;
+    // As the script, --scale-lr counts pictures of the class too.
+    let is_twice = arguments.steps.scale_lr && arguments.thing.with_prior_preservation;
+    let learning_rate = arguments.steps.learning_rate * if is_twice { 2.0 } else { 1.0 };
+    let groups = vec![group(arguments, started, custom.parameters(), learning_rate)];
+    let options = DenoisingOptions { train_text_encoder: !tokens.is_empty(), ..denoising_options(arguments) };
+    let max_steps = data.max_steps(arguments);
+    let parts = Parts {
+        folder: arguments.output_dir.clone(),
+        taught: Taught::CustomDiffusion(Box::new(models), options),
+        learned: Learned { custom: Some(custom), ..Default::default() },
+        trainer: new_trainer(arguments, groups, max_steps, TorchGenerator::new(arguments.steps.seed))?,
+        data,
+        max_steps,
+    };
+    Session::new(arguments, progress, started, parts)?.run(Some(&repository))
+}
+
+/// The new words with what each begins as.
+fn tokens(arguments: &TrainArguments) -> Result<Vec<TextualInversionOptions>> {
+    let Some(modifiers) = &arguments.word.modifier_token else {
+        ensure!(
+            arguments.word.initializer_token.is_none(),
+            "--initializer-token is what --modifier-token begins as; give both"
+        );
+        return Ok(Vec::new());
+    };
+    let initializers = arguments.word.initializer_token.as_deref().unwrap_or(INITIALIZERS);
+    let (modifiers, initializers): (Vec<&str>, Vec<&str>) =
+        (modifiers.split('+').collect(), initializers.split('+').collect());
+    ensure!(
+        modifiers.len() <= initializers.len(),
+        "--initializer-token has {} words for the {} of --modifier-token; give one for each, joined by +",
+        initializers.len(),
+        modifiers.len()
+    );
+    let token = |(modifier, initializer): (&str, &str)| TextualInversionOptions {
+        placeholder_token: modifier.to_string(),
+        initializer_token: initializer.to_string(),
+        num_vectors: 1,
+    };
+    Ok(modifiers.into_iter().zip(initializers).map(token).collect())
+}

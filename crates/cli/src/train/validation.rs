@@ -1,0 +1,129 @@
+//! Pictures of the validation prompt, as the model is now and as it has been.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use candle_diffusers_pipelines::{Schedule, TextToImage, load_picture, seeded_generators};
+use image::imageops::{self, FilterType};
+use image::{Rgb, RgbImage};
+
+use super::TrainArguments;
+use super::taught::Taught;
+use crate::grid::Grid;
+use crate::output::Outputs;
+
+/// The pictures of all steps, one row for each, in the folder of those of each step.
+const ALL: &str = "all.png";
+/// How high that may be; beyond, its rows are made smaller.
+const HIGHEST: u32 = 16_384;
+
+/// The pictures of a run.
+pub(super) struct Validation {
+    folder: PathBuf,
+    /// Steps whose pictures there are.
+    steps: Vec<u64>,
+}
+
+impl Validation {
+    /// Those of a run in `folder` until a step: a run that begins has none, whatever an earlier one has left.
+    pub(super) fn open(folder: &Path, step: u64) -> Self {
+        let folder = folder.join("validation");
+        let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
+        let number = |entry: fs::DirEntry| entry.path().file_stem()?.to_str()?.parse().ok();
+        let mut steps: Vec<u64> = entries.filter_map(number).filter(|painted| *painted <= step).collect();
+        steps.retain(|_| step > 0);
+        steps.sort_unstable();
+        Self { folder, steps }
+    }
+
+    /// Paints the prompt: `STEP.png` is a row, and `all.png` has all rows so far, one below the other.
+    pub(super) fn paint(
+        &mut self,
+        arguments: &TrainArguments,
+        prompt: &str,
+        taught: &mut Taught,
+        step: u64,
+    ) -> Result<RgbImage> {
+        let grid = paint(arguments, prompt, taught)?;
+        fs::create_dir_all(&self.folder).with_context(|| format!("writing {}", self.folder.display()))?;
+        let row = grid.join(grid.len());
+        let write =
+            |path: &Path, picture: &RgbImage| Outputs::new(path, 1)?.write(0, picture, grid.parameters());
+        write(&self.row(step), &row)?;
+        if self.steps.last() != Some(&step) {
+            self.steps.push(step);
+        }
+        let read = |step: &u64| {
+            let path = self.row(*step);
+            Ok(image::open(&path).with_context(|| format!("reading {}", path.display()))?.to_rgb8())
+        };
+        let rows = self.steps.iter().map(read).collect::<Result<Vec<_>>>()?;
+        write(&self.folder.join(ALL), &stack(&rows))?;
+        Ok(row)
+    }
+
+    fn row(&self, step: u64) -> PathBuf {
+        self.folder.join(format!("{step:06}.png"))
+    }
+}
+
+fn paint(arguments: &TrainArguments, prompt: &str, taught: &mut Taught) -> Result<Grid> {
+    let picture = arguments.watch.validation_image.as_deref().map(load_picture).transpose()?;
+    let request = TextToImage {
+        prompts: vec![prompt.to_string()],
+        schedule: Schedule::Steps(arguments.watch.num_inference_steps),
+        ..Default::default()
+    };
+    let mut grid = Grid::default();
+    for index in 0..arguments.watch.num_validation_images as u64 {
+        let mut noise = seeded_generators(arguments.steps.seed.wrapping_add(index), 1);
+        grid.add(&taught.paint(request.clone(), picture.as_ref(), &mut noise)?, prompt);
+    }
+    Ok(grid)
+}
+
+/// Pictures one below the other, smaller where the whole would be too high.
+fn stack(rows: &[RgbImage]) -> RgbImage {
+    let height: u32 = rows.iter().map(RgbImage::height).sum();
+    let share = (f64::from(HIGHEST) / f64::from(height.max(1))).min(1.0);
+    let scaled = |side: u32| ((f64::from(side) * share) as u32).max(1);
+    let (mut sizes, mut width, mut height) = (Vec::new(), 0, 0);
+    for row in rows {
+        let size = (scaled(row.width()), scaled(row.height()));
+        sizes.push(size);
+        width = width.max(size.0);
+        height += size.1;
+    }
+    let mut whole = RgbImage::from_pixel(width, height, Rgb([0; 3]));
+    let mut top = 0;
+    for (row, size) in rows.iter().zip(sizes) {
+        if size == row.dimensions() {
+            imageops::replace(&mut whole, row, 0, top);
+        } else {
+            imageops::replace(
+                &mut whole,
+                &imageops::resize(row, size.0, size.1, FilterType::Triangle),
+                0,
+                top,
+            );
+        }
+        top += i64::from(size.1);
+    }
+    whole
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_are_too_high_together_become_smaller() {
+        let rows: Vec<RgbImage> = (0..3).map(|shade| RgbImage::from_pixel(4, 2, Rgb([shade; 3]))).collect();
+        let whole = stack(&rows);
+        assert_eq!(whole.dimensions(), (4, 6));
+        assert_eq!([0, 2, 5].map(|y| whole.get_pixel(3, y).0[0]), [0, 1, 2]);
+        let high = [RgbImage::new(10, HIGHEST), RgbImage::new(10, HIGHEST)];
+        assert_eq!(stack(&high).dimensions(), (5, HIGHEST));
+    }
+}

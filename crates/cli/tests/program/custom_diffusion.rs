@@ -1,0 +1,115 @@
+//! `diffuse train custom-diffusion`.
+
+use std::fs;
+
+use image::{Rgb, RgbImage};
+
+use crate::program::Workplace;
+
+/// Two folders of one picture each, and the list that names them.
+fn concepts(workplace: &Workplace) {
+    for (folder, shade) in [("ring", [200, 30, 90]), ("hat", [20, 130, 90])] {
+        fs::create_dir(workplace.path(folder)).unwrap();
+        RgbImage::from_pixel(64, 64, Rgb(shade)).save(workplace.path(folder).join("0.png")).unwrap();
+    }
+    let list = serde_json::json!([
+        {"instance_data_dir": "ring", "instance_prompt": "a <new1> circle", "class_data_dir": "circles", "class_prompt": "a circle"},
+        {"instance_data_dir": "hat", "instance_prompt": "a <new2> square", "class_data_dir": "squares", "class_prompt": "a square"},
+    ]);
+    fs::write(workplace.path("concepts.json"), list.to_string()).unwrap();
+}
+
+const FIXED: [&str; 12] = [
+    "train",
+    "custom-diffusion",
+    "--concepts_list",
+    "concepts.json",
+    "--modifier_token",
+    "<new1>+<new2>",
+    "--initializer_token",
+    "red+green+blue",
+    "--learning_rate",
+    "1e-2",
+    "--max_train_steps",
+    "3",
+];
+
+fn paint(workplace: &Workplace, folder: Option<&str>) -> RgbImage {
+    let flags = ["generate", "a large <new1> circle and <new2>", "--steps", "2", "--seed", "1"];
+    let files = folder.map(|folder| {
+        let file = |name: &str| format!("{folder}/{name}.safetensors");
+        [file("pytorch_lora_weights"), file("<new1>"), file("<new2>")]
+    });
+    let mut all: Vec<&str> = flags.to_vec();
+    if let Some([lora, first, second]) = &files {
+        all.extend(["--lora", lora, "--embedding", first, "--embedding", second]);
+    }
+    workplace.succeed(all);
+    image::open(workplace.path("out.png")).unwrap().to_rgb8()
+}
+
+#[test]
+fn several_things_are_learned_and_painted() {
+    let workplace = Workplace::new();
+    concepts(&workplace);
+    let train = |output: &str, flags: &[&str]| {
+        workplace
+            .succeed([&FIXED[..], &["--output_dir", output, "--checkpointing_steps", "2"], flags].concat())
+    };
+    let files = |output: &str| {
+        ["pytorch_custom_diffusion_weights", "pytorch_lora_weights", "<new1>", "<new2>"]
+            .map(|name| fs::read(workplace.path(output).join(format!("{name}.safetensors"))).unwrap())
+    };
+    let before = paint(&workplace, None);
+    let prior = ["--with_prior_preservation", "--num_class_images", "2", "--num_inference_steps", "2"];
+    train("keys", &prior);
+    for folder in ["circles", "squares"] {
+        assert_eq!(fs::read_dir(workplace.path(folder)).unwrap().count(), 2, "{folder}");
+    }
+    let keys = paint(&workplace, Some("keys"));
+    assert!(keys != before);
+
+    // Goes on from the second step to the same files.
+    let whole = files("keys");
+    fs::remove_dir_all(workplace.path("keys/checkpoint-3")).unwrap();
+    train("keys", &[&prior[..], &["--resume_from_checkpoint", "latest"]].concat());
+    assert!(files("keys") == whole);
+
+    // kohya's layout paints the same; all projections paint something else.
+    train("kohya", &[&prior[..], &["--lora_format", "kohya"]].concat());
+    assert!(files("kohya")[1] != whole[1]);
+    assert!(paint(&workplace, Some("kohya")) == keys);
+    train("all", &[&prior[..], &["--freeze_model", "crossattn"]].concat());
+    let all = paint(&workplace, Some("all"));
+    assert!(all != keys && all != before);
+}
+
+#[test]
+fn what_does_not_go_together_is_refused() {
+    let workplace = Workplace::new();
+    concepts(&workplace);
+    fs::write(workplace.path("empty.json"), "[]").unwrap();
+    fs::write(workplace.path("lacks.json"), r#"[{"instance_prompt": "a <new1>"}]"#).unwrap();
+    fs::write(workplace.path("no-class.json"), r#"[{"instance_prompt": "a", "instance_data_dir": "ring"}]"#)
+        .unwrap();
+    for (flags, culprits) in [
+        (&["--initializer_token", "red"][..], &["1 words for the 2"][..]),
+        (&["--initializer_token", "red+red circle"], &["initializer_token", "red circle", "2 tokens"]),
+        (&["--modifier_token", "red+<a>"], &["placeholder_token", "red"]),
+        (&["--concepts_list", "empty.json"], &["empty.json", "empty list"]),
+        (&["--concepts_list", "lacks.json"], &["lacks.json", "instance_data_dir"]),
+        (
+            &["--concepts_list", "no-class.json", "--with_prior_preservation"],
+            &["concept 1", "class_data_dir"],
+        ),
+        (&["--placeholder_token", "<a>"], &["--modifier-token"]),
+        (&["--train_text_encoder"], &["--train-text-encoder"]),
+        (&["--train_data_dir", "ring"], &["--train-data-dir"]),
+    ] {
+        let run = workplace.run([&FIXED[..], &["--output_dir", "out"], flags].concat());
+        assert_eq!((run.status, run.stderr.lines().count()), (Some(1), 1), "{}", run.stderr);
+        for culprit in culprits {
+            assert!(run.stderr.contains(culprit), "{culprit:?}: {}", run.stderr);
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! What `diffuse train` cannot go on with: one clear line, and what was there before stays good.
+
+use std::fs;
+
+use image::{Rgb, RgbImage};
+
+use crate::program::{Workplace, shapes};
+use crate::train::pictures;
+
+const LORA: [&str; 4] = ["train", "text-to-image-lora", "--train_data_dir", "data"];
+
+#[track_caller]
+fn refuse(workplace: &Workplace, arguments: &[&str], culprits: &[&str]) {
+    let run = workplace.run(arguments);
+    assert_eq!((run.status, run.stderr.lines().count()), (Some(1), 1), "{}", run.stderr);
+    for culprit in culprits {
+        assert!(run.stderr.contains(culprit), "{culprit:?}: {}", run.stderr);
+    }
+}
+
+/// A limit on the size of files stands for a disk that is full.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_the_earlier_checkpoint_good() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 3);
+    let train = |output: &'static str, steps: &'static str| {
+        let flags =
+            ["--checkpointing_steps", "2", "--resume_from_checkpoint", "latest", "--max_train_steps", steps];
+        [&LORA[..], &["--output_dir", output], &flags].concat()
+    };
+    workplace.succeed(train("whole", "4"));
+    workplace.succeed(train("out", "2"));
+    let names = || {
+        let entries = fs::read_dir(workplace.path("out")).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let before = names();
+    // The shell hands down that the signal is ignored, so that writing fails as it does on a full disk.
+    let program = workplace.command(train("out", "4"));
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", "trap '' XFSZ; ulimit -f 64; exec \"$0\" \"$@\""]).arg(program.get_program());
+    shell.args(program.get_args()).current_dir(workplace.path("."));
+    let run = crate::program::finish(&mut shell);
+    assert_eq!(run.status, Some(1), "{}", run.stderr);
+    let error = run.stderr.lines().last().unwrap();
+    assert!(error.starts_with("error: ") && error.contains("training_state.safetensors"), "{}", run.stderr);
+    assert_eq!(names(), before, "something half-written is left");
+    workplace.succeed(train("out", "4"));
+    let lora =
+        |output: &str| fs::read(workplace.path(output).join("pytorch_lora_weights.safetensors")).unwrap();
+    assert!(lora("out") == lora("whole"));
+}
+
+#[test]
+fn a_model_of_another_family_is_named() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    let family = |name: &str| format!("{}/../pipelines/tests/parity/{name}", env!("CARGO_MANIFEST_DIR"));
+    let ddpm = family("unconditional/ddpm");
+    let flags = ["--output_dir", "out", "--pretrained_model_name_or_path", &ddpm];
+    refuse(&workplace, &[&LORA[..], &flags].concat(), &["DDPMPipeline", "Stable Diffusion"]);
+    let stable_diffusion = shapes().display().to_string();
+    let flags = ["--output_dir", "out", "--pretrained_model_name_or_path", &stable_diffusion];
+    let unconditional = ["train", "unconditional", "--train_data_dir", "data"];
+    refuse(&workplace, &[&unconditional[..], &flags].concat(), &["UNet2DConditionModel", "without a text"]);
+}
+
+#[test]
+fn columns_that_are_not_there_are_named() {
+    let workplace = Workplace::new();
+    fs::create_dir(workplace.path("data")).unwrap();
+    RgbImage::new(64, 64).save(workplace.path("data/0.png")).unwrap();
+    fs::write(workplace.path("data/metadata.csv"), "file_name,prompt\n0.png,a cat\n").unwrap();
+    let out = ["--output_dir", "out", "--max_train_steps", "1"];
+    refuse(&workplace, &[&LORA[..], &out].concat(), &["metadata.csv", "no column text", "file_name, prompt"]);
+    let masks = ["--caption_column", "prompt", "--mask_column", "alpha"];
+    refuse(&workplace, &[&LORA[..], &out, &masks].concat(), &["metadata.csv", "no column alpha"]);
+    workplace.succeed([&LORA[..], &out, &["--caption_column", "prompt"]].concat());
+}
+
+#[test]
+fn a_broken_jpeg_in_the_middle_is_named_or_left_out() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 3);
+    let broken = workplace.path("data/broken.jpg");
+    RgbImage::from_fn(64, 64, |x, y| Rgb([(x * 31) as u8, (y * 17) as u8, 9])).save(&broken).unwrap();
+    let bytes = fs::read(&broken).unwrap();
+    fs::write(&broken, &bytes[..bytes.len() / 2]).unwrap();
+    fs::write(workplace.path("data/broken.txt"), "half a picture").unwrap();
+    let flags = ["--output_dir", "out", "--max_train_steps", "4"];
+    let run = workplace.run([&LORA[..], &flags].concat());
+    assert_eq!(run.status, Some(1), "{}", run.stderr);
+    assert!(run.stderr.contains("broken.jpg"), "{}", run.stderr);
+    assert!(!workplace.path("out/pytorch_lora_weights.safetensors").exists());
+    let run = workplace.succeed([&LORA[..], &flags, &["--skip-broken"]].concat());
+    assert!(run.stderr.contains("warning") && run.stderr.contains("broken.jpg"), "{}", run.stderr);
+}
+
+#[test]
+fn other_settings_are_all_named() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    let out = ["--output_dir", "out", "--max_train_steps", "1"];
+    workplace.succeed([&LORA[..], &out].concat());
+    let other = ["--resume_from_checkpoint", "latest", "--rank", "8", "--use_rslora", "--snr_gamma", "5"];
+    let run = workplace.run([&LORA[..], &out, &other].concat());
+    assert_eq!(run.status, Some(1));
+    assert!(
+        run.stderr.contains(
+            "rank 4, snr_gamma nothing, use_rslora false; this run has rank 8, snr_gamma 5.0, use_rslora true"
+        ),
+        "{}",
+        run.stderr
+    );
+}
+
+#[test]
+fn flags_that_do_not_go_together_are_refused() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    let out = ["--output_dir", "out", "--max_train_steps", "1"];
+    for (flags, culprits) in [
+        (&["--use_8bit_adam", "--optimizer", "sgd"][..], &["--use-8bit-adam", "--optimizer"][..]),
+        (&["--momentum", "0.5"], &["--momentum", "sgd"]),
+        (&["--lr_scheduler", "piecewise_constant"], &["--lr-step-rules"]),
+        (&["--lr_step_rules", "1"], &["piecewise_constant"]),
+        (&["--lr_scheduler", "piecewise_constant", "--lr_step_rules", "1:x"], &["lr_step_rules", "1:x"]),
+        (&["--target_modules", "to_("], &["target_modules", "to_("]),
+        (&["--target_modules", "nothing"], &["target_modules", "nothing", "such as"]),
+        (&["--prediction_type", "flow"], &["--prediction-type", "flow", "v_prediction"]),
+        (&["--aspect_ratio_buckets", "64x64"], &["--aspect-ratio-buckets", "64x64"]),
+        (&["--aspect_ratio_buckets", "64,63"], &["aspect_ratio_buckets", "63x64"]),
+        (&["--mask_temperature", "2"], &["--mask-column"]),
+        (&["--validation_epochs", "0"], &["--validation-epochs is 0"]),
+        (&["--modifier_token", "<a>"], &["--modifier-token", "custom-diffusion"]),
+    ] {
+        refuse(&workplace, &[&LORA[..], &out, flags].concat(), culprits);
+    }
+    let model = shapes().display().to_string();
+    let whole =
+        ["train", "text-to-image", "--train_data_dir", "data", "--pretrained_model_name_or_path", &model];
+    for flag in ["--use_dora", "--use_rslora"] {
+        refuse(&workplace, &[&whole[..], &out, &[flag]].concat(), &["is for LoRAs"]);
+    }
+}

@@ -1,0 +1,241 @@
+//! Flags of `diffuse train`: each does what it says.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use candle_core::{Device, Tensor};
+use image::{Luma, Rgb, RgbImage};
+use serde_json::Value;
+
+use crate::program::{Workplace, shapes};
+use crate::train::pictures;
+
+/// Trains a LoRA on `data` for a few steps; gives what it has in its file.
+fn lora(workplace: &Workplace, output: &str, flags: &[&str]) -> BTreeMap<String, Tensor> {
+    let fixed =
+        ["train", "text-to-image-lora", "--train_data_dir", "data", "--center_crop", "--output_dir", output];
+    workplace.succeed([&fixed[..], flags].concat());
+    let file = workplace.path(output).join("pytorch_lora_weights.safetensors");
+    candle_core::safetensors::load(file, &Device::Cpu).unwrap().into_iter().collect()
+}
+
+fn log(workplace: &Workplace, output: &str) -> Vec<Value> {
+    let text = fs::read_to_string(workplace.path(output).join("log.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn largest(tensors: &BTreeMap<String, Tensor>, end: &str) -> f32 {
+    let largest =
+        |tensor: &Tensor| tensor.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap();
+    tensors
+        .iter()
+        .filter(|(name, _)| name.ends_with(end))
+        .map(|(_, tensor)| largest(tensor))
+        .fold(0.0, f32::max)
+}
+
+fn values(tensors: &BTreeMap<String, Tensor>) -> Vec<Vec<f32>> {
+    tensors.values().map(|tensor| tensor.flatten_all().unwrap().to_vec1().unwrap()).collect()
+}
+
+#[test]
+fn loras_are_as_peft_has_them() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    // The first step of AdamW moves each weight by the learning rate; the first matrices stay.
+    let step = ["--max_train_steps", "1", "--learning_rate", "1e-3", "--adam_weight_decay", "0"];
+    let plain = lora(&workplace, "plain", &step);
+    assert!((largest(&plain, "up.weight") - 1e-3).abs() < 1e-5);
+    let stabilized = lora(&workplace, "stabilized", &[&step[..], &["--use_rslora"]].concat());
+    // alpha 4 over the root of rank 4.
+    assert!((largest(&stabilized, "up.weight") - 2e-3).abs() < 1e-5);
+
+    let chosen =
+        lora(&workplace, "chosen", &[&step[..], &["--target_modules", r".*attn2\.to_[kv]"]].concat());
+    assert!(!chosen.is_empty() && chosen.len() < plain.len());
+    for name in chosen.keys() {
+        assert!(name.contains(".attn2.to_k.") || name.contains(".attn2.to_v."), "{name}");
+    }
+
+    let still = ["--max_train_steps", "1", "--learning_rate", "0"];
+    let beyond = |how: &str| {
+        let lora = lora(&workplace, how, &[&still[..], &["--init_lora_weights", how]].concat());
+        // Evenly distributed ones keep to one over the root of the inputs.
+        lora.iter().filter(|(name, _)| name.ends_with("down.weight")).any(|(_, down)| {
+            let bound = (down.dims()[1] as f32).powf(-0.5);
+            down.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() > bound
+        })
+    };
+    assert!(beyond("gaussian") && !beyond("true"));
+}
+
+#[test]
+fn a_dora_paints_what_it_painted_while_it_was_trained() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    let layers = "to_k,to_q,to_v,to_out.0,conv1,proj_in";
+    let flags = [
+        "--use_dora",
+        "--lora_layers",
+        layers,
+        "--lora_alpha",
+        "6",
+        "--max_train_steps",
+        "3",
+        "--learning_rate",
+        "1e-2",
+        "--train_text_encoder",
+        "--validation_prompt",
+        "a large red circle",
+        "--num_validation_images",
+        "1",
+        "--num_inference_steps",
+        "3",
+    ];
+    let trained = lora(&workplace, "out", &flags);
+    let ends = [".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"];
+    let counts = ends.map(|end| trained.keys().filter(|name| name.ends_with(end)).count());
+    assert!(counts[0] > 0 && counts == [counts[0]; 3], "{counts:?}");
+    let shown = image::open(workplace.path("out/validation/000003.png")).unwrap().to_rgb8();
+    let paint = |flags: &[&str]| {
+        let fixed = ["generate", "a large red circle", "--steps", "3", "--seed", "0"];
+        workplace.succeed([&fixed[..], flags].concat());
+        image::open(workplace.path("out.png")).unwrap().to_rgb8()
+    };
+    let farthest = |picture: &RgbImage| {
+        picture.as_raw().iter().zip(shown.as_raw()).map(|(a, b)| a.abs_diff(*b)).max().unwrap()
+    };
+    let file = "out/pytorch_lora_weights.safetensors";
+    assert!(farthest(&paint(&[])) > 30);
+    assert!(farthest(&paint(&["--lora", file])) <= 2);
+    workplace.succeed(["convert", file, "kohya.safetensors", "--lora-format", "kohya"]);
+    assert!(farthest(&paint(&["--lora", "kohya.safetensors"])) <= 2);
+}
+
+#[test]
+fn optimizers_and_learning_rates_are_those_asked_for() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    let sgd = ["--max_train_steps", "2", "--learning_rate", "1e-2", "--optimizer", "SGD"];
+    let plain = lora(&workplace, "plain", &sgd);
+    // Gradients are clipped to a norm of 1, and SGD takes them as they are.
+    let moved = largest(&plain, "up.weight");
+    assert!(moved > 0.0 && moved < 1e-2, "{moved}");
+    let momentum = lora(&workplace, "momentum", &[&sgd[..], &["--momentum", "0.9"]].concat());
+    assert!(values(&momentum) != values(&plain));
+
+    let rules = [
+        "--lr_scheduler",
+        "piecewise_constant",
+        "--lr_step_rules",
+        "1:2,0.5:3,0.1",
+        "--learning_rate",
+        "1e-3",
+    ];
+    lora(&workplace, "rules", &[&rules[..], &["--max_train_steps", "4"]].concat());
+    let rates: Vec<f64> =
+        log(&workplace, "rules").iter().map(|line| line["learning_rate"].as_f64().unwrap()).collect();
+    assert_eq!(rates, [1e-3, 1e-3, 5e-4, 1e-4]);
+}
+
+#[test]
+fn a_model_is_painted_with_by_the_noise_that_it_was_taught() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    let model = shapes().display().to_string();
+    let train = |output: &str, flags: &[&str]| {
+        let fixed = [
+            "train",
+            "text-to-image",
+            "--pretrained_model_name_or_path",
+            &model,
+            "--train_data_dir",
+            "data",
+            "--output_dir",
+            output,
+            "--max_train_steps",
+            "1",
+            "--learning_rate",
+            "0",
+            "--center_crop",
+        ];
+        workplace.succeed([&fixed[..], flags].concat());
+        log(&workplace, output)[0]["loss"].as_f64().unwrap()
+    };
+    let (plain, velocity) = (train("plain", &[]), train("velocity", &["--prediction_type", "v_prediction"]));
+    let zero = train("zero", &["--prediction_type", "v_prediction", "--zero_terminal_snr"]);
+    assert!(plain != velocity && velocity != zero && plain != zero, "{plain}, {velocity}, {zero}");
+    let config = |output: &str| -> Value {
+        let file = workplace.path(output).join("model/scheduler/scheduler_config.json");
+        serde_json::from_slice(&fs::read(file).unwrap()).unwrap()
+    };
+    assert_eq!(config("velocity")["prediction_type"], "v_prediction");
+    assert_eq!(config("zero")["rescale_betas_zero_snr"], true);
+    let paint = |output: &str| {
+        let folder = format!("{output}/model");
+        workplace.succeed(["generate", "a red circle", "--model", &folder, "--steps", "2", "--seed", "1"]);
+        image::open(workplace.path("out.png")).unwrap().to_rgb8()
+    };
+    assert!(paint("plain") != paint("velocity"));
+    assert!(paint("zero") != paint("velocity"));
+}
+
+#[test]
+fn masks_weigh_the_loss() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    fs::create_dir(workplace.path("named")).unwrap();
+    for index in 0..2 {
+        let mask = image::GrayImage::from_fn(64, 64, |x, _| Luma([if x < 40 { 0 } else { 255 }]));
+        mask.save(workplace.path(&format!("data/{index}.mask.png"))).unwrap();
+        mask.save(workplace.path(&format!("named/m{index}.png"))).unwrap();
+        fs::copy(workplace.path(&format!("data/{index}.png")), workplace.path(&format!("named/{index}.png")))
+            .unwrap();
+    }
+    let rows = "file_name,text,mask\n0.png,a shade number 0,m0.png\n1.png,a shade number 1,m1.png\n";
+    fs::write(workplace.path("named/metadata.csv"), rows).unwrap();
+    let steps = ["--max_train_steps", "2", "--learning_rate", "1e-2", "--train_batch_size", "2"];
+    let train = |output: &str, flags: &[&str]| lora(&workplace, output, &[&steps[..], flags].concat());
+    let beside = train("beside", &["--use_mask_captioned_data"]);
+    // A temperature of zero makes all count alike; the masks themselves are no pictures to learn.
+    let even = train("even", &["--use_mask_captioned_data", "--mask_temperature", "0"]);
+    fs::remove_file(workplace.path("data/0.mask.png")).unwrap();
+    fs::remove_file(workplace.path("data/1.mask.png")).unwrap();
+    let none = train("none", &[]);
+    assert!(values(&even) == values(&none));
+    assert!(values(&beside) != values(&none));
+    let named = [&steps[..], &["--train_data_dir", "named", "--mask_column", "mask"]].concat();
+    assert!(values(&lora(&workplace, "column", &named)) == values(&beside));
+    let run = workplace.run([
+        "train",
+        "text-to-image-lora",
+        "--train_data_dir",
+        "data",
+        "--output_dir",
+        "o",
+        "--use_mask_captioned_data",
+    ]);
+    assert_eq!((run.status, run.stderr.lines().count()), (Some(1), 1), "{}", run.stderr);
+    assert!(run.stderr.contains("lacks masks: 0.mask.png, 1.mask.png"), "{}", run.stderr);
+}
+
+#[test]
+fn buckets_keep_the_shape_of_pictures() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    let wide = RgbImage::from_fn(160, 80, |x, y| Rgb([(x / 2) as u8, y as u8, 90]));
+    wide.save(workplace.path("data/wide.png")).unwrap();
+    fs::write(workplace.path("data/wide.txt"), "a wide shade").unwrap();
+    let steps = ["--max_train_steps", "2", "--learning_rate", "1e-2", "--resolution", "64", "--seed", "1"];
+    let train =
+        |output: &str, flags: &[&str]| values(&lora(&workplace, output, &[&steps[..], flags].concat()));
+    let square = train("square", &[]);
+    let made = train("made", &["--use_aspect_ratio_buckets"]);
+    let listed = train("listed", &["--aspect_ratio_buckets", "64,64;40,80"]);
+    assert!(square != made && square != listed && made != listed);
+    // Heights and widths, of which these are the sizes that are made too.
+    assert!(train("same", &["--aspect_ratio_buckets", "64,64;40,88"]) == made);
+    let kohya =
+        ["--enable_bucket", "--min_bucket_reso", "40", "--max_bucket_reso", "80", "--bucket_reso_steps", "8"];
+    assert!(train("kohya", &kohya) != made);
+}

@@ -1,0 +1,71 @@
+//! What a run of `diffuse train` leaves to look at.
+
+use std::fs;
+
+use crate::program::Workplace;
+use crate::train::pictures;
+
+#[test]
+fn pictures_over_time_and_files_for_tensorboard() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    let train = |flags: &[&str]| {
+        let fixed = [
+            "train",
+            "text-to-image-lora",
+            "--train_data_dir",
+            "data",
+            "--output_dir",
+            "out",
+            "--validation_prompt",
+            "a shade",
+            "--validation_epochs",
+            "1",
+            "--num_validation_images",
+            "2",
+            "--num_inference_steps",
+            "2",
+            "--report_to",
+            "tensorboard",
+            "--logging_dir",
+            "events",
+            "--checkpointing_steps",
+            "2",
+        ];
+        workplace.succeed([&fixed[..], flags].concat())
+    };
+    let open = |name: &str| image::open(workplace.path("out/validation").join(name)).unwrap().to_rgb8();
+    train(&["--max_train_steps", "2"]);
+    train(&["--max_train_steps", "4", "--resume_from_checkpoint", "latest"]);
+    // Two pictures make an epoch: a row after every second step, one below the other.
+    let names = || {
+        let entries = fs::read_dir(workplace.path("out/validation")).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(), ["000002.png", "000004.png", "all.png"]);
+    let all = open("all.png");
+    assert_eq!(all.dimensions(), (128, 128));
+    for (row, name) in ["000002.png", "000004.png"].iter().enumerate() {
+        let part = image::imageops::crop_imm(&all, 0, 64 * row as u32, 128, 64).to_image();
+        assert!(part == open(name), "{name}");
+    }
+    let mut events = Vec::new();
+    for entry in fs::read_dir(workplace.path("out/events")).unwrap() {
+        let path = entry.unwrap().path();
+        assert!(path.to_str().unwrap().contains("tfevents"));
+        events.push(fs::read(path).unwrap());
+    }
+    assert_eq!(events.len(), 2, "one for each start");
+    for bytes in events {
+        let count = |text: &[u8]| bytes.windows(text.len()).filter(|part| *part == text).count();
+        for tag in ["\nloss", "\nlr", "\ngrad_norm", "\nseconds_per_step"] {
+            // A name stands behind its length.
+            let tag = [&[0x0a, tag.len() as u8 - 1], tag.trim_start().as_bytes()].concat();
+            assert_eq!(count(&tag), 2, "{tag:?}");
+        }
+        assert_eq!((count(b"\nvalidation"), count(b"\x89PNG")), (1, 1));
+    }
+}
