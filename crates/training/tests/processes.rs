@@ -13,7 +13,7 @@ use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_test_support::{numbers, values};
 use candle_diffusers_training::recipes::{Denoising, DenoisingOptions, Example};
 use candle_diffusers_training::{
-    AdamW, AdamWConfig, BatchShare, Error, LoraConfig, LossWeighting, LrSchedule, LrScheduleName,
+    AdamW, AdamWConfig, BatchShare, Error, LoraConfig, LossWeighting, LrSchedule, LrScheduleName, Meanwhile,
     NoiseOptions, OneProcess, ParameterGroup, Processes, Result, TEXT_ENCODER_TARGETS, TrainedLora, Trainer,
     TrainerOptions, UNET_TARGETS, parameters, trainable_unet,
 };
@@ -58,7 +58,7 @@ impl Processes for Threads {
         Ok(all)
     }
 
-    fn sum(&self, values: &Tensor, meanwhile: &mut dyn FnMut() -> Result<()>) -> Result<Tensor> {
+    fn sum(&self, values: &Tensor, meanwhile: Meanwhile<'_>) -> Result<Tensor> {
         let own: Vec<u8> = values.to_vec1::<f32>()?.into_iter().flat_map(f32::to_le_bytes).collect();
         let mut sum = vec![0f32; values.elem_count()];
         for values in self.gather(&own)? {

@@ -216,6 +216,23 @@ fn a_process_that_dies_ends_the_run_which_goes_on_to_the_same_bits() {
     assert!(run.stderr.contains("train_batch_size 2"), "{}", run.stderr);
 }
 
+#[test]
+fn an_interrupt_of_one_process_leaves_a_checkpoint_of_all() {
+    let workplace = Workplace::new();
+    pictures(&workplace, 3);
+    let steps = ["--max_train_steps=100000", "--output_dir=out"];
+    let mut command = two(&workplace, [&LORA[..], &steps].concat());
+    let run = command.stderr(Stdio::piped()).spawn().unwrap();
+    let log = workplace.path("out/log.jsonl");
+    wait_for(|| fs::metadata(&log).is_ok_and(|log| log.len() > 0));
+    let last = children(&run).into_iter().max().unwrap().to_string();
+    assert!(Command::new("kill").args(["-INT", &last]).status().unwrap().success());
+    let stderr = String::from_utf8(run.wait_with_output().unwrap().stderr).unwrap();
+    assert_eq!(stderr.matches("--resume-from-checkpoint latest goes on").count(), 1, "{stderr}");
+    let step = fs::read_to_string(log).unwrap().lines().count();
+    assert!(workplace.path(&format!("out/checkpoint-{step}/training_state.safetensors")).is_file());
+}
+
 /// A run that cannot go on ends soon, and says why once.
 fn refused(workplace: &Workplace, arguments: &[&str], culprits: &[&str]) {
     let start = Instant::now();

@@ -23,6 +23,9 @@ pub use mpi::MpiProcesses;
 pub use nccl::NcclProcesses;
 pub use share::{BatchShare, RandomSource, ShareOfRandom};
 
+/// What a process does while its numbers travel.
+pub type Meanwhile<'a> = &'a mut (dyn FnMut() -> Result<()> + Send);
+
 /// The processes of a run: one ([`OneProcess`]), or several that MPI or NCCL connects.
 ///
 /// All must call the same methods in the same order. A process that fails has still to come to their next meeting, to say so by [`fail`](Self::fail): the others
@@ -44,7 +47,7 @@ pub trait Processes: Debug {
     ///
     /// # Errors
     /// When the processes have lost each other, or `meanwhile` fails: only after the sum.
-    fn sum(&self, values: &Tensor, meanwhile: &mut dyn FnMut() -> Result<()>) -> Result<Tensor>;
+    fn sum(&self, values: &Tensor, meanwhile: Meanwhile<'_>) -> Result<Tensor>;
 
     /// Takes leave of the others, when all have come to their end or know of a problem.
     fn finish(&self) {}
@@ -104,7 +107,7 @@ impl Processes for OneProcess {
         Ok(vec![message.to_vec()])
     }
 
-    fn sum(&self, values: &Tensor, meanwhile: &mut dyn FnMut() -> Result<()>) -> Result<Tensor> {
+    fn sum(&self, values: &Tensor, meanwhile: Meanwhile<'_>) -> Result<Tensor> {
         meanwhile()?;
         Ok(values.clone())
     }

@@ -15,7 +15,7 @@ use mpi::request::{Request, Scope, scope};
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives};
 
-use super::Processes;
+use super::{Meanwhile, Processes};
 use crate::error::{Error, Result};
 use crate::values::{read, to_cpu_f32};
 
@@ -61,7 +61,8 @@ impl Processes for MpiProcesses {
         let length = count(message.len())?;
         let mut lengths = vec![0; self.size()];
         scope(|scope| {
-            patiently(self.world.immediate_all_gather_into(scope, &length, &mut lengths[..]));
+            // One process may paint or write for minutes while the others wait for it.
+            wait(self.world.immediate_all_gather_into(scope, &length, &mut lengths[..]), pause);
         });
         let mut starts = Vec::with_capacity(lengths.len());
         let mut all: Count = 0;
@@ -80,7 +81,7 @@ impl Processes for MpiProcesses {
             .collect())
     }
 
-    fn sum(&self, values: &Tensor, meanwhile: &mut dyn FnMut() -> Result<()>) -> Result<Tensor> {
+    fn sum(&self, values: &Tensor, meanwhile: Meanwhile<'_>) -> Result<Tensor> {
         count(values.elem_count())?;
         let own = to_cpu_f32(values)?;
         let mut sum = vec![0f32; own.elem_count()];
@@ -88,9 +89,14 @@ impl Processes for MpiProcesses {
             scope(|scope| {
                 let add = SystemOperation::sum();
                 let request = self.world.immediate_all_reduce_into(scope, own, &mut sum[..], add);
-                let result = meanwhile();
-                request.wait_without_status();
-                result
+                // Numbers travel while MPI is waited in, so that what is done meanwhile has a thread of its own.
+                let result = thread::scope(|threads| {
+                    let thread = threads.spawn(meanwhile);
+                    // Numbers move on at each look only.
+                    wait(request, |_| thread::yield_now());
+                    thread.join()
+                });
+                result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             })
         })?;
         Ok(Tensor::from_vec(sum, own.elem_count(), values.device())?)
@@ -103,17 +109,22 @@ impl Processes for MpiProcesses {
     }
 }
 
-/// Waits without keeping a processor core busy, as MPI itself does: one process may paint or write for minutes while the others wait for it.
-fn patiently<'a, D: ?Sized, S: Scope<'a>>(mut request: Request<'a, D, S>) {
-    const BRIEF: Duration = Duration::from_millis(2);
+/// Waits, and leaves the processor core to others between two looks, which MPI itself does not.
+fn wait<'a, D: ?Sized, S: Scope<'a>>(mut request: Request<'a, D, S>, pause: impl Fn(Instant)) {
     let start = Instant::now();
     while let Err(unfinished) = request.test() {
         request = unfinished;
-        if start.elapsed() < BRIEF {
-            thread::yield_now();
-        } else {
-            thread::sleep(BRIEF / 10);
-        }
+        pause(start);
+    }
+}
+
+/// Between two looks at a request that was made at `start`.
+fn pause(start: Instant) {
+    const BRIEF: Duration = Duration::from_millis(2);
+    if start.elapsed() < BRIEF {
+        thread::yield_now();
+    } else {
+        thread::sleep(BRIEF / 10);
     }
 }
 
