@@ -9,6 +9,7 @@ mod config;
 mod controlnet;
 pub mod embeddings;
 mod error;
+pub mod gradient_checkpointing;
 pub mod layers;
 mod pixel_attention;
 mod resampling;

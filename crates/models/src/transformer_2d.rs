@@ -44,6 +44,8 @@ pub struct Context<'a> {
     pub mask: Option<&'a Tensor>,
     /// Where keys and values of the text are kept.
     pub cache: Option<&'a TextCache>,
+    /// Blocks keep their inputs only, and compute the rest again for the gradients.
+    pub gradient_checkpointing: bool,
 }
 
 /// A picture's pixels as tokens: projected in, through transformer blocks, projected out, added to the picture.

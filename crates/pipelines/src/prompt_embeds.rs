@@ -1,6 +1,6 @@
 //! Text as the UNet sees it.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use crate::error::{Result, argument};
 
@@ -25,6 +25,23 @@ pub struct PooledPromptEmbeds {
 }
 
 impl PromptEmbeds {
+    /// The same in another dtype.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
+        let cast = |tensor: &Tensor| tensor.to_dtype(dtype);
+        let pooled = |pooled: &PooledPromptEmbeds| -> Result<PooledPromptEmbeds> {
+            let negative = pooled.negative.as_ref().map(cast).transpose()?;
+            Ok(PooledPromptEmbeds { prompt: cast(&pooled.prompt)?, negative })
+        };
+        Ok(Self {
+            prompt: cast(&self.prompt)?,
+            negative: self.negative.as_ref().map(cast).transpose()?,
+            pooled: self.pooled.as_ref().map(pooled).transpose()?,
+        })
+    }
+
     /// `(2 * batch, tokens, hidden_size)`: the negative prompts, then the prompts.
     ///
     /// # Errors

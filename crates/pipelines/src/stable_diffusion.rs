@@ -255,7 +255,7 @@ impl StableDiffusionPipeline {
         }
     }
 
-    /// The embeddings of the request's prompts, and of its negative prompts where guidance asks for them; one for each prompt.
+    /// The embeddings of the request's prompts, and of its negative prompts where guidance asks for them; one for each prompt, in the dtype of the pipeline.
     ///
     /// As in diffusers, `clip_skip` does not apply to negative prompts.
     ///
@@ -263,7 +263,7 @@ impl StableDiffusionPipeline {
     /// When there are not as many of one kind of prompts as of the others, or there are texts for a text encoder that the model lacks.
     pub fn encode_prompt(&self, request: &TextToImage) -> Result<PromptEmbeds> {
         let classifier_free = self.guidance(request).is_classifier_free(&self.unet);
-        self.text_encoders.encode(request, classifier_free, &self.device)
+        self.text_encoders.encode(request, classifier_free, &self.device)?.to_dtype(self.dtype)
     }
 
     /// Noise for `count` pictures of `width` by `height` pixels, `(count, channels, height / factor, width / factor)`, scaled for the

@@ -2,6 +2,7 @@
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor};
+use candle_diffusers_models::gradient_checkpointing::backward;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
@@ -13,6 +14,14 @@ use crate::values::{PIECE, read, to_cpu_f32};
 pub struct Gradients(Vec<Option<Tensor>>);
 
 impl Gradients {
+    /// The gradients of a loss, also where models compute with gradient checkpointing.
+    ///
+    /// # Errors
+    /// When they cannot be computed.
+    pub fn of(loss: &Tensor, groups: &[ParameterGroup]) -> Result<Self> {
+        Self::collect(backward(loss)?, groups)
+    }
+
     /// Takes the gradients of `groups` out of what `loss.backward()` gave, and drops the rest.
     ///
     /// # Errors

@@ -43,5 +43,6 @@ pub use processes::{BatchShare, Meanwhile, OneProcess, Processes, RandomSource, 
 pub use targets::training_target;
 pub use trainer::{StepReport, Trainer, TrainerOptions};
 pub use whole_models::{
-    WholeModel, new_unet_2d, save_component, trainable_text_encoder, trainable_unet, trainable_unet_2d,
+    WholeModel, new_text_encoder, new_unet, new_unet_2d, new_vae, save_component, trainable_text_encoder,
+    trainable_unet, trainable_unet_2d,
 };

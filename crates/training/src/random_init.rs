@@ -9,7 +9,7 @@ use candle_nn::Init;
 use candle_nn::var_builder::SimpleBackend;
 
 /// Gives each tensor that a model asks for what torch gives it: linear layers and convolutions uniform numbers up to 1 / sqrt(inputs), weights and biases alike;
-/// tables normal ones; norms ones and zeros. The numbers depend on the generator and on the order in which the model asks.
+/// tables normal ones, those of CLIP smaller ones; norms ones and zeros. The numbers depend on the generator and on the order in which the model asks.
 pub(crate) struct RandomInit {
     generator: Mutex<TorchGenerator>,
     /// How many inputs the layers have whose weights were asked for, by their names; none for norms.
@@ -19,6 +19,9 @@ pub(crate) struct RandomInit {
 /// How wide diffusers spreads the random frequencies of `GaussianFourierProjection`.
 const FOURIER_SCALE: f64 = 16.0;
 
+/// How far transformers spreads the embeddings of CLIP's tokens and positions.
+const CLIP_SCALE: f64 = 0.02;
+
 impl RandomInit {
     pub(crate) fn new(generator: TorchGenerator) -> Self {
         Self { generator: Mutex::new(generator), inputs: Mutex::default() }
@@ -27,10 +30,12 @@ impl RandomInit {
     fn weight(&self, layer: &str, shape: &[usize], device: &Device) -> candle_core::Result<Tensor> {
         let is_time = layer.ends_with("time_proj");
         let is_table = (is_time || layer.ends_with("class_embedding")) && shape.len() == 2;
+        let is_clip = layer.ends_with("token_embedding") || layer.ends_with("position_embedding");
         let inputs = (shape.len() > 1).then(|| shape[1..].iter().product());
         self.inputs.lock().unwrap_or_else(PoisonError::into_inner).insert(layer.to_string(), inputs);
         match inputs {
             _ if is_table => self.normal(shape, device),
+            _ if is_clip => self.normal(shape, device)? * CLIP_SCALE,
             None if is_time => self.normal(shape, device)? * FOURIER_SCALE,
             None => Tensor::ones(shape, DType::F32, device),
             Some(inputs) => self.uniform(inputs, shape, device),

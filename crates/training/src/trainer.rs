@@ -125,7 +125,7 @@ impl Trainer {
             let value = loss.to_dtype(DType::F32)?.to_scalar::<f32>()?;
             self.check_finite(value)?;
             total += f64::from(value);
-            let gradients = Gradients::collect((loss / parts)?.backward()?, &self.groups)?;
+            let gradients = Gradients::of(&(loss / parts)?, &self.groups)?;
             match &mut sum {
                 Some(sum) => sum.add(gradients)?,
                 None => sum = Some(gradients),

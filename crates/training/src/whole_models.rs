@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{DType, Device, Shape, Tensor, Var};
 use candle_diffusers_loaders::{LoadOptions, Repository, load_component};
 use candle_diffusers_models::{
-    ClipTextConfig, ClipTextModel, UNet2DConditionConfig, UNet2DConditionModel, UNet2DConfig, UNet2DModel,
+    AutoencoderKL, AutoencoderKLConfig, ClipTextConfig, ClipTextModel, UNet2DConditionConfig,
+    UNet2DConditionModel, UNet2DConfig, UNet2DModel,
 };
 use candle_diffusers_schedulers::TorchGenerator;
 use candle_nn::var_builder::SimpleBackend;
@@ -66,11 +67,62 @@ pub fn new_unet_2d(
     generator: TorchGenerator,
     options: &LoadOptions,
 ) -> Result<WholeModel<UNet2DModel>> {
-    let weights = Box::new(RandomInit::new(generator));
-    let weights = VarBuilder::from_backend(weights, options.dtype, options.device.clone());
-    as_variables("unet", weights, options, |weights| {
+    begun_anew("unet", generator, options, |weights| {
         Ok(UNet2DModel::new(&UNet2DConfig::from_json(config)?, weights)?)
     })
+}
+
+/// A UNet of Stable Diffusion that begins from nothing, as [`new_unet_2d`].
+///
+/// # Errors
+/// When the config is not one of a `UNet2DConditionModel`.
+pub fn new_unet(
+    config: &Value,
+    generator: TorchGenerator,
+    options: &LoadOptions,
+) -> Result<WholeModel<UNet2DConditionModel>> {
+    begun_anew("unet", generator, options, |weights| {
+        Ok(UNet2DConditionModel::new(&UNet2DConditionConfig::from_json(config)?, weights)?)
+    })
+}
+
+/// A text encoder that begins from nothing, as [`new_unet_2d`]; its parameters' names begin with `text_encoder`.
+///
+/// # Errors
+/// When the config is not one of a `CLIPTextModel`.
+pub fn new_text_encoder(
+    config: &Value,
+    generator: TorchGenerator,
+    options: &LoadOptions,
+) -> Result<WholeModel<ClipTextModel>> {
+    begun_anew("text_encoder", generator, options, |weights| {
+        Ok(ClipTextModel::new(&ClipTextConfig::from_json(config)?, weights)?)
+    })
+}
+
+/// An autoencoder that begins from nothing, as [`new_unet_2d`]; its parameters' names begin with `vae`.
+///
+/// # Errors
+/// When the config is not one of an `AutoencoderKL`.
+pub fn new_vae(
+    config: &Value,
+    generator: TorchGenerator,
+    options: &LoadOptions,
+) -> Result<WholeModel<AutoencoderKL>> {
+    begun_anew("vae", generator, options, |weights| {
+        Ok(AutoencoderKL::new(&AutoencoderKLConfig::from_json(config)?, weights)?)
+    })
+}
+
+fn begun_anew<T>(
+    component: &str,
+    generator: TorchGenerator,
+    options: &LoadOptions,
+    build: impl FnOnce(VarBuilder<'static>) -> Result<T>,
+) -> Result<WholeModel<T>> {
+    let weights = Box::new(RandomInit::new(generator));
+    let weights = VarBuilder::from_backend(weights, options.dtype, options.device.clone());
+    as_variables(component, weights, options, build)
 }
 
 /// The text encoder in `folder` of a repository, to be trained; its parameters' names begin with `text_encoder`.

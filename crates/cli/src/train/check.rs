@@ -50,6 +50,7 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
             ("--validation-prompt", arguments.watch.validation_prompt.is_some()),
             ("--train-text-encoder", arguments.train_text_encoder),
             ("--snr-gamma", arguments.noise.snr_gamma.is_some()),
+            ("--gradient-checkpointing", arguments.steps.gradient_checkpointing),
         ];
         if let Some((flag, _)) = flags.iter().find(|(_, is_given)| *is_given) {
             bail!("{flag} is for models that paint from a text; unconditional ones have none");
@@ -86,10 +87,6 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
             "textual inversion trains the new word alone, in float32; leave out --train-text-encoder and --mixed-precision"
         );
     } else if recipe.is_whole() {
-        ensure!(
-            arguments.steps.mixed_precision == MixedPrecision::No,
-            "--mixed-precision bf16 is for LoRAs; whole models are trained in float32"
-        );
         ensure!(
             arguments.pretrained_model_name_or_path.is_some(),
             "a whole model is written with the other files of the one that it began as: give a folder as --pretrained-model-name-or-path"
@@ -137,11 +134,6 @@ fn check_pairs(arguments: &TrainArguments) -> Result<()> {
             "--validation-prompt and --validation-image belong together in this recipe; give both"
         );
         ensure!(!arguments.train_text_encoder, "--train-text-encoder is not for this recipe; leave it out");
-        // A ControlNet is trained in float32 and painted with in the dtype of its model.
-        ensure!(
-            arguments.steps.mixed_precision == MixedPrecision::No || !looks[0],
-            "--validation-prompt needs --mixed-precision no in this recipe"
-        );
     } else {
         ensure!(!looks[1], "--validation-image is for controlnet and instruct-pix2pix");
     }

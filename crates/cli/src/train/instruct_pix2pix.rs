@@ -29,7 +29,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     let limit = arguments.watch.checkpoints_total_limit;
     started.first_before_others(|| Ok(Checkpoints::new(&arguments.output_dir, limit)?))?;
     let (mut models, options) = model::load(arguments, &repository, started.device()?, progress)?;
-    let (whole, config) = trainable_edit_unet(&repository, &options)?;
+    let (whole, config) = trainable_edit_unet(&repository, &model::in_float32(&options))?;
     models.unet = whole.model;
     let groups = vec![group(arguments, started, whole.parameters, arguments.steps.learning_rate)];
     let max_steps = data.max_steps(arguments);

@@ -8,7 +8,7 @@ use candle_core::{DType, Device};
 use candle_diffusers_loaders::{LoadOptions, ModelIndex, Repository};
 use candle_diffusers_pipelines::{StableDiffusionPipeline, Task, task};
 
-use super::{MixedPrecision, TrainArguments, noise_schedule};
+use super::{TrainArguments, noise_schedule};
 use crate::embedded;
 use crate::progress::Progress;
 
@@ -46,10 +46,7 @@ pub(super) fn load(
     device: Device,
     progress: &Progress,
 ) -> Result<(StableDiffusionPipeline, LoadOptions)> {
-    let dtype = match arguments.steps.mixed_precision {
-        MixedPrecision::No => DType::F32,
-        MixedPrecision::Bf16 => DType::BF16,
-    };
+    let dtype = arguments.steps.mixed_precision.compute_dtype();
     let options = LoadOptions { dtype, device, variant: arguments.variant.clone() };
     let _loading = progress.activity(format!("loading {}", repository.name()));
     // Pictures that are looked at while training are for whoever trains.
@@ -57,6 +54,11 @@ pub(super) fn load(
     let mut models = StableDiffusionPipeline::load(&unchecked, &options)?;
     noise_schedule::set(arguments, &mut models)?;
     Ok((models, options))
+}
+
+/// How what is trained is loaded: in float32, whatever models compute in.
+pub(super) fn in_float32(options: &LoadOptions) -> LoadOptions {
+    LoadOptions { dtype: DType::F32, ..options.clone() }
 }
 
 /// Whether a recipe can teach a model that was made for this; told before it is loaded.

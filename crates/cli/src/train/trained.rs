@@ -11,6 +11,7 @@ use candle_diffusers_training::{
     TargetModules, TrainedLora, trainable_text_encoder, trainable_unet,
 };
 
+use super::model::in_float32;
 use super::processes::Started;
 use super::{InitLoraWeights, TrainArguments};
 
@@ -60,6 +61,7 @@ pub(super) fn choose_trained(
         }
         return Ok((groups, loras));
     }
+    let options = &in_float32(options);
     let whole = trainable_unet(repository, "unet", options)?;
     models.unet = whole.model;
     groups.push(group(whole.parameters, arguments.steps.learning_rate));
@@ -127,5 +129,6 @@ pub(super) fn denoising_options(arguments: &TrainArguments) -> DenoisingOptions 
         caption_dropout: arguments.pictures.proportion_empty_prompts,
         mask_temperature: arguments.pictures.has_masks().then_some(arguments.pictures.mask_temperature),
         train_text_encoder: arguments.train_text_encoder || arguments.recipe.has_token(),
+        gradient_checkpointing: arguments.steps.gradient_checkpointing,
     }
 }

@@ -23,6 +23,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
         num_train_timesteps: arguments.unconditional.ddpm_num_steps,
         beta_schedule: arguments.unconditional.ddpm_beta_schedule.clone(),
         prediction_type: arguments.noise.prediction_type.clone().unwrap_or_else(|| "epsilon".to_string()),
+        compute_dtype: arguments.steps.mixed_precision.compute_dtype(),
     };
     let generator = TorchGenerator::new(arguments.steps.seed);
     let (whole, config) = match &arguments.pretrained_model_name_or_path {

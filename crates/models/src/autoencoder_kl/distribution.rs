@@ -42,6 +42,15 @@ impl DiagonalGaussianDistribution {
         Ok((&self.mean + self.std()?.mul(&noise)?)?)
     }
 
+    /// That of one picture, as a batch of one.
+    ///
+    /// # Errors
+    /// When there are not so many.
+    pub fn get(&self, index: usize) -> Result<Self> {
+        let one = |tensor: &Tensor| tensor.narrow(0, index, 1)?.force_contiguous();
+        Ok(Self { mean: one(&self.mean)?, logvar: one(&self.logvar)? })
+    }
+
     /// The most likely latents, which are the means: `(batch, channels, height, width)`.
     pub fn mode(&self) -> &Tensor {
         &self.mean

@@ -82,7 +82,7 @@ impl Conv2d {
         vectors: Option<&Tensor>,
         addend: Option<&Tensor>,
     ) -> Result<Tensor> {
-        self.layer.forward_normed(x, norm.then_silu(vectors), addend)
+        self.layer.forward_normed(x, norm.in_dtype_of(x)?.then_silu(vectors), addend)
     }
 
     /// [`forward`](Self::forward), then an activation.

@@ -6,7 +6,7 @@ use candle_diffusers_kernels::{
 };
 
 use super::LayerAdapter;
-use super::weight::Weight;
+use super::weight::{Weight, in_dtype_of};
 use crate::error::{Error, Result};
 
 /// A linear layer or a convolution of a model, to look at and to change from outside through a shared reference; all of a model's
@@ -17,7 +17,8 @@ use crate::error::{Error, Result};
 /// own.) A change takes effect with the layer's next forward; one that runs goes on with what it began with.
 ///
 /// On the CPU a weight is packed for the processor ([`PackedWeight`]) with the first forward, and the packed weight takes the place of the
-/// plain one; gradients flow through it to the layer's input. A weight that is a variable, or depends on one, stays plain.
+/// plain one; gradients flow through it to the layer's input. A weight that is a variable, or depends on one, stays plain; it may be float32 where the layer's
+/// input is a half precision: it is rounded to that each time.
 #[derive(Clone, Debug)]
 pub struct Layer {
     operation: Operation,
@@ -133,7 +134,10 @@ impl Layer {
         }
         let output = match packed {
             Some(packed) => self.operation.forward_packed(x, &packed, bias, Then::Nothing)?,
-            None => self.operation.forward(x, &weight.unpacked(), bias)?,
+            None => {
+                let bias = bias.map(|bias| in_dtype_of(x, bias)).transpose()?;
+                self.operation.forward(x, &in_dtype_of(x, &weight.unpacked())?, bias.as_ref())?
+            }
         };
         let output = match adapter {
             Some(adapter) => adapter.forward(self, x, output)?,

@@ -2,6 +2,7 @@ use candle_core::Tensor;
 use candle_diffusers_kernels::{self as kernels, GroupNormSilu};
 use candle_nn::VarBuilder;
 
+use super::weight::in_dtype_of;
 use super::{LayerList, Layers};
 use crate::error::{Error, Result};
 
@@ -31,7 +32,8 @@ impl GroupNorm {
     /// # Errors
     /// When shapes do not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(kernels::group_norm(x, self.groups, &self.weight, &self.bias, self.eps)?)
+        let Self { weight, bias, groups, eps } = self.in_dtype_of(x)?;
+        Ok(kernels::group_norm(x, groups, &weight, &bias, eps)?)
     }
 
     /// [`GroupNorm::forward`], then silu.
@@ -39,7 +41,13 @@ impl GroupNorm {
     /// # Errors
     /// When shapes do not fit.
     pub fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(kernels::group_norm_silu(x, self.groups, &self.weight, &self.bias, self.eps)?)
+        let Self { weight, bias, groups, eps } = self.in_dtype_of(x)?;
+        Ok(kernels::group_norm_silu(x, groups, &weight, &bias, eps)?)
+    }
+
+    /// The same, for `x`.
+    pub(super) fn in_dtype_of(&self, x: &Tensor) -> Result<Self> {
+        Ok(Self { weight: in_dtype_of(x, &self.weight)?, bias: in_dtype_of(x, &self.bias)?, ..*self })
     }
 
     /// [`GroupNorm::forward_silu`], perhaps of the sum with `vectors` `(batch, channels)`, for a convolution that reads its input through it
@@ -77,6 +85,7 @@ impl LayerNorm {
     /// # Errors
     /// When shapes do not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(kernels::layer_norm(x, &self.weight, &self.bias, self.eps)?)
+        let (weight, bias) = (in_dtype_of(x, &self.weight)?, in_dtype_of(x, &self.bias)?);
+        Ok(kernels::layer_norm(x, &weight, &bias, self.eps)?)
     }
 }

@@ -90,3 +90,11 @@ impl Weight {
         *self.form.write().unwrap_or_else(PoisonError::into_inner) = form;
     }
 }
+
+/// A variable as the layer computes with it: in the dtype of its input. What is not trained is expected to have it.
+pub(super) fn in_dtype_of(x: &Tensor, variable: &Tensor) -> Result<Tensor> {
+    match variable.track_op() {
+        true => Ok(variable.to_dtype(x.dtype())?),
+        false => Ok(variable.clone()),
+    }
+}

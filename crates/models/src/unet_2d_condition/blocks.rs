@@ -6,6 +6,7 @@ use candle_nn::VarBuilder;
 
 use super::config::BlockType;
 use crate::error::{Error, Result};
+use crate::gradient_checkpointing::checkpoint;
 use crate::layers::{LayerList, Layers};
 use crate::resampling::{Downsample2D, Upsample2D};
 use crate::resnet::{ResnetBlock2D, ResnetConfig};
@@ -53,6 +54,10 @@ struct Layer {
 
 impl Layer {
     fn forward(&self, x: &Tensor, temb: &Tensor, context: Context) -> Result<Tensor> {
+        checkpoint(self, x, temb, context, Self::compute)
+    }
+
+    fn compute(&self, x: &Tensor, temb: &Tensor, context: Context) -> Result<Tensor> {
         let hidden = self.resnet.forward(x.clone(), Some(temb))?;
         match &self.attention {
             Some(attention) => attention.forward(&hidden, context),
@@ -149,6 +154,10 @@ impl MidBlock {
     /// # Errors
     /// When shapes do not fit.
     pub fn forward(&self, x: &Tensor, temb: &Tensor, context: Context) -> Result<Tensor> {
+        checkpoint(self, x, temb, context, Self::compute)
+    }
+
+    fn compute(&self, x: &Tensor, temb: &Tensor, context: Context) -> Result<Tensor> {
         let hidden = self.first.forward(x.clone(), Some(temb))?;
         match &self.rest {
             Some((attention, resnet)) => resnet.forward(attention.forward(&hidden, context)?, Some(temb)),

@@ -10,7 +10,7 @@ use super::{UNetConditions, attention_bias};
 use crate::error::{Error, Result};
 use crate::layers::{Conv2d, LayerList, Layers};
 use crate::resnet::ResnetConfig;
-use crate::transformer_2d::{Context, Transformer2DConfig};
+use crate::transformer_2d::Transformer2DConfig;
 
 /// The first convolution, the time embedding, the blocks on the way down and the middle one.
 #[derive(Clone, Debug)]
@@ -87,7 +87,7 @@ impl Encoder {
     ) -> Result<Encoded> {
         let emb = self.time.forward(sample, timesteps, conditions)?;
         let mask = conditions.encoder_attention_mask.map(attention_bias).transpose()?;
-        let context = Context { encoder_hidden_states, mask: mask.as_ref(), cache: conditions.text_cache };
+        let context = conditions.context(encoder_hidden_states, mask.as_ref());
         let mut sample = match condition {
             Some(condition) => self.conv_in.forward_add(sample, condition)?,
             None => self.conv_in.forward(sample)?,

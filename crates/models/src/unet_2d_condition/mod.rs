@@ -36,6 +36,15 @@ pub struct UNetConditions<'a> {
     pub control: Option<ControlResiduals<'a>>,
     /// Where the text's keys and values are kept for the next call with the same text.
     pub text_cache: Option<&'a TextCache>,
+    /// For training: less memory for more time, see [`gradient_checkpointing`](crate::gradient_checkpointing).
+    pub gradient_checkpointing: bool,
+}
+
+impl<'a> UNetConditions<'a> {
+    fn context(self, encoder_hidden_states: &'a Tensor, mask: Option<&'a Tensor>) -> Context<'a> {
+        let (cache, gradient_checkpointing) = (self.text_cache, self.gradient_checkpointing);
+        Context { encoder_hidden_states, mask, cache, gradient_checkpointing }
+    }
 }
 
 /// `added_cond_kwargs` of SDXL.
@@ -131,7 +140,7 @@ impl UNet2DConditionModel {
         if let Some(control) = conditions.control {
             sample = add_control(control, sample, &mut res_samples)?;
         }
-        let context = Context { encoder_hidden_states, mask: mask.as_ref(), cache: conditions.text_cache };
+        let context = conditions.context(encoder_hidden_states, mask.as_ref());
         for block in &self.up_blocks {
             sample = block.forward(sample, &emb, context, &mut res_samples)?;
         }

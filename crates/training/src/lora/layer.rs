@@ -1,6 +1,6 @@
 //! What stands beside one layer.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use candle_core::{DType, Tensor, Var};
 use candle_diffusers_kernels::{add, linear};
@@ -9,8 +9,8 @@ use candle_diffusers_schedulers::{NoiseSource, TorchGenerator};
 
 use super::config::{LoraConfig, LoraInit};
 use super::dora::Magnitude;
+use super::dropout::{Dropout, LayerDropout};
 use crate::error::Result;
-use crate::processes::{BatchShare, RandomSource, ShareOfRandom};
 
 /// `output + scaling * up(down(dropout(input)))`.
 /// With magnitudes: see [`Magnitude`].
@@ -20,35 +20,7 @@ pub(super) struct TrainedLayer {
     pub(super) up: Var,
     pub(super) magnitude: Option<Magnitude>,
     scaling: f64,
-    dropout: Option<Arc<Dropout>>,
-}
-
-/// Which numbers are left out, drawn afresh for each layer of each step.
-#[derive(Debug)]
-pub(super) struct Dropout {
-    share: f64,
-    random: Mutex<(TorchGenerator, BatchShare)>,
-}
-
-impl Dropout {
-    pub(super) fn new(share: f64) -> Self {
-        Self { share, random: Mutex::new((TorchGenerator::new(0), BatchShare::default())) }
-    }
-
-    /// Begins a step, whose numbers follow from the seed alone; `batches` is which part of them this process sees.
-    pub(super) fn begin_step(&self, seed: u64, batches: BatchShare) {
-        *self.random.lock().unwrap_or_else(PoisonError::into_inner) = (TorchGenerator::new(seed), batches);
-    }
-
-    /// Zeros where a number is left out, and what makes up for them elsewhere, in the shape and dtype of `input`.
-    fn draw(&self, input: &Tensor) -> candle_diffusers_models::Result<Tensor> {
-        let mut random = self.random.lock().unwrap_or_else(PoisonError::into_inner);
-        let (generator, share) = &mut *random;
-        let drawn = ShareOfRandom { generator, share: *share }
-            .rand(input.dims(), DType::F32, input.device())
-            .map_err(candle_core::Error::wrap)?;
-        Ok((drawn.ge(self.share)?.to_dtype(DType::F32)? / (1.0 - self.share))?.to_dtype(input.dtype())?)
-    }
+    dropout: Option<LayerDropout>,
 }
 
 impl TrainedLayer {
@@ -79,7 +51,7 @@ impl TrainedLayer {
             up: Var::zeros(up_shape, DType::F32, &device)?,
             magnitude,
             scaling: config.scaling(),
-            dropout,
+            dropout: dropout.map(LayerDropout::new),
         })
     }
 }

@@ -2,6 +2,7 @@
 
 mod config;
 mod dora;
+mod dropout;
 mod layer;
 
 use std::collections::BTreeMap;
@@ -16,7 +17,8 @@ use crate::checkpoint::save_tensors;
 use crate::error::{Error, Result};
 use crate::parameters::Parameter;
 use crate::processes::BatchShare;
-use layer::{Dropout, TrainedLayer};
+use dropout::Dropout;
+use layer::TrainedLayer;
 
 pub use config::{LoraConfig, LoraInit, TEXT_ENCODER_TARGETS, TargetModules, UNET_TARGETS};
 

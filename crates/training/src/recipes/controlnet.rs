@@ -7,8 +7,8 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_diffusers_loaders::{LoadOptions, Repository};
 use candle_diffusers_models::{
-    AutoencoderKLConfig, ControlNetConfig, ControlNetModel, ControlResiduals, ControlScale,
-    UNet2DConditionConfig, UNetConditions,
+    AutoencoderKLConfig, ControlNetConfig, ControlNetModel, ControlScale, UNet2DConditionConfig,
+    UNetConditions,
 };
 use candle_diffusers_pipelines::StableDiffusionPipeline;
 use candle_diffusers_schedulers::TorchGenerator;
@@ -117,28 +117,22 @@ impl<'a> ControlNetDenoising<'a> {
     /// Those of [`Denoising::loss`], and when an example has no control picture, or one of another size.
     pub fn loss(&self, examples: &[Example], generator: &mut dyn RandomSource) -> Result<Tensor> {
         let Self { denoising, models, net } = self;
-        let pictures = other_pictures(examples, 0)?.to_device(&models.device)?;
+        let pictures = other_pictures(examples, 0)?.to_device(&models.device)?.to_dtype(models.dtype)?;
         let examples = examples.iter().map(whole).collect::<Result<Vec<_>>>()?;
         let latents = denoising.latents(&examples, generator)?;
         let noised = denoising.add_noise(latents, generator)?;
         let told = denoising.told(&examples, generator)?;
         let timesteps = &noised.timesteps;
-        // The ControlNet is in float32, whatever its UNet is in.
-        let told_net = told.to_dtype(DType::F32)?;
         let condition = net.embed_condition(&pictures)?;
         let steering = net.forward(
-            &noised.noisy.to_dtype(DType::F32)?,
+            &noised.noisy,
             timesteps,
-            &told_net.text.prompt,
+            &told.text.prompt,
             &condition,
             ControlScale { conditioning_scale: 1.0, guess_mode: false },
-            told_net.conditions(),
+            told.conditions(),
         )?;
-        let in_dtype = |residual: &Tensor| residual.to_dtype(models.dtype);
-        let down_block = steering.down_block.iter().map(in_dtype).collect::<candle_core::Result<Vec<_>>>()?;
-        let mid_block = in_dtype(&steering.mid_block)?;
-        let control = Some(ControlResiduals { down_block: &down_block, mid_block: &mid_block });
-        let conditions = UNetConditions { control, ..told.conditions() };
+        let conditions = UNetConditions { control: Some(steering.residuals()), ..told.conditions() };
         let prediction = models.unet.forward(&noised.noisy, timesteps, &told.text.prompt, conditions)?;
         denoising.compare(&prediction, &noised, None)
     }

@@ -7,9 +7,7 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Tensor};
 use candle_diffusers_models::{DiagonalGaussianDistribution, TextTime, UNetConditions};
-use candle_diffusers_pipelines::{
-    PooledPromptEmbeds, PromptEmbeds, StableDiffusionPipeline, TextToImage, scale_latents,
-};
+use candle_diffusers_pipelines::{PromptEmbeds, StableDiffusionPipeline, TextToImage, scale_latents};
 use candle_diffusers_schedulers::{Scheduler, scheduler_from_other};
 
 use super::inpainting::{masked_picture, random_masks};
@@ -36,7 +34,12 @@ pub struct DenoisingOptions {
     pub train_text_encoder: bool,
     /// The first of the other pictures of each example is a mask, by which its loss is weighed at this temperature: see [`masked_loss`](Denoising::masked_loss).
     pub mask_temperature: Option<f64>,
+    /// Less memory for more time: see [`gradient_checkpointing`](candle_diffusers_models::gradient_checkpointing).
+    pub gradient_checkpointing: bool,
 }
+
+/// How many numbers of pictures the VAE is given at once: those of one picture of 512 by 512, so that several need no more memory than one.
+const ENCODED_TOGETHER: usize = 3 * 512 * 512;
 
 /// A picture and what it shows.
 #[derive(Clone, Debug)]
@@ -176,7 +179,7 @@ impl<'a> Denoising<'a> {
     pub(super) fn told(&self, examples: &[Example], generator: &mut dyn RandomSource) -> Result<Told> {
         let text = self.text(examples, generator)?;
         let time_ids = time_ids(examples)?.to_device(&self.models.device)?.to_dtype(self.models.dtype)?;
-        Ok(Told { text, time_ids })
+        Ok(Told { text, time_ids, gradient_checkpointing: self.options.gradient_checkpointing })
     }
 
     /// The loss of what was predicted for latents with noise.
@@ -208,6 +211,7 @@ impl<'a> Denoising<'a> {
 
     /// One draw from what the VAE makes of each picture.
     pub(super) fn latents(&self, examples: &[Example], generator: &mut dyn RandomSource) -> Result<Tensor> {
+        self.encode_kept(examples)?;
         let distribution = |example: &Example| self.distribution(example.key, &example.pixel_values);
         let distributions = examples.iter().map(distribution).collect::<Result<Vec<_>>>()?;
         self.draw(&distributions, generator)
@@ -223,9 +227,7 @@ impl<'a> Denoising<'a> {
         if let Some(kept) = kept {
             return Ok(kept);
         }
-        let (vae, device) = (&self.models.vae, &self.models.device);
-        let picture = pixel_values.unsqueeze(0)?.to_device(device)?;
-        let distribution = vae.encode(&picture.to_dtype(vae.dtype())?)?;
+        let distribution = self.encode(&[pixel_values])?;
         if let Some(key) = key {
             self.distributions.borrow_mut().insert(key, distribution.clone());
         }
@@ -251,6 +253,36 @@ impl<'a> Denoising<'a> {
         let samples = distributions.iter().enumerate().map(sample).collect::<Result<Vec<_>>>()?;
         let latents = Tensor::cat(&samples, 0)?;
         Ok(scale_latents(self.models.vae.config(), &latents)?.to_dtype(self.models.dtype)?)
+    }
+
+    /// What the VAE makes of pictures of one size.
+    fn encode(&self, pictures: &[&Tensor]) -> Result<DiagonalGaussianDistribution> {
+        let (vae, device) = (&self.models.vae, &self.models.device);
+        let pictures = Tensor::stack(pictures, 0)?.to_device(device)?;
+        Ok(vae.encode(&pictures.to_dtype(vae.dtype())?)?)
+    }
+
+    /// Encodes the pictures that come again and are not known yet; small ones together.
+    fn encode_kept(&self, examples: &[Example]) -> Result<()> {
+        let mut distributions = self.distributions.borrow_mut();
+        let mut unknown: Vec<(u64, &Tensor)> = Vec::new();
+        for example in examples {
+            let Some(key) = example.key else { continue };
+            if !distributions.contains_key(&key) && unknown.iter().all(|(other, _)| *other != key) {
+                unknown.push((key, &example.pixel_values));
+            }
+        }
+        while let Some((_, first)) = unknown.first() {
+            let together = (ENCODED_TOGETHER / first.elem_count().max(1)).max(1);
+            let same =
+                unknown.iter().take(together).take_while(|(_, picture)| picture.dims() == first.dims());
+            let pictures: Vec<&Tensor> = same.map(|(_, picture)| *picture).collect();
+            let encoded = self.encode(&pictures)?;
+            for (i, (key, _)) in unknown.drain(..pictures.len()).enumerate() {
+                distributions.insert(key, encoded.get(i)?);
+            }
+        }
+        Ok(())
     }
 
     /// The captions' embeddings.
@@ -306,26 +338,15 @@ pub(super) fn channels_error(found: usize, expected: String) -> Error {
 pub(super) struct Told {
     pub(super) text: PromptEmbeds,
     time_ids: Tensor,
+    gradient_checkpointing: bool,
 }
 
 impl Told {
     pub(super) fn conditions(&self) -> UNetConditions<'_> {
         let pooled = self.text.pooled.as_ref().map(|pooled| &pooled.prompt);
         let added = pooled.map(|text_embeds| TextTime { text_embeds, time_ids: &self.time_ids });
-        UNetConditions { added, ..Default::default() }
-    }
-
-    /// The same for a model of another dtype.
-    pub(super) fn to_dtype(&self, dtype: DType) -> Result<Self> {
-        let pooled = |pooled: &PooledPromptEmbeds| -> Result<PooledPromptEmbeds> {
-            Ok(PooledPromptEmbeds { prompt: pooled.prompt.to_dtype(dtype)?, negative: None })
-        };
-        let text = PromptEmbeds {
-            prompt: self.text.prompt.to_dtype(dtype)?,
-            negative: None,
-            pooled: self.text.pooled.as_ref().map(pooled).transpose()?,
-        };
-        Ok(Self { text, time_ids: self.time_ids.to_dtype(dtype)? })
+        let gradient_checkpointing = self.gradient_checkpointing;
+        UNetConditions { added, gradient_checkpointing, ..Default::default() }
     }
 }
 

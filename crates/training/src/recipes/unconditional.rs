@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use candle_diffusers_models::UNet2DModel;
 use candle_diffusers_schedulers::{PredictionType, Scheduler, scheduler_from_config};
 use serde_json::{Value, json};
@@ -29,6 +29,8 @@ pub struct UnconditionalOptions {
     pub beta_schedule: String,
     /// `epsilon`, `sample` or `v_prediction`.
     pub prediction_type: String,
+    /// What the UNet computes in; noise and loss are those of the pictures.
+    pub compute_dtype: DType,
 }
 
 impl Default for UnconditionalOptions {
@@ -38,6 +40,7 @@ impl Default for UnconditionalOptions {
             num_train_timesteps: 1000,
             beta_schedule: "linear".to_string(),
             prediction_type: "epsilon".to_string(),
+            compute_dtype: DType::F32,
         }
     }
 }
@@ -46,6 +49,7 @@ impl Default for UnconditionalOptions {
 pub struct UnconditionalDenoising<'a> {
     unet: &'a UNet2DModel,
     scheduler: Box<dyn Scheduler>,
+    compute_dtype: DType,
 }
 
 impl<'a> UnconditionalDenoising<'a> {
@@ -63,10 +67,10 @@ impl<'a> UnconditionalDenoising<'a> {
             "beta_schedule": options.beta_schedule,
             "prediction_type": options.prediction_type,
         }))?;
-        Ok(Self { unet, scheduler })
+        Ok(Self { unet, scheduler, compute_dtype: options.compute_dtype })
     }
 
-    /// The loss of pictures `(batch, channels, height, width)`, from -1 to 1, in the UNet's dtype and on its device. Random numbers are drawn in the script's order: the
+    /// The loss of pictures `(batch, channels, height, width)`, from -1 to 1, in float32 and on the UNet's device. Random numbers are drawn in the script's order: the
     /// noise's, then the timesteps'.
     ///
     /// Where the model predicts the sample, each picture counts by its signal-to-noise ratio (<https://arxiv.org/abs/2202.00512>), as in the script.
@@ -74,12 +78,13 @@ impl<'a> UnconditionalDenoising<'a> {
     /// # Errors
     /// When the pictures do not fit the UNet.
     pub fn loss(&self, pixel_values: &Tensor, generator: &mut dyn RandomSource) -> Result<Tensor> {
-        let Self { unet, scheduler } = self;
+        let Self { unet, scheduler, compute_dtype } = self;
         let noise = draw_noise(pixel_values, &NoiseOptions::default(), generator)?;
         let batch = pixel_values.dims()[0];
         let timesteps = draw_timesteps(batch, scheduler.num_train_timesteps(), generator)?;
         let noisy = scheduler.add_noise(pixel_values, &noise.added, &timesteps)?;
-        let prediction = unet.forward(&noisy, &timesteps, None)?;
+        let prediction = unet.forward(&noisy.to_dtype(*compute_dtype)?, &timesteps, None)?;
+        let prediction = prediction.to_dtype(pixel_values.dtype())?;
         let target = training_target(scheduler.as_ref(), pixel_values, &noise.target, &timesteps)?;
         let weighting = match scheduler.prediction_type() {
             PredictionType::Sample => LossWeighting::Snr,

@@ -1,5 +1,6 @@
 //! How long, how large and how exact steps are.
 
+use candle_core::DType;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
@@ -54,9 +55,12 @@ pub(crate) struct StepArguments {
     /// What order, crops, noise and timesteps follow from
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = STEPS)]
     pub(crate) seed: u64,
-    /// bf16 computes in bfloat16; what is trained stays float32. For LoRAs
+    /// bf16 computes in bfloat16; what is trained stays float32
     #[arg(long, value_name = "TYPE", default_value = "no", help_heading = STEPS)]
     pub(crate) mixed_precision: MixedPrecision,
+    /// Keep only the inputs of the UNet's blocks for the gradients, and compute the rest again: less memory, more time
+    #[arg(long, help_heading = STEPS)]
+    pub(crate) gradient_checkpointing: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -64,4 +68,13 @@ pub(crate) struct StepArguments {
 pub(crate) enum MixedPrecision {
     No,
     Bf16,
+}
+
+impl MixedPrecision {
+    pub(crate) fn compute_dtype(self) -> DType {
+        match self {
+            Self::No => DType::F32,
+            Self::Bf16 => DType::BF16,
+        }
+    }
 }

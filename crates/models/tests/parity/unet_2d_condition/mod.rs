@@ -50,6 +50,7 @@ fn run_with_text(
         encoder_attention_mask: mask.as_ref(),
         control: mid_block.as_ref().map(|mid| ControlResiduals { down_block: &down_block, mid_block: mid }),
         text_cache,
+        gradient_checkpointing: false,
     };
     let timesteps = fixture.values("timesteps");
     let timesteps = if timesteps.len() == 1 { &timesteps[..] } else { &timesteps[start..start + length] };

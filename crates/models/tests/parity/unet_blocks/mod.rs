@@ -82,7 +82,12 @@ fn embeddings() {
 fn transformers() {
     let fixture = Fixture::open(FIXTURE);
     let (x, tokens) = (fixture.get("x"), fixture.get("tokens"));
-    let context = Context { encoder_hidden_states: fixture.get("text"), mask: None, cache: None };
+    let context = Context {
+        encoder_hidden_states: fixture.get("text"),
+        mask: None,
+        cache: None,
+        gradient_checkpointing: false,
+    };
     let feed_forward = FeedForward::new(8, weights(&fixture, "feed_forward")).unwrap();
     check(&fixture, "feed_forward", &feed_forward.forward(tokens).unwrap());
     for (name, only_cross) in [("transformer_block", false), ("transformer_block_only_cross", true)] {
@@ -100,7 +105,12 @@ fn transformers() {
 fn down_blocks() {
     let fixture = Fixture::open(FIXTURE);
     let (x, temb) = (fixture.get("x"), fixture.get("temb"));
-    let context = Context { encoder_hidden_states: fixture.get("text"), mask: None, cache: None };
+    let context = Context {
+        encoder_hidden_states: fixture.get("text"),
+        mask: None,
+        cache: None,
+        gradient_checkpointing: false,
+    };
     let cases = [
         ("down_cross", BlockType::CrossAttention, 2, Some(1)),
         ("down_plain", BlockType::Plain, 2, Some(1)),
@@ -121,7 +131,12 @@ fn down_blocks() {
 fn mid_blocks() {
     let fixture = Fixture::open(FIXTURE);
     let (x, temb) = (fixture.get("x"), fixture.get("temb"));
-    let context = Context { encoder_hidden_states: fixture.get("text"), mask: None, cache: None };
+    let context = Context {
+        encoder_hidden_states: fixture.get("text"),
+        mask: None,
+        cache: None,
+        gradient_checkpointing: false,
+    };
     let mut cross = block(BlockType::CrossAttention, 1, 8);
     cross.resnet.output_scale_factor = 1.25;
     for (name, config) in [("mid_cross", cross), ("mid_plain", block(BlockType::Plain, 1, 8))] {
@@ -134,7 +149,12 @@ fn mid_blocks() {
 fn up_blocks() {
     let fixture = Fixture::open(FIXTURE);
     let (x, temb) = (fixture.get("x"), fixture.get("temb"));
-    let context = Context { encoder_hidden_states: fixture.get("text"), mask: None, cache: None };
+    let context = Context {
+        encoder_hidden_states: fixture.get("text"),
+        mask: None,
+        cache: None,
+        gradient_checkpointing: false,
+    };
     let cases = [
         ("up_cross", BlockType::CrossAttention, Upsampling::Double),
         ("up_plain", BlockType::Plain, Upsampling::Double),

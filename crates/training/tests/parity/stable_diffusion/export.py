@@ -1,5 +1,5 @@
 """Ten steps of diffusers' scripts for Stable Diffusion (train_text_to_image_lora.py, train_text_to_image.py, train_dreambooth.py,
-train_dreambooth_lora.py) on a tiny model: the arithmetic of the scripts, with their random numbers in their order."""
+train_dreambooth_lora.py, and those of them whose names end in _sdxl) on tiny models: the arithmetic of the scripts, with their random numbers in their order."""
 
 import json
 import sys
@@ -11,13 +11,13 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel, compute_snr
 from peft import LoraConfig
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 import fixture
 
 torch.set_grad_enabled(True)
 
-MODEL = fixture.folder() / "../../../../pipelines/tests/parity/text_to_image/sd1"
+MODELS = fixture.folder() / "../../../../pipelines/tests/parity"
 STEPS = 10
 CASES = {
     "lora": {"lora": 4, "learning_rate": 1e-2, "accumulation": 2, "snr_gamma": 5.0, "lr_scheduler": "cosine", "warmup": 3},
@@ -27,6 +27,12 @@ CASES = {
     },
     "whole": {"learning_rate": 1e-3, "lr_scheduler": "linear", "warmup": 2, "ema": True, "max_grad_norm": 0.5, "noise_offset": 0.1},
     "whole_text_encoder": {"whole_text": True, "learning_rate": 1e-3, "lr_scheduler": "constant_with_warmup", "warmup": 4, "prior": 1.0, "snr_gamma": 3.0},
+    "xl_lora_text_encoders": {
+        "model": "stable_diffusion_xl/base", "lora": 4, "text_lora": 3, "learning_rate": 5e-3, "lr_scheduler": "linear", "warmup": 2, "prior": 0.5,
+    },
+    "xl_whole": {
+        "model": "stable_diffusion_xl/base", "learning_rate": 1e-3, "lr_scheduler": "constant", "snr_gamma": 5.0, "accumulation": 2, "noise_offset": 0.05,
+    },
 }
 CAPTIONS = ["a large red circle", "a star", "a small blue square on green", "circle", "", "a photo of sks thing"]
 BATCH = 2
@@ -34,12 +40,14 @@ BATCH = 2
 tensors = {}
 pictures = torch.rand((6, 3, 32, 32), generator=torch.Generator().manual_seed(5)) * 2 - 1
 tensors["pictures"] = pictures
-tokenizer = CLIPTokenizer.from_pretrained(MODEL / "tokenizer")
+# Height and width of the files, and top and left of the crops.
+SIZES, CROPS = [(32, 40), (48, 32)], [(0, 8), (5, 0)]
 
 
 def name_of(component, name):
     # transformers 5 leaves out a part of the name that files have.
-    inner = "text_model." if component == "text_encoder" and not name.startswith("text_model.") else ""
+    is_text = component.startswith("text_encoder") and not name.startswith(("text_model.", "text_projection."))
+    inner = "text_model." if is_text else ""
     return f"{component}.{inner}{name.replace('.default', '')}"
 
 
@@ -56,18 +64,39 @@ def add_lora(model, component, rank, case, targets, name):
     return trained
 
 
+def tokenize(tokenizer, captions):
+    return tokenizer(captions, max_length=tokenizer.model_max_length, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+def encode(tokenizers, encoders, captions):
+    """What the UNet is given of the captions, and besides."""
+    ids = [tokenize(tokenizer, captions) for tokenizer in tokenizers]
+    if len(encoders) == 1:
+        return encoders[0](ids[0], return_dict=False)[0], None
+    outputs = [encoder(tokens, output_hidden_states=True) for encoder, tokens in zip(encoders, ids)]
+    time_ids = torch.tensor([[*SIZES[i % 2], *CROPS[i % 2], 32, 32] for i in range(len(captions))], dtype=torch.float32)
+    states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+    return states, {"text_embeds": outputs[1][0], "time_ids": time_ids}
+
+
 def run(name, case):
-    unet = UNet2DConditionModel.from_pretrained(MODEL / "unet").train()
-    vae = AutoencoderKL.from_pretrained(MODEL / "vae").requires_grad_(False)
-    text_encoder = CLIPTextModel.from_pretrained(MODEL / "text_encoder").requires_grad_(False)
-    scheduler = DDPMScheduler.from_pretrained(MODEL / "scheduler")
+    model = MODELS / case.get("model", "text_to_image/sd1")
+    unet = UNet2DConditionModel.from_pretrained(model / "unet").train()
+    vae = AutoencoderKL.from_pretrained(model / "vae").requires_grad_(False)
+    text_encoder = CLIPTextModel.from_pretrained(model / "text_encoder").requires_grad_(False)
+    encoders, tokenizers = {"text_encoder": text_encoder}, [CLIPTokenizer.from_pretrained(model / "tokenizer")]
+    if (model / "text_encoder_2").exists():
+        encoders["text_encoder_2"] = CLIPTextModelWithProjection.from_pretrained(model / "text_encoder_2").requires_grad_(False)
+        tokenizers.append(CLIPTokenizer.from_pretrained(model / "tokenizer_2"))
+    scheduler = DDPMScheduler.from_pretrained(model / "scheduler")
     if "prediction_type" in case:
         scheduler.register_to_config(prediction_type=case["prediction_type"])
     trained = {}
     if "lora" in case:
         trained |= add_lora(unet, "unet", case["lora"], case, ["to_k", "to_q", "to_v", "to_out.0"], name)
         if "text_lora" in case:
-            trained |= add_lora(text_encoder, "text_encoder", case["text_lora"], case, ["q_proj", "k_proj", "v_proj", "out_proj"], name)
+            for component, encoder in encoders.items():
+                trained |= add_lora(encoder, component, case["text_lora"], case, ["q_proj", "k_proj", "v_proj", "out_proj"], name)
     else:
         unet.requires_grad_(True)
         trained |= {name_of("unet", key): value for key, value in unet.named_parameters()}
@@ -95,15 +124,12 @@ def run(name, case):
                 noise += case["noise_offset"] * torch.randn((latents.shape[0], latents.shape[1], 1, 1))
             timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (BATCH,)).long()
             noisy = scheduler.add_noise(latents, noise, timesteps)
-            ids = tokenizer(
-                [CAPTIONS[i] for i in indices], max_length=tokenizer.model_max_length, padding="max_length", truncation=True, return_tensors="pt"
-            ).input_ids
-            states = text_encoder(ids, return_dict=False)[0]
+            states, added = encode(tokenizers, list(encoders.values()), [CAPTIONS[i] for i in indices])
             if scheduler.config.prediction_type == "epsilon":
                 target = noise
             else:
                 target = scheduler.get_velocity(latents, noise, timesteps)
-            prediction = unet(noisy, timesteps, states, return_dict=False)[0]
+            prediction = unet(noisy, timesteps, states, added_cond_kwargs=added, return_dict=False)[0]
             prior_loss = None
             if "prior" in case:
                 prediction, prior_prediction = torch.chunk(prediction, 2, dim=0)

@@ -2,6 +2,7 @@
 
 use candle_core::{Device, Tensor};
 use candle_diffusers_loaders::{LoadOptions, Repository};
+use candle_diffusers_models::layers::Layers;
 use candle_diffusers_pipelines::{StableDiffusionPipeline, TextEncoders};
 use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_test_support::{Fixture, assert_close, values};
@@ -14,7 +15,7 @@ use candle_diffusers_training::{
 use serde_json::{Map, Value};
 
 pub(crate) const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/parity/stable_diffusion");
-const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../pipelines/tests/parity/text_to_image/sd1");
+const MODELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../pipelines/tests/parity");
 const STEPS: usize = 10;
 
 struct Run {
@@ -24,7 +25,8 @@ struct Run {
 }
 
 fn prepare(name: &str, case: &Value, fixture: &Fixture) -> Run {
-    let repository = Repository::folder(MODEL).unwrap();
+    let model = case["model"].as_str().unwrap_or("text_to_image/sd1");
+    let repository = Repository::folder(format!("{MODELS}/{model}")).unwrap();
     let options = LoadOptions::default();
     let mut models = StableDiffusionPipeline::load(&repository, &options).unwrap();
     if let Some(prediction_type) = case["prediction_type"].as_str() {
@@ -46,13 +48,18 @@ fn prepare(name: &str, case: &Value, fixture: &Fixture) -> Run {
         models.unet = whole.model;
         parameters.extend(whole.parameters);
     }
-    let TextEncoders::Clip(clip) = &mut models.text_encoders else { panic!("not a CLIP encoder") };
     if let Some(rank) = case["text_lora"].as_u64() {
         let config = config(rank, &TEXT_ENCODER_TARGETS);
-        let text_encoder = &clip.text_encoder;
-        loras.push(TrainedLora::attach(text_encoder, "text_encoder", &config, &mut generator).unwrap());
+        let lora_models = models.lora_models();
+        let first = lora_models.text_encoder.map(|model| model as &dyn Layers);
+        let second = lora_models.text_encoder_2.map(|model| model as &dyn Layers);
+        for (component, model) in [("text_encoder", first), ("text_encoder_2", second)] {
+            let Some(model) = model else { continue };
+            loras.push(TrainedLora::attach(model, component, &config, &mut generator).unwrap());
+        }
     }
     if case["whole_text"].as_bool() == Some(true) {
+        let TextEncoders::Clip(clip) = &mut models.text_encoders else { panic!("not a CLIP encoder") };
         let whole = trainable_text_encoder(&repository, "text_encoder", &options).unwrap();
         clip.text_encoder = whole.model;
         parameters.extend(whole.parameters);
@@ -111,8 +118,8 @@ fn examples(fixture: &Fixture, captions: &[String], batch: usize, size: usize) -
             Example {
                 pixel_values: pictures.get(index).unwrap(),
                 caption: captions[index].clone(),
-                original_size: (32, 32),
-                crop_top_left: (0, 0),
+                original_size: [(32, 40), (48, 32)][i % 2],
+                crop_top_left: [(0, 8), (5, 0)][i % 2],
                 key: Some(index as u64),
                 others: Vec::new(),
             }
@@ -133,9 +140,11 @@ fn losses_and_weights_are_those_of_the_reference() {
         serde_json::from_slice(&std::fs::read(format!("{FOLDER}/cases.json")).unwrap()).unwrap();
     let captions: Vec<String> = serde_json::from_value(settings["captions"].clone()).unwrap();
     let size = settings["batch"].as_u64().unwrap() as usize;
-    for (name, case) in settings["cases"].as_object().unwrap() {
+    let cases = settings["cases"].as_object().unwrap().iter();
+    for ((name, case), gradient_checkpointing) in cases.flat_map(|case| [(case, false), (case, true)]) {
         let Run { models, loras, mut trainer } = prepare(name, case, &fixture);
-        let denoising = Denoising::new(&models, denoising_options(case)).unwrap();
+        let options = DenoisingOptions { gradient_checkpointing, ..denoising_options(case) };
+        let denoising = Denoising::new(&models, options).unwrap();
         let (losses, digests) =
             (fixture.values(&format!("{name}/losses")), fixture.values(&format!("{name}/digests")));
         let (mut batch, mut worst): (usize, f64) = (0, 0.0);
