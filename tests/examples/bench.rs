@@ -20,6 +20,7 @@ use candle_diffusers_models::{
     UNet2DConditionModel, UNetConditions,
 };
 use candle_diffusers_pipelines::{Schedule, StableDiffusionPipeline, TextToImage, seeded_generators};
+use candle_diffusers_test_support::peak_bytes;
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{AdamW, Init, Optimizer, ParamsAdamW, VarBuilder};
 use serde_json::{Value, json};
@@ -189,12 +190,4 @@ impl SimpleBackend for RandomWeights {
     fn contains_tensor(&self, _: &str) -> bool {
         true
     }
-}
-
-/// The most memory that this process has held, where the system says so (Linux).
-fn peak_bytes() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let kilobytes =
-        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
-    kilobytes.unwrap_or(0u64) * 1024
 }

@@ -13,6 +13,7 @@ use candle_diffusers_kernels::{
     Conv2dParams, PackedWeight, PooledAllocator, attention, geglu, group_norm_silu, layer_norm,
     peak_operations_per_second, upsample_nearest2d,
 };
+use candle_diffusers_test_support::peak_bytes;
 use serde_json::{Value, json};
 
 #[global_allocator]
@@ -114,12 +115,4 @@ impl Kernel {
     fn new(operations: usize, run: impl Fn() -> candle_core::Result<Tensor> + 'static) -> Self {
         Self { run: Box::new(run), operations }
     }
-}
-
-/// The most memory that this process has held, where the system says so (Linux).
-fn peak_bytes() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let kilobytes =
-        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
-    kilobytes.unwrap_or(0u64) * 1024
 }

@@ -9,14 +9,14 @@ use std::io::{BufRead, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
-use std::{env, fs, io};
+use std::{env, io};
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use candle_diffusers_loaders::{LoadOptions, Repository, load_unet, load_vae};
 use candle_diffusers_models::{AutoencoderKL, UNet2DConditionModel};
 use candle_diffusers_pipelines::{Schedule, StableDiffusionPipeline, TextToImage, seeded_generators};
-use candle_diffusers_test_support::values;
+use candle_diffusers_test_support::{peak_bytes, values};
 use serde_json::{Value, json};
 
 /// The prompt and seed of the reference's picture.
@@ -176,12 +176,4 @@ fn dtype(name: &str) -> Result<DType> {
         "bfloat16" => Ok(DType::BF16),
         other => bail!("{other:?} is not float32, float16 or bfloat16"),
     }
-}
-
-/// The most memory that this process has held, where the system says so (Linux).
-fn peak_bytes() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let kilobytes =
-        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
-    kilobytes.unwrap_or(0u64) * 1024
 }

@@ -2,6 +2,7 @@
 
 mod kernels;
 mod start;
+mod train;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -123,11 +124,18 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
             .with_context(|| format!("the kernels in {dtype}"))?;
     }
     ensure!(!rows.is_empty(), "nothing has {:?} in its name", arguments.only.as_deref().unwrap_or_default());
-    if let Some(path) = &arguments.json {
-        fs::write(path, serde_json::to_string_pretty(&rows)? + "\n")
-            .with_context(|| path.display().to_string())?;
-    }
-    Ok(())
+    write_json(arguments, &rows)
+}
+
+/// The table as JSON, where it is asked for.
+fn write_json(arguments: &BenchArguments, rows: &[Row]) -> Result<()> {
+    let Some(path) = &arguments.json else { return Ok(()) };
+    fs::write(path, serde_json::to_string_pretty(rows)? + "\n").with_context(|| path.display().to_string())
+}
+
+/// Times whole steps of training.
+pub(crate) fn bench_training(arguments: &BenchArguments) -> Result<()> {
+    train::bench(arguments)
 }
 
 impl BenchArguments {

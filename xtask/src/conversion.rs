@@ -23,12 +23,16 @@ pub(crate) struct BenchArguments {
     without_reference: bool,
 }
 
-/// Opens folders of every family that `diffuse convert` makes in the reference library.
+/// Opens folders of every family that `diffuse convert` makes, and what `diffuse train` writes, in the reference library.
 pub(crate) fn parity() -> Result<()> {
     let python = Python::find_or_install()?;
     let program = build()?;
-    let work = workspace::target().join("converted");
-    python::run(python.script(&workspace::root().join("xtask/python/converted.py")).arg(program).arg(work))
+    let (scripts, target) = (workspace::root().join("xtask/python"), workspace::target());
+    let converted = target.join("converted");
+    python::run(python.script(&scripts.join("converted.py")).arg(&program).arg(converted))?;
+    let shapes = workspace::root().join("crates/cli/assets/shapes");
+    let trained = target.join("trained");
+    python::run(python.script(&scripts.join("trained.py")).arg(program).arg(shapes).arg(trained))
 }
 
 /// One thing that is timed.

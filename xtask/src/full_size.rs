@@ -173,8 +173,13 @@ fn reference_script(python: &Python) -> Command {
 
 /// Builds an example of the `tests` package, optimised, and says where it is.
 pub(crate) fn build_example(example: &str) -> Result<PathBuf> {
+    build_example_of("candle-diffusers-tests", example)
+}
+
+/// The same of any package.
+pub(crate) fn build_example_of(package: &str, example: &str) -> Result<PathBuf> {
     let mut command = Command::new("cargo");
-    command.args(["build", "--release", "--package", "candle-diffusers-tests", "--example", example]);
+    command.args(["build", "--release", "--package", package, "--example", example]);
     python::run(command.current_dir(workspace::root()))?;
     let name = format!("{example}{}", std::env::consts::EXE_SUFFIX);
     let program = workspace::target().join("release/examples").join(name);

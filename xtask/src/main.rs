@@ -2,6 +2,7 @@
 
 mod bench;
 mod conversion;
+mod demo;
 mod fixtures;
 mod full_size;
 mod half_precision;
@@ -32,9 +33,11 @@ enum Chore {
         #[arg(long)]
         list: bool,
     },
-    /// Open converted folders of every family in the reference library and paint with them; with --full, compare models too large to
+    /// Open converted folders of every family, and what was trained, in the reference library and paint with them; with --full, compare models too large to
     /// keep instead; with --half, what these lose in bfloat16
     Parity(full_size::ParityArguments),
+    /// Train the small model that travels with the program from nothing, and say what it paints of what it is told
+    Demo(demo::Arguments),
     /// Time models with random weights at real sizes, in turn with diffusers and OpenVINO, and print medians and ratios
     #[command(args_conflicts_with_subcommands = true)]
     Bench {
@@ -49,6 +52,8 @@ enum Chore {
 enum Benched {
     /// Conversion of a 2 GB checkpoint to a folder and back, beside cp and the reference (needs 15 GB of disk)
     Convert(conversion::BenchArguments),
+    /// Whole steps of training Stable Diffusion 1.5 at 512x512, from the files of the pictures on, beside diffusers (4 GB of disk)
+    Train(bench::BenchArguments),
 }
 
 fn main() -> ExitCode {
@@ -58,7 +63,9 @@ fn main() -> ExitCode {
         Chore::Parity(arguments) if arguments.full => full_size::parity(&arguments),
         Chore::Parity(arguments) if arguments.half => half_precision::parity(arguments.threads),
         Chore::Parity(_) => conversion::parity(),
+        Chore::Demo(arguments) => demo::run(&arguments),
         Chore::Bench { what: Some(Benched::Convert(arguments)), .. } => conversion::bench(&arguments),
+        Chore::Bench { what: Some(Benched::Train(arguments)), .. } => bench::bench_training(&arguments),
         Chore::Bench { what: None, models } => bench::bench(&models),
     };
     if let Err(error) = result {

@@ -6,6 +6,7 @@
 // Clippy knows test functions only, not what they call.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod memory;
 mod numbers;
 mod original_checkpoint;
 mod same_bits;
@@ -15,6 +16,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
+pub use memory::peak_bytes;
 pub use numbers::numbers;
 pub use original_checkpoint::OriginalCheckpoint;
 pub use same_bits::assert_threads_change_no_bit;

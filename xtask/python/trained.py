@@ -1,0 +1,134 @@
+"""The reference's side of `cargo xtask parity`: opens what `diffuse train` writes, with no network.
+
+    trained.py PROGRAM SHAPES FOLDER
+
+For each recipe PROGRAM takes a few steps on the small model in SHAPES, and paints with what it has learned. diffusers (with PEFT) loads the same files onto the same model
+and paints the same picture: no pixel may be further off than 2 of 255, and it must not be the picture of the model without them.
+"""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+# Before anything is imported that looks at it: what is not there must not be fetched.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+
+PROGRAM, SHAPES, WORK = sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3])
+PROMPT = "a large red circle in the center on a blue background"
+STEPS, BOUND = 5, 2
+LORA = "pytorch_lora_weights.safetensors"
+
+
+def run(*words):
+    ended = subprocess.run([PROGRAM, *map(str, words)], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
+def pictures(folder):
+    folder.mkdir(parents=True)
+    for number in range(4):
+        pixels = np.full((64, 64, 3), (40 * number, 200, 90), np.uint8)
+        pixels[16:48, 16:48] = (200, 30, 50 * number)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+def train(recipe, output, *flags):
+    run("train", recipe, "--output_dir", output, "--max_train_steps", 3, "--seed", 1, *flags)
+    return output
+
+
+def dreambooth(data, output, recipe="dreambooth-lora", *flags):
+    instance = ("--instance_data_dir", data, "--instance_prompt", "a purple square")
+    return train(recipe, output, *instance, "--learning_rate", "1e-2", *flags)
+
+
+def word(data, output):
+    token = ("--placeholder_token", "<thing>", "--initializer_token", "square")
+    return train("textual-inversion", output, "--train_data_dir", data, "--learning_rate", "1.0", *token)
+
+
+def ours(output, *flags, prompt=PROMPT):
+    run("generate", *([prompt] if prompt else []), "--steps", STEPS, "--seed", 0, "--dtype", "f32", "--output", output, *flags)
+    return np.asarray(Image.open(output).convert("RGB")).astype(int)
+
+
+def theirs(pipeline, *prompts):
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    picture = pipeline(*prompts, num_inference_steps=STEPS, generator=generator).images[0]
+    return np.asarray(picture.convert("RGB")).astype(int)
+
+
+def shapes():
+    return diffusers.StableDiffusionPipeline.from_pretrained(SHAPES, torch_dtype=torch.float32)
+
+
+def with_lora(folder):
+    pipeline = shapes()
+    pipeline.load_lora_weights(folder, weight_name=LORA)
+    return pipeline
+
+
+def cases(data):
+    """What was trained, and the two pictures."""
+    text_too = ("--train_text_encoder",)
+    for name, flags in {
+        "LoRA": (),
+        "LoRA, with the text encoder": text_too,
+        "LoRA, kohya's layout": ("--lora_format", "kohya", *text_too),
+        "LoRA, of convolutions": ("--lora_layers", "conv1,conv2,to_q"),
+        "LoRA, bfloat16": ("--mixed_precision", "bf16", "--gradient_checkpointing"),
+    }.items():
+        folder = dreambooth(data, WORK / name, "dreambooth-lora", *flags)
+        yield name, ours(WORK / "out.png", "--model", SHAPES, "--lora", folder / LORA), theirs(with_lora(folder), PROMPT)
+
+    folder = word(data, WORK / "word")
+    file, prompt = folder / "learned_embeds.safetensors", "a large red <thing> on a blue background"
+    pipeline = shapes()
+    pipeline.load_textual_inversion(file, token="<thing>")
+    yield "textual inversion", ours(WORK / "out.png", "--model", SHAPES, "--embedding", file, prompt=prompt), theirs(pipeline, prompt)
+
+    model = dreambooth(data, WORK / "whole", "dreambooth", "--pretrained_model_name_or_path", SHAPES, *text_too) / "model"
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(model)
+    yield "whole UNet and text encoder", ours(WORK / "out.png", "--model", model), theirs(pipeline, PROMPT)
+
+    config = WORK / "unet.json"
+    diffusers.UNet2DModel(sample_size=32, block_out_channels=(32, 64), norm_num_groups=8, down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+                          up_block_types=("AttnUpBlock2D", "UpBlock2D")).save_config(WORK)
+    (WORK / "config.json").rename(config)
+    model = train("unconditional", WORK / "unconditional", "--train_data_dir", data, "--model_config_name_or_path", config, "--resolution", 32) / "model"
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(model)
+    yield "unconditional", ours(WORK / "out.png", "--model", model, prompt=None), theirs(pipeline)
+
+
+def main():
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    shutil.rmtree(WORK, ignore_errors=True)
+    data = pictures(WORK / "data")
+    untrained = theirs(shapes(), PROMPT)
+    failed = []
+    print(f"{'trained':<36}{'largest difference of 255':>26}")
+    for name, found, expected in cases(data):
+        difference = np.abs(found - expected).max()
+        changed = expected.shape != untrained.shape or np.abs(expected - untrained).max() > BOUND
+        is_right = difference <= BOUND and changed
+        print(f"{name:<36}{difference:>26}{'' if is_right else '  FAILED'}", flush=True)
+        if not is_right:
+            failed.append(name)
+    shutil.rmtree(WORK, ignore_errors=True)
+    sys.exit(f"not as the reference has them: {', '.join(failed)}" if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
