@@ -84,6 +84,7 @@ fn main() -> Result<()> {
                 crop_top_left: sample.crop_top_left,
                 // The crops are random, so that nothing of the VAE can be kept.
                 key: None,
+                others: Vec::new(),
             });
         }
         trainer.step(|generator| denoising.loss(&examples, generator))?;

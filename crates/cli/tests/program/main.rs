@@ -30,6 +30,7 @@ mod teach;
 mod train;
 mod train_bad_input;
 mod train_flags;
+mod train_memory;
 mod train_pairs;
 mod train_reports;
 mod unconditional;

@@ -2,8 +2,7 @@
 
 use candle_core::Tensor;
 use candle_diffusers_models::AutoencoderKL;
-use candle_diffusers_schedulers::{NoiseSource, TorchGenerator};
-use candle_diffusers_training::Result;
+use candle_diffusers_training::{RandomSource, Result};
 
 /// How much the latents' divergence from the normal distribution counts.
 const KL_WEIGHT: f64 = 1e-6;
@@ -12,7 +11,7 @@ const KL_WEIGHT: f64 = 1e-6;
 pub(crate) fn reconstruction_loss(
     vae: &AutoencoderKL,
     pictures: &Tensor,
-    generator: &mut TorchGenerator,
+    generator: &mut dyn RandomSource,
 ) -> Result<Tensor> {
     let distribution = vae.encode(pictures)?;
     let mean = distribution.mean();

@@ -20,8 +20,8 @@ use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_training::recipes::{Denoising, DenoisingOptions, Example};
 use candle_diffusers_training::{
     AdamW, AdamWConfig, EmaConfig, EmaModel, LossWeighting, LrSchedule, LrScheduleName, LrScheduleOptions,
-    Parameter, ParameterGroup, Trainer, TrainerOptions, new_text_encoder, new_unet, new_vae, parameters,
-    save_component,
+    Parameter, ParameterGroup, RandomSource, Trainer, TrainerOptions, new_text_encoder, new_unet, new_vae,
+    parameters, save_component,
 };
 use rayon::prelude::*;
 use serde_json::Value;
@@ -120,6 +120,7 @@ fn main() -> Result<()> {
                     original_size: (SIDE, SIDE),
                     crop_top_left: (0, 0),
                     key: Some(index as u64),
+                    others: Vec::new(),
                 })
             })
             .collect::<Result<_>>()?;
@@ -138,7 +139,7 @@ fn main() -> Result<()> {
 const UNET_FILE: &str = "diffusion_pytorch_model.safetensors";
 const TEXT_FILE: &str = "model.safetensors";
 
-fn draw_all(generator: &mut TorchGenerator) -> Result<Vec<Drawing>> {
+fn draw_all(generator: &mut dyn RandomSource) -> Result<Vec<Drawing>> {
     let numbers = generator.rand(&[PICTURES * NUMBERS], DType::F32, &Device::Cpu)?.to_vec1::<f32>()?;
     let (rows, _) = numbers.as_chunks::<NUMBERS>();
     Ok(rows.par_iter().map(draw).collect())
@@ -184,7 +185,7 @@ fn run(
     phase: &Phase,
     share: f64,
     clock: &dyn Fn() -> String,
-    mut loss: impl FnMut(&mut TorchGenerator) -> Result<Tensor>,
+    mut loss: impl FnMut(&mut dyn RandomSource) -> Result<Tensor>,
 ) -> Result<()> {
     let (steps, mut sum) = (phase.steps(share), 0.0);
     for step in 1..=steps {
@@ -219,7 +220,7 @@ impl Order {
         Self { batch, left: Vec::new() }
     }
 
-    fn next(&mut self, generator: &mut TorchGenerator) -> Result<Vec<usize>> {
+    fn next(&mut self, generator: &mut dyn RandomSource) -> Result<Vec<usize>> {
         if self.left.len() < self.batch {
             let keys = generator.rand(&[PICTURES], DType::F32, &Device::Cpu)?.to_vec1::<f32>()?;
             self.left = (0..PICTURES).collect();
