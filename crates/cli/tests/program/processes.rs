@@ -37,7 +37,7 @@ fn pictures(workplace: &Workplace, count: u8) {
 }
 
 /// Everything random that a batch may have.
-const LORA: [&str; 15] = [
+const LORA: [&str; 16] = [
     "train",
     "text-to-image-lora",
     "--train_data_dir=data",
@@ -51,6 +51,7 @@ const LORA: [&str; 15] = [
     "--snr_gamma=5",
     "--random_flip",
     "--use_ema",
+    "--gradient_checkpointing",
     "--lr_scheduler=constant_with_warmup",
     "--lr_warmup_steps=2",
 ];

@@ -9,7 +9,7 @@ use super::STEPS;
 /// Steps.
 #[derive(Debug, Args, Serialize)]
 pub(crate) struct StepArguments {
-    /// Pictures of a batch
+    /// Pictures of a batch; of several processes, each has as many
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = STEPS)]
     pub(crate) train_batch_size: usize,
     /// Batches of a step
