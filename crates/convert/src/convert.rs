@@ -85,6 +85,9 @@ pub fn convert(
         let opened = open_file(source)?;
         (Model::from_single_file(opened.as_ref(), &options.read)?, opened)
     };
+    if let Some(dtype) = options.write.dtype {
+        model.name_dtype(dtype);
+    }
     if let Some(scheduler) = &options.scheduler {
         model.set_scheduler(scheduler);
     }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use crate::config::heads_of_width;
@@ -22,6 +23,23 @@ pub struct SchedulerChoice {
 }
 
 impl Model {
+    /// Lets configs that name a dtype (those of text encoders) name this one: transformers opens a model in it, whatever its file has.
+    pub(crate) fn name_dtype(&mut self, dtype: Dtype) {
+        let name = match dtype {
+            Dtype::F32 => "float32",
+            Dtype::F16 => "float16",
+            Dtype::BF16 => "bfloat16",
+            _ => return,
+        };
+        for component in &mut self.components {
+            for field in ["dtype", "torch_dtype"] {
+                if let Some(value) = component.config.get_mut(field) {
+                    *value = json!(name);
+                }
+            }
+        }
+    }
+
     /// Gives the pipeline another scheduler. All settings of its own are kept, as by diffusers' `from_config`.
     pub fn set_scheduler(&mut self, choice: &SchedulerChoice) {
         let (Kind::Pipeline(..), class) = (self.kind, &choice.class_name) else {

@@ -160,6 +160,28 @@ fn a_folder_becomes_another_folder_with_all_its_other_files() {
 }
 
 #[test]
+fn configs_name_the_dtype_that_the_weights_have() {
+    let place = tempfile::tempdir().unwrap();
+    let at = |name: &str| place.path().join(name);
+    write_case(&Case::read("small_sd1"), &at("model.safetensors"));
+    run(&at("model.safetensors"), &at("folder"), &ConvertOptions::default()).unwrap();
+    let config = |folder: &str| at(folder).join("text_encoder/config.json");
+    let mut fields: serde_json::Value = serde_json::from_slice(&fs::read(config("folder")).unwrap()).unwrap();
+    fields["dtype"] = "float16".into();
+    fs::write(config("folder"), fields.to_string()).unwrap();
+    for (to, dtype, expected) in [
+        ("same", None, "float16"),
+        ("wide", Some(Dtype::F32), "float32"),
+        ("brain", Some(Dtype::BF16), "bfloat16"),
+    ] {
+        let write = WriteOptions { dtype, ..WriteOptions::default() };
+        run(&at("folder"), &at(to), &ConvertOptions { write, ..ConvertOptions::default() }).unwrap();
+        let written: serde_json::Value = serde_json::from_slice(&fs::read(config(to)).unwrap()).unwrap();
+        assert_eq!(written["dtype"], expected);
+    }
+}
+
+#[test]
 fn ema_weights_by_option() {
     let place = tempfile::tempdir().unwrap();
     let at = |name: &str| place.path().join(name);

@@ -232,6 +232,21 @@ pub fn save_component(
             tensors.insert(name.to_string(), var.as_detached_tensor().to_device(&Device::Cpu)?);
         }
     }
+    let mut config = config.clone();
+    // transformers opens a model in the dtype that its config names, whatever its file has.
+    if let (Some(name), Some(dtype)) = (config.get_mut("dtype"), dtype_name(&tensors)) {
+        *name = dtype.into();
+    }
     save_tensors(&folder.join(weights), &tensors, [("format".to_string(), "pt".to_string())])?;
-    save_json(&folder.join("config.json"), config)
+    save_json(&folder.join("config.json"), &config)
+}
+
+/// torch's name for the dtype of all of them.
+fn dtype_name(tensors: &BTreeMap<String, Tensor>) -> Option<&'static str> {
+    match tensors.values().next()?.dtype() {
+        DType::F32 => Some("float32"),
+        DType::F16 => Some("float16"),
+        DType::BF16 => Some("bfloat16"),
+        _ => None,
+    }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use candle_diffusers_convert::{ConvertOptions, LoraFormat, WriteOptions, convert};
+use candle_diffusers_convert::{ConvertOptions, Dtype, LoraFormat, WriteOptions, convert};
 use candle_diffusers_loaders::Repository;
 use candle_diffusers_training::recipes::{
     CustomDiffusion, TrainedControlNet, UnconditionalDenoising, save_unconditional,
@@ -138,8 +138,9 @@ fn write_whole(session: &Session, repository: &Repository) -> Result<()> {
         .as_ref()
         .context("there is no folder to begin with")?;
     let model = folder.join("model");
+    // All of it in the dtype of what was trained: diffusers computes with each part in that of its file.
     let options = ConvertOptions {
-        write: WriteOptions { overwrite: true, ..Default::default() },
+        write: WriteOptions { overwrite: true, dtype: Some(Dtype::F32), ..Default::default() },
         ..Default::default()
     };
     let temporary = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(folder)?;

@@ -96,7 +96,7 @@ impl TrainedLora {
         self.layers.iter().flat_map(all).flatten().collect()
     }
 
-    /// The tensors of a LoRA file in diffusers' layout (`unet.NAME.lora.down.weight`; with magnitudes PEFT's names, which diffusers has for DoRA), on the CPU. What the
+    /// The tensors of a LoRA file in the layout of diffusers since it uses PEFT (`unet.NAME.lora_A.weight`, `text_encoder.NAME.lora_B.weight`), on the CPU. What the
     /// change is multiplied by is in them, so that no program needs to be told an alpha.
     ///
     /// # Errors
@@ -105,16 +105,12 @@ impl TrainedLora {
         let mut tensors = BTreeMap::new();
         for (name, layer) in &self.layers {
             let name = format!("{}.{name}", self.component);
-            let [down_name, up_name] = match layer.magnitude {
-                None => ["lora.down", "lora.up"],
-                Some(_) => ["lora_A", "lora_B"],
-            };
             let down = layer.down.as_detached_tensor().to_device(&Device::Cpu)?;
             let is_convolution = down.dims().len() == 4;
-            tensors.insert(format!("{name}.{down_name}.weight"), down);
+            tensors.insert(format!("{name}.lora_A.weight"), down);
             let up = layer.up.as_detached_tensor();
             let up = if self.scaling == 1.0 { up } else { (up * self.scaling)? };
-            tensors.insert(format!("{name}.{up_name}.weight"), up.to_device(&Device::Cpu)?);
+            tensors.insert(format!("{name}.lora_B.weight"), up.to_device(&Device::Cpu)?);
             if let Some(magnitude) = &layer.magnitude {
                 let lengths = magnitude.lengths.as_detached_tensor().to_device(&Device::Cpu)?;
                 // As PEFT has them: where a convolution's output has its channels.

@@ -148,8 +148,8 @@ impl CustomDiffusion {
             let (outputs, inputs) = change.dims2()?;
             let same = Tensor::eye(outputs.min(inputs), DType::F32, &Device::Cpu)?;
             let (up, down) = if inputs <= outputs { (change, same) } else { (same, change) };
-            tensors.insert(format!("unet.{name}.lora.up.weight"), up);
-            tensors.insert(format!("unet.{name}.lora.down.weight"), down);
+            tensors.insert(format!("unet.{name}.lora_B.weight"), up);
+            tensors.insert(format!("unet.{name}.lora_A.weight"), down);
         }
         save_tensors(path, &tensors, [("format".to_string(), "pt".to_string())])
     }
