@@ -45,10 +45,10 @@ fn loras_are_as_peft_has_them() {
     // The first step of AdamW moves each weight by the learning rate; the first matrices stay.
     let step = ["--max_train_steps", "1", "--learning_rate", "1e-3", "--adam_weight_decay", "0"];
     let plain = lora(&workplace, "plain", &step);
-    assert!((largest(&plain, "up.weight") - 1e-3).abs() < 1e-5);
+    assert!((largest(&plain, "lora_B.weight") - 1e-3).abs() < 1e-5);
     let stabilized = lora(&workplace, "stabilized", &[&step[..], &["--use_rslora"]].concat());
     // alpha 4 over the root of rank 4.
-    assert!((largest(&stabilized, "up.weight") - 2e-3).abs() < 1e-5);
+    assert!((largest(&stabilized, "lora_B.weight") - 2e-3).abs() < 1e-5);
 
     let chosen =
         lora(&workplace, "chosen", &[&step[..], &["--target_modules", r".*attn2\.to_[kv]"]].concat());
@@ -61,7 +61,7 @@ fn loras_are_as_peft_has_them() {
     let beyond = |how: &str| {
         let lora = lora(&workplace, how, &[&still[..], &["--init_lora_weights", how]].concat());
         // Evenly distributed ones keep to one over the root of the inputs.
-        lora.iter().filter(|(name, _)| name.ends_with("down.weight")).any(|(_, down)| {
+        lora.iter().filter(|(name, _)| name.ends_with("lora_A.weight")).any(|(_, down)| {
             let bound = (down.dims()[1] as f32).powf(-0.5);
             down.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() > bound
         })
@@ -119,7 +119,7 @@ fn optimizers_and_learning_rates_are_those_asked_for() {
     let sgd = ["--max_train_steps", "2", "--learning_rate", "1e-2", "--optimizer", "SGD"];
     let plain = lora(&workplace, "plain", &sgd);
     // Gradients are clipped to a norm of 1, and SGD takes them as they are.
-    let moved = largest(&plain, "up.weight");
+    let moved = largest(&plain, "lora_B.weight");
     assert!(moved > 0.0 && moved < 1e-2, "{moved}");
     let momentum = lora(&workplace, "momentum", &[&sgd[..], &["--momentum", "0.9"]].concat());
     assert!(values(&momentum) != values(&plain));
