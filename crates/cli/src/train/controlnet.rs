@@ -39,7 +39,8 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     let groups = vec![group(arguments, started, trained.parameters.clone(), arguments.steps.learning_rate)];
     let max_steps = data.max_steps(arguments);
     let trainer = new_trainer(arguments, groups, max_steps, generator)?;
-    let taught = Taught::ControlNet(Box::new(models), trained, denoising_options(arguments));
+    let denoising = denoising_options(arguments, &models)?;
+    let taught = Taught::ControlNet(Box::new(models), trained, denoising);
     let (folder, learned) = (arguments.output_dir.clone(), Learned::default());
     let parts = Parts { folder, taught, learned, trainer, data, max_steps };
     Session::new(arguments, progress, started, parts)?.run(Some(&repository))

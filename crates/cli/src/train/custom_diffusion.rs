@@ -41,7 +41,8 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     let is_twice = arguments.steps.scale_lr && arguments.thing.with_prior_preservation;
     let learning_rate = arguments.steps.learning_rate * if is_twice { 2.0 } else { 1.0 };
     let groups = vec![group(arguments, started, custom.parameters(), learning_rate)];
-    let options = DenoisingOptions { train_text_encoder: !tokens.is_empty(), ..denoising_options(arguments) };
+    let options =
+        DenoisingOptions { train_text_encoder: !tokens.is_empty(), ..denoising_options(arguments, &models)? };
     let max_steps = data.max_steps(arguments);
     let parts = Parts {
         folder: arguments.output_dir.clone(),

@@ -1,12 +1,14 @@
 //! The pictures of a run.
 
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_diffusers_loaders::Repository;
 use candle_diffusers_pipelines::Filter;
+use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_training::dataset::{
     Batch, BatchLoader, BatchOptions, Captions, Dataset, DatasetOptions, Flip, Position, TransformOptions,
 };
@@ -106,6 +108,36 @@ impl Data {
     /// How many kinds of pictures follow each other in a batch.
     pub(super) fn kinds(&self) -> usize {
         1 + usize::from(self.class.is_some())
+    }
+
+    /// Whether all pictures are cut alike each time.
+    pub(super) fn is_fixed(&self) -> bool {
+        self.own.is_fixed()
+    }
+
+    /// How many pictures there are, with those of the class.
+    pub(super) fn len(&self) -> usize {
+        self.own.len() + self.class.as_ref().map_or(0, |class| class.len())
+    }
+
+    /// Some of them, with all their captions, as they come where they are cut alike each time. Those that cannot be read are left out: they are told when they come.
+    pub(super) fn examples(&self, places: Range<usize>) -> Result<Vec<Example>> {
+        let mut examples = Vec::new();
+        for place in places {
+            let (dataset, index, first_key) = match (place.checked_sub(self.own.len()), &self.class) {
+                (Some(index), Some(class)) => (class, index, CLASS_KEYS),
+                _ => (&self.own, place, 0),
+            };
+            let Ok(sample) = dataset.sample(index, &mut TorchGenerator::new(0)) else { continue };
+            let batch = Batch { samples: vec![sample], next: Position::default(), warnings: Vec::new() };
+            let captions = dataset.captions(index);
+            for example in self::examples(&batch, Some(first_key))? {
+                let with = |caption: &String| Example { caption: caption.clone(), ..example.clone() };
+                examples.extend(captions.iter().map(with));
+                examples.push(example);
+            }
+        }
+        Ok(examples)
     }
 
     /// Where a run is that has taken so many batches.

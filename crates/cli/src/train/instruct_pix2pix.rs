@@ -35,7 +35,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     let max_steps = data.max_steps(arguments);
     let trainer = new_trainer(arguments, groups, max_steps, TorchGenerator::new(arguments.steps.seed))?;
     let options = InstructPix2PixOptions {
-        denoising: denoising_options(arguments),
+        denoising: denoising_options(arguments, &models)?,
         conditioning_dropout_prob: arguments.pairs.conditioning_dropout_prob,
         seed: arguments.steps.seed,
         share: started.share(data.kinds()),

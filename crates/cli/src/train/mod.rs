@@ -9,6 +9,7 @@ mod config;
 mod controlnet;
 mod custom_diffusion;
 mod data;
+mod encode_ahead;
 mod instruct_pix2pix;
 mod model;
 mod noise_schedule;

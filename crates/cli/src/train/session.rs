@@ -12,6 +12,7 @@ use candle_diffusers_training::recipes::{CustomDiffusion, TrainedToken};
 use candle_diffusers_training::{Checkpoint, Checkpoints, StepReport, TrainedLora, Trainer};
 
 use super::data::Data;
+use super::encode_ahead::encode_ahead;
 use super::processes::Started;
 use super::report::Report;
 use super::taught::Taught;
@@ -133,6 +134,7 @@ impl<'a> Session<'a> {
         let mut log = self.started.is_first().then(log).transpose()?;
         let mut validation = Validation::open(&self.parts.folder, begun);
         let mut notes = self.started.notes(self.progress);
+        encode_ahead(self.arguments, self.progress, &self.parts)?;
         let bar = self.progress.steps("training", self.parts.max_steps as usize);
         bar.set_done(self.parts.trainer.steps_done() as usize, self.parts.max_steps as usize);
         let started = Instant::now();

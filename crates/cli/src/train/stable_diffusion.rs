@@ -32,9 +32,10 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     {
         let groups = vec![token_group(&learned, arguments.steps.learning_rate_ti)];
         let max_steps = arguments.steps.max_train_steps_ti;
+        let denoising = denoising_options(arguments, &models)?;
         let parts = Parts {
             folder: arguments.output_dir.join("inversion"),
-            taught: Taught::StableDiffusion(Box::new(models), denoising_options(arguments)),
+            taught: Taught::StableDiffusion(Box::new(models), denoising),
             learned: Learned { token: Some(learned), ..Default::default() },
             trainer: new_trainer(arguments, groups, max_steps, generator.clone())?,
             data,
@@ -52,9 +53,10 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
         _ => choose_trained(arguments, started, &repository, &mut models, &options, &mut generator)?,
     };
     let max_steps = data.max_steps(arguments);
+    let denoising = denoising_options(arguments, &models)?;
     let parts = Parts {
         folder: arguments.output_dir.clone(),
-        taught: Taught::StableDiffusion(Box::new(models), denoising_options(arguments)),
+        taught: Taught::StableDiffusion(Box::new(models), denoising),
         learned: Learned { loras, token, ..Default::default() },
         trainer: new_trainer(arguments, groups, max_steps, generator)?,
         data,

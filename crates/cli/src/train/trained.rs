@@ -1,11 +1,13 @@
 //! What is trained: a LoRA, new words, or models' own weights; and by which loss.
 
+use std::sync::Arc;
+
 use anyhow::{Result, bail};
 use candle_diffusers_loaders::{LoadOptions, Repository};
 use candle_diffusers_models::layers::Layers;
 use candle_diffusers_pipelines::{StableDiffusionPipeline, TextEncoders};
 use candle_diffusers_schedulers::TorchGenerator;
-use candle_diffusers_training::recipes::{DenoisingOptions, TextualInversionOptions, TrainedToken};
+use candle_diffusers_training::recipes::{DenoisingOptions, Encoded, TextualInversionOptions, TrainedToken};
 use candle_diffusers_training::{
     LoraConfig, LoraInit, LossWeighting, NoiseOptions, Parameter, ParameterGroup, TEXT_ENCODER_TARGETS,
     TargetModules, TrainedLora, trainable_text_encoder, trainable_unet,
@@ -112,8 +114,15 @@ pub(super) fn token_group(token: &TrainedToken, learning_rate: f64) -> Parameter
     ParameterGroup { parameters: token.parameters(), learning_rate, weight_decay: 1e-2 }
 }
 
-pub(super) fn denoising_options(arguments: &TrainArguments) -> DenoisingOptions {
-    DenoisingOptions {
+pub(super) fn denoising_options(
+    arguments: &TrainArguments,
+    models: &StableDiffusionPipeline,
+) -> Result<DenoisingOptions> {
+    let encoded = match &arguments.pictures.encoder_cache_dir {
+        Some(folder) => Encoded::in_folder(folder, models)?,
+        None => Encoded::default(),
+    };
+    Ok(DenoisingOptions {
         noise: NoiseOptions {
             noise_offset: arguments.noise.noise_offset,
             input_perturbation: arguments.noise.input_perturbation,
@@ -130,5 +139,6 @@ pub(super) fn denoising_options(arguments: &TrainArguments) -> DenoisingOptions 
         mask_temperature: arguments.pictures.has_masks().then_some(arguments.pictures.mask_temperature),
         train_text_encoder: arguments.train_text_encoder || arguments.recipe.has_token(),
         gradient_checkpointing: arguments.steps.gradient_checkpointing,
-    }
+        encoded: Arc::new(encoded),
+    })
 }

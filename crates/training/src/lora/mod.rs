@@ -115,7 +115,9 @@ impl TrainedLora {
                 let lengths = magnitude.lengths.as_detached_tensor().to_device(&Device::Cpu)?;
                 // As PEFT has them: where a convolution's output has its channels.
                 let lengths = if is_convolution { lengths.reshape((1, (), 1, 1))? } else { lengths };
-                tensors.insert(format!("{name}.lora_magnitude_vector"), lengths);
+                // transformers wants another end than diffusers writes for UNets.
+                let end = if self.component == "unet" { "" } else { ".weight" };
+                tensors.insert(format!("{name}.lora_magnitude_vector{end}"), lengths);
             }
         }
         Ok(tensors)

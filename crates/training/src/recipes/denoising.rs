@@ -2,14 +2,14 @@
 //! `train_text_to_image.py` and, with prior preservation, `examples/dreambooth`). Which of the models' weights it trains is whichever are
 //! variables: a LoRA's, or the models' own.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
+use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 use candle_diffusers_models::{DiagonalGaussianDistribution, TextTime, UNetConditions};
 use candle_diffusers_pipelines::{PromptEmbeds, StableDiffusionPipeline, TextToImage, scale_latents};
 use candle_diffusers_schedulers::{Scheduler, scheduler_from_other};
 
+use super::Encoded;
 use super::inpainting::{masked_picture, random_masks};
 use crate::error::{Error, Result};
 use crate::loss::{LossOptions, loss};
@@ -32,6 +32,8 @@ pub struct DenoisingOptions {
     pub caption_dropout: f64,
     /// Text encoders are trained too, so that no embedding is kept.
     pub train_text_encoder: bool,
+    /// What has been made of captions that come again, and of pictures with a [key](Example::key): for all that is computed with these options and clones of them.
+    pub encoded: Arc<Encoded>,
     /// The first of the other pictures of each example is a mask, by which its loss is weighed at this temperature: see [`masked_loss`](Denoising::masked_loss).
     pub mask_temperature: Option<f64>,
     /// Less memory for more time: see [`gradient_checkpointing`](candle_diffusers_models::gradient_checkpointing).
@@ -63,10 +65,6 @@ pub struct Denoising<'a> {
     models: &'a StableDiffusionPipeline,
     scheduler: Box<dyn Scheduler>,
     options: DenoisingOptions,
-    /// The embeddings of captions that have come, where they stay what they are.
-    texts: RefCell<HashMap<String, PromptEmbeds>>,
-    /// What the VAE makes of pictures that come again as they are, by their keys.
-    distributions: RefCell<HashMap<u64, DiagonalGaussianDistribution>>,
     /// The UNet was made to paint into pictures: it sees a mask and the rest of the picture besides.
     paints_into: bool,
 }
@@ -96,8 +94,21 @@ impl<'a> Denoising<'a> {
             return Err(Error::Field { field: "caption_dropout", found, expected });
         }
         let scheduler = scheduler_from_other("DDPMScheduler", &models.scheduler().config())?;
-        let (texts, distributions) = Default::default();
-        Ok(Self { models, scheduler, options, texts, distributions, paints_into: false })
+        Ok(Self { models, scheduler, options, paints_into: false })
+    }
+
+    /// Makes of pictures with a [key](Example::key) and of captions what [`loss`](Self::loss) keeps of them, before they come.
+    ///
+    /// # Errors
+    /// When a model fails, or what was made cannot be written.
+    pub fn encode_ahead(&self, examples: &[Example]) -> Result<()> {
+        self.encode_kept(examples)?;
+        let mut captions: Vec<&str> = examples.iter().map(|example| example.caption.as_str()).collect();
+        if self.options.caption_dropout > 0.0 {
+            captions.push("");
+        }
+        self.embeds(&captions)?;
+        Ok(())
     }
 
     /// The loss of a batch. Random numbers are drawn in the scripts' order: those of masks and the latents', of masked pictures where there are such, the noise's, the
@@ -223,14 +234,11 @@ impl<'a> Denoising<'a> {
         key: Option<u64>,
         pixel_values: &Tensor,
     ) -> Result<DiagonalGaussianDistribution> {
-        let kept = key.and_then(|key| self.distributions.borrow().get(&key).cloned());
-        if let Some(kept) = kept {
+        if let Some(kept) = self.options.encoded.picture(key, pixel_values)? {
             return Ok(kept);
         }
         let distribution = self.encode(&[pixel_values])?;
-        if let Some(key) = key {
-            self.distributions.borrow_mut().insert(key, distribution.clone());
-        }
+        self.options.encoded.keep_picture(key, pixel_values, &distribution)?;
         Ok(distribution)
     }
 
@@ -257,6 +265,7 @@ impl<'a> Denoising<'a> {
 
     /// What the VAE makes of pictures of one size.
     fn encode(&self, pictures: &[&Tensor]) -> Result<DiagonalGaussianDistribution> {
+        self.options.encoded.check_encoders("a picture")?;
         let (vae, device) = (&self.models.vae, &self.models.device);
         let pictures = Tensor::stack(pictures, 0)?.to_device(device)?;
         Ok(vae.encode(&pictures.to_dtype(vae.dtype())?)?)
@@ -264,11 +273,12 @@ impl<'a> Denoising<'a> {
 
     /// Encodes the pictures that come again and are not known yet; small ones together.
     fn encode_kept(&self, examples: &[Example]) -> Result<()> {
-        let mut distributions = self.distributions.borrow_mut();
+        let encoded = &self.options.encoded;
         let mut unknown: Vec<(u64, &Tensor)> = Vec::new();
         for example in examples {
             let Some(key) = example.key else { continue };
-            if !distributions.contains_key(&key) && unknown.iter().all(|(other, _)| *other != key) {
+            let is_new = unknown.iter().all(|(other, _)| *other != key);
+            if is_new && encoded.picture(Some(key), &example.pixel_values)?.is_none() {
                 unknown.push((key, &example.pixel_values));
             }
         }
@@ -277,9 +287,9 @@ impl<'a> Denoising<'a> {
             let same =
                 unknown.iter().take(together).take_while(|(_, picture)| picture.dims() == first.dims());
             let pictures: Vec<&Tensor> = same.map(|(_, picture)| *picture).collect();
-            let encoded = self.encode(&pictures)?;
-            for (i, (key, _)) in unknown.drain(..pictures.len()).enumerate() {
-                distributions.insert(key, encoded.get(i)?);
+            let made = self.encode(&pictures)?;
+            for (i, (key, picture)) in unknown.drain(..pictures.len()).enumerate() {
+                encoded.keep_picture(Some(key), picture, &made.get(i)?)?;
             }
         }
         Ok(())
@@ -310,13 +320,17 @@ impl<'a> Denoising<'a> {
         if self.options.train_text_encoder {
             return encode(captions);
         }
-        let mut texts = self.texts.borrow_mut();
-        for caption in captions {
-            if !texts.contains_key(*caption) {
-                texts.insert(caption.to_string(), encode(&[caption])?);
+        let known = |caption: &&str| match self.options.encoded.text(caption)? {
+            Some(known) => Ok(known),
+            None => {
+                self.options.encoded.check_encoders("a caption")?;
+                let made = encode(&[caption])?;
+                self.options.encoded.keep_text(caption, &made)?;
+                Ok(made)
             }
-        }
-        let embeds: Vec<&PromptEmbeds> = captions.iter().filter_map(|caption| texts.get(*caption)).collect();
+        };
+        let embeds = captions.iter().map(known).collect::<Result<Vec<_>>>()?;
+        let embeds: Vec<&PromptEmbeds> = embeds.iter().collect();
         Ok(PromptEmbeds::cat(&embeds)?)
     }
 }

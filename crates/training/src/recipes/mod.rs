@@ -3,6 +3,7 @@
 mod controlnet;
 mod custom_diffusion;
 mod denoising;
+mod encoded;
 mod inpainting;
 mod instruct_pix2pix;
 mod templates;
@@ -12,6 +13,7 @@ mod unconditional;
 pub use controlnet::{ControlNetDenoising, TrainedControlNet};
 pub use custom_diffusion::{CustomDiffusion, CustomDiffusionDenoising, TrainedProjections};
 pub use denoising::{Denoising, DenoisingOptions, Example};
+pub use encoded::Encoded;
 pub use inpainting::random_mask;
 pub use instruct_pix2pix::{InstructPix2PixDenoising, InstructPix2PixOptions, trainable_edit_unet};
 pub use templates::LearnableProperty;

@@ -58,6 +58,10 @@ pub(crate) struct PictureArguments {
     /// How often each picture comes in an epoch
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = PICTURES)]
     pub(crate) repeats: usize,
+    /// Keep what the VAE and the text encoders make of pictures and captions in this folder, for other runs too
+    #[arg(long, value_name = "FOLDER", help_heading = PICTURES)]
+    #[serde(skip)]
+    pub(crate) encoder_cache_dir: Option<PathBuf>,
     /// Go on without pictures that cannot be read
     #[arg(long, help_heading = PICTURES)]
     pub(crate) skip_broken: bool,

@@ -1,0 +1,100 @@
+//! What the VAE and the text encoders make of pictures and captions is kept.
+
+use std::fs;
+
+use image::{Rgb, RgbImage};
+
+use crate::program::Workplace;
+use crate::train::pictures;
+
+const LORA: [&str; 9] = [
+    "train",
+    "text-to-image-lora",
+    "--train_data_dir",
+    "data",
+    "--center_crop",
+    "--max_train_steps",
+    "3",
+    "--proportion_empty_prompts",
+    "0.5",
+];
+
+const FREED: &str = "all pictures are encoded; the VAE and the text encoders are not kept";
+
+#[test]
+fn encoders_are_freed_where_nothing_needs_them() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    pictures(&workplace, "class", 3);
+    let train = |recipe: &[&str], output: &str, flags: &[&str]| {
+        let run = workplace.succeed([recipe, &["--output_dir", output], flags].concat());
+        let lora = fs::read(workplace.path(output).join("pytorch_lora_weights.safetensors")).unwrap();
+        (run.stderr.contains(FREED), lora)
+    };
+    let looking =
+        ["--validation_prompt", "a shade", "--num_validation_images", "1", "--num_inference_steps", "1"];
+    let (is_freed, lora) = train(&LORA, "freed", &[]);
+    assert!(is_freed);
+    // Where pictures are painted on the way, encoders stay; it is the same run.
+    assert!(train(&LORA, "looking", &looking) == (false, lora));
+    let dreambooth = [
+        "train",
+        "dreambooth-lora",
+        "--instance_data_dir",
+        "data",
+        "--instance_prompt",
+        "a sks",
+        "--with_prior_preservation",
+        "--class_data_dir",
+        "class",
+        "--class_prompt",
+        "a shade",
+        "--num_class_images",
+        "3",
+        "--center_crop",
+        "--max_train_steps",
+        "3",
+    ];
+    let (is_freed, lora) = train(&dreambooth, "thing", &[]);
+    assert!(is_freed);
+    assert!(train(&dreambooth, "thing-looking", &looking) == (false, lora));
+    for flags in [&["--train_text_encoder"][..], &["--random_flip"], &["--max_train_steps", "1"]] {
+        assert!(!train(&LORA, "kept", flags).0, "{flags:?}");
+    }
+}
+
+#[test]
+fn a_folder_keeps_it_for_other_runs_and_is_never_stale() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    let train = |output: &str, flags: &[&str]| {
+        workplace.succeed([&LORA[..], &["--output_dir", output], flags].concat());
+        fs::read(workplace.path(output).join("pytorch_lora_weights.safetensors")).unwrap()
+    };
+    let files = || {
+        let entries = fs::read_dir(workplace.path("cache")).unwrap();
+        let names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        ["picture-", "text-"].map(|kind| names.iter().filter(|name| name.starts_with(kind)).count())
+    };
+    let cache = ["--encoder_cache_dir", "cache"];
+    let plain = train("plain", &[]);
+    assert!(train("first", &cache) == plain);
+    // Two captions, and none.
+    assert_eq!(files(), [2, 3]);
+    assert!(train("second", &cache) == plain);
+    assert_eq!(files(), [2, 3]);
+    // Another picture under the same name, and another cut of the same pictures.
+    RgbImage::from_pixel(64, 64, Rgb([1, 200, 3])).save(workplace.path("data/0.png")).unwrap();
+    let changed = train("changed", &cache);
+    assert!(changed != plain && changed == train("changed-plain", &[]));
+    assert_eq!(files(), [3, 3]);
+    train("smaller", &["--encoder_cache_dir", "cache", "--resolution", "48"]);
+    assert_eq!(files(), [5, 3]);
+    for entry in fs::read_dir(workplace.path("cache")).unwrap() {
+        fs::write(entry.unwrap().path(), "no tensors").unwrap();
+    }
+    let run = workplace.run([&LORA[..], &["--output_dir", "damaged"], &cache].concat());
+    assert_eq!((run.status, run.stderr.lines().count()), (Some(1), 1), "{}", run.stderr);
+    assert!(run.stderr.contains("cache/picture-") && run.stderr.contains("remove it"), "{}", run.stderr);
+}
