@@ -6,6 +6,7 @@ For each recipe PROGRAM takes a few steps on the small model in SHAPES, and pain
 and paints the same picture: no pixel may be further off than 2 of 255, and it must not be the picture of the model without them.
 """
 
+import json
 import os
 import pathlib
 import shutil
@@ -25,6 +26,8 @@ PROGRAM, SHAPES, WORK = sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3])
 PROMPT = "a large red circle in the center on a blue background"
 STEPS, BOUND = 5, 2
 LORA = "pytorch_lora_weights.safetensors"
+# The small model is kept in half precision.
+FLOAT32 = {"torch_dtype": torch.float32}
 
 
 def run(*words):
@@ -38,6 +41,17 @@ def pictures(folder):
         pixels = np.full((64, 64, 3), (40 * number, 200, 90), np.uint8)
         pixels[16:48, 16:48] = (200, 30, 50 * number)
         Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+def pairs(data, folder):
+    """Each picture with its negative."""
+    shutil.copytree(data, folder)
+    rows = []
+    for file in sorted(data.iterdir()):
+        Image.fromarray(255 - np.asarray(Image.open(file))).save(folder / f"negative-{file.name}")
+        rows.append({"file_name": file.name, "conditioning_image": f"negative-{file.name}", "text": "a purple square"})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
@@ -61,21 +75,60 @@ def ours(output, *flags, prompt=PROMPT):
     return np.asarray(Image.open(output).convert("RGB")).astype(int)
 
 
-def theirs(pipeline, *prompts):
+def theirs(pipeline, *prompts, **more):
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
-    picture = pipeline(*prompts, num_inference_steps=STEPS, generator=generator).images[0]
+    picture = pipeline(*prompts, num_inference_steps=STEPS, generator=generator, **more).images[0]
     return np.asarray(picture.convert("RGB")).astype(int)
 
 
 def shapes():
-    return diffusers.StableDiffusionPipeline.from_pretrained(SHAPES, torch_dtype=torch.float32)
+    return diffusers.StableDiffusionPipeline.from_pretrained(SHAPES, **FLOAT32)
 
 
 def with_lora(folder):
     pipeline = shapes()
     pipeline.load_lora_weights(folder, weight_name=LORA)
     return pipeline
+
+
+def inpainting_model(folder):
+    """The small model with a UNet that sees a mask and the rest of the picture besides."""
+    parts = shapes().components
+    narrow = parts["unet"].conv_in
+    wide = torch.nn.Conv2d(9, narrow.out_channels, 3, padding=1)
+    torch.nn.init.normal_(wide.weight, std=0.02, generator=torch.Generator().manual_seed(3))
+    wide.weight.data[:, :4] = narrow.weight.data
+    wide.bias.data = narrow.bias.data
+    parts["unet"].conv_in = wide
+    parts["unet"].register_to_config(in_channels=9)
+    diffusers.StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False).save_pretrained(folder)
+    return folder
+
+
+def cases_with_pictures(data):
+    """What sees a picture: a ControlNet, a model that edits, and one that paints into pictures."""
+    both = pairs(data, WORK / "pairs")
+    file = both / "negative-1.png"
+    negative = Image.open(file)
+    net = train("controlnet", WORK / "controlnet", "--train_data_dir", both, "--learning_rate", "1e-2") / "controlnet"
+    pipeline = diffusers.StableDiffusionControlNetPipeline.from_pretrained(SHAPES, controlnet=diffusers.ControlNetModel.from_pretrained(net), **FLOAT32)
+    yield "ControlNet", ours(WORK / "out.png", "--model", SHAPES, "--control", f"{net}:{file}"), theirs(pipeline, PROMPT, image=negative)
+
+    columns = ("--original_image_column", "conditioning_image", "--edited_image_column", "image", "--edit_prompt_column", "text")
+    base = ("--pretrained_model_name_or_path", SHAPES, "--train_data_dir", both)
+    model = train("instruct-pix2pix", WORK / "edits", *base, *columns, "--learning_rate", "1e-3", "--conditioning_dropout_prob", 0.05) / "model"
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(model)
+    yield "InstructPix2Pix", ours(WORK / "out.png", "--model", model, "--init-image", file), theirs(pipeline, PROMPT, image=negative)
+
+    model = inpainting_model(WORK / "into")
+    folder = dreambooth(data, WORK / "LoRA for inpainting", "dreambooth-lora", "--pretrained_model_name_or_path", model)
+    mask = WORK / "mask.png"
+    Image.fromarray(np.pad(np.full((32, 32), 255, np.uint8), 16)).save(mask)
+    pipeline = diffusers.StableDiffusionInpaintPipeline.from_pretrained(model, **FLOAT32)
+    pipeline.load_lora_weights(folder, weight_name=LORA)
+    flags = ("--model", model, "--init-image", file, "--mask", mask, "--no-keep-unmasked", "--lora", folder / LORA)
+    yield "LoRA for inpainting", ours(WORK / "out.png", *flags), theirs(pipeline, PROMPT, image=negative, mask_image=Image.open(mask))
 
 
 def cases(data):
@@ -100,6 +153,8 @@ def cases(data):
     model = dreambooth(data, WORK / "whole", "dreambooth", "--pretrained_model_name_or_path", SHAPES, *text_too) / "model"
     pipeline = diffusers.DiffusionPipeline.from_pretrained(model)
     yield "whole UNet and text encoder", ours(WORK / "out.png", "--model", model), theirs(pipeline, PROMPT)
+
+    yield from cases_with_pictures(data)
 
     config = WORK / "unet.json"
     diffusers.UNet2DModel(sample_size=32, block_out_channels=(32, 64), norm_num_groups=8, down_block_types=("DownBlock2D", "AttnDownBlock2D"),
