@@ -33,7 +33,7 @@ static ALLOCATOR: PooledAllocator = PooledAllocator::new();
 
 const PICTURES: usize = 20_000;
 const AUTOENCODER: Phase = Phase { steps: 1_500, batch: 32, learning_rate: 1e-3 };
-const DENOISER: Phase = Phase { steps: 4_300, batch: 48, learning_rate: 1e-3 };
+const DENOISER: Phase = Phase { steps: 4_300, batch: 48, learning_rate: 6e-4 };
 const EMPTY_CAPTIONS: f64 = 0.1;
 const SEED: u64 = 0;
 
