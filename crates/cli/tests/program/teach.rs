@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use image::{Rgb, RgbImage, imageops};
+use image::{RgbImage, imageops};
 
 use crate::program::Workplace;
 
@@ -24,19 +24,6 @@ fn colour(name: &str) -> [u8; 3] {
 
 fn distance(a: [u8; 3], b: [u8; 3]) -> i32 {
     a.iter().zip(b).map(|(a, b)| (i32::from(*a) - i32::from(b)).pow(2)).sum()
-}
-
-/// A picture of 64x64, drawn at four times the size: `is_figure` says what is in the figure's colour, counted in pixels of the result.
-fn draw(figure: [u8; 3], background: [u8; 3], is_figure: impl Fn(f64, f64) -> bool) -> RgbImage {
-    let pixel = |x: u32, y: u32| {
-        Rgb(if is_figure(f64::from(x) / 4.0, f64::from(y) / 4.0) { figure } else { background })
-    };
-    imageops::resize(&RgbImage::from_fn(256, 256, pixel), 64, 64, imageops::FilterType::Lanczos3)
-}
-
-fn write(folder: &Path, name: &str, picture: &RgbImage, caption: &str) {
-    picture.save(folder.join(format!("{name}.png"))).unwrap();
-    fs::write(folder.join(format!("{name}.txt")), caption).unwrap();
 }
 
 /// The share of a picture's pixels that are nearer to one colour than to another.
@@ -72,60 +59,39 @@ fn is_ring(picture: &RgbImage, figure: [u8; 3], background: [u8; 3]) -> bool {
     (0.08..0.35).contains(&part(0, 0, 64, 64)) && part(28, 29, 7, 7) < 0.2 && part(40, 29, 14, 6) < 0.5
 }
 
-/// DreamBooth by a LoRA: five pictures of a ring with a gap, in colours other than those that are painted then. Plain prompts still work.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let to = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy(&path, &to);
+        } else {
+            fs::copy(&path, &to).unwrap();
+        }
+    }
+}
+
+/// The walk in the README. DreamBooth by a LoRA: five pictures of a ring with a gap, in colours other than those that are painted then. Plain prompts still work.
 #[test]
 fn a_lora_learns_a_thing_from_five_pictures() {
     let workplace = Workplace::new();
-    let (things, plain) = (workplace.path("things"), workplace.path("plain"));
-    fs::create_dir(&things).unwrap();
-    fs::create_dir(&plain).unwrap();
-    let pairs =
-        [("red", "white"), ("green", "black"), ("yellow", "blue"), ("white", "green"), ("blue", "yellow")];
-    for (index, (figure, background)) in pairs.iter().enumerate() {
-        let (x, y) = (31.0 + 2.0 * index as f64 % 3.0, 33.0 - index as f64 % 4.0);
-        let picture = draw(colour(figure), colour(background), |px, py| {
-            let (dx, dy) = (px - x, py - y);
-            let is_gap = dx > 0.0 && dy.abs() < dx * 0.84;
-            (13.0..20.0).contains(&dx.hypot(dy)) && !is_gap
-        });
-        write(
-            &things,
-            &index.to_string(),
-            &picture,
-            &format!("a large {figure} sks on a {background} background"),
-        );
-    }
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/ring");
+    copy(Path::new(folder), &workplace.path("ring"));
     // What is to be kept, as the model paints it.
-    let prompts = [
-        "a large red circle on a blue background",
-        "a large green star on a white background",
-        "a large blue square on a yellow background",
-        "a small yellow triangle on a black background",
-        "a large purple circle on a white background",
-        "a large orange square on a green background",
-        "a large white star on a red background",
-        "a large black triangle on a yellow background",
-        "a large yellow circle on a purple background",
-        "a small red square on a white background",
-        "a large green circle on a black background",
-        "a large blue star on an orange background",
-    ];
-    fs::write(workplace.path("prompts.txt"), prompts.join("\n")).unwrap();
-    let flags = ["--steps", "20", "--guidance-scale", "4", "--seed", "50", "--output", "plain/c.png"];
-    workplace.succeed([&["generate", "--prompts-file", "prompts.txt"][..], &flags].concat());
-    for (index, prompt) in prompts.iter().enumerate() {
-        fs::write(plain.join(format!("c-{index}.txt")), prompt).unwrap();
-    }
+    let flags =
+        ["--steps", "20", "--guidance-scale", "4", "--seed", "50", "--output", "ring/plain/plain.png"];
+    workplace.succeed([&["generate", "--prompts-file", "ring/prompts.txt"][..], &flags].concat());
     let flags = [
         "train",
         "dreambooth-lora",
         "--instance_data_dir",
-        "things",
+        "ring/things",
         "--instance_prompt",
         "a sks",
         "--with_prior_preservation",
         "--class_data_dir",
-        "plain",
+        "ring/plain",
         "--class_prompt",
         "a shape",
         "--num_class_images",
@@ -163,7 +129,11 @@ fn a_lora_learns_a_thing_from_five_pictures() {
         println!("{prompt}: {with} rings of 4, {without} without the LoRA");
         assert!(with >= 3 && without == 0, "{prompt}: {with} rings of 4, {without} without the LoRA");
     }
-    for (prompt, figure, background) in [(prompts[0], "red", "blue"), (prompts[1], "green", "white")] {
+    let plain = [
+        ("a large red circle on a blue background", "red", "blue"),
+        ("a large green star on a white background", "green", "white"),
+    ];
+    for (prompt, figure, background) in plain {
         for picture in paint(&workplace, prompt, &lora, 2) {
             assert!(!is_ring(&picture, colour(figure), colour(background)), "{prompt}");
             let middle = imageops::crop_imm(&picture, 28, 28, 8, 8).to_image();
