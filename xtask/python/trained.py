@@ -139,6 +139,8 @@ def cases(data):
         "LoRA, with the text encoder": text_too,
         "LoRA, kohya's layout": ("--lora_format", "kohya", *text_too),
         "LoRA, of convolutions": ("--lora_layers", "conv1,conv2,to_q"),
+        "DoRA": ("--use_dora", *text_too),
+        "LoRA, rank-stabilised, by a pattern": ("--use_rslora", "--target_modules", r".*attn2\.to_[kv]"),
         "LoRA, bfloat16": ("--mixed_precision", "bf16", "--gradient_checkpointing"),
     }.items():
         folder = dreambooth(data, WORK / name, "dreambooth-lora", *flags)
