@@ -61,11 +61,17 @@ def inputs(entry, dtype):
     return [torch.randn(shape, generator=generator).to(dtype) for shape in entry["inputs"].values()]
 
 
+def channels_last(tensors):
+    return [
+        tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor for tensor in tensors
+    ]
+
+
 def train_step(entry, dtype):
     """A step of LoRA training as diffusers' scripts do it: LoRAs in float32, whatever the model's dtype."""
     import peft
 
-    model = build(entry).to(dtype)
+    model = build(entry).to(dtype).to(memory_format=torch.channels_last)
     model.requires_grad_(False)
     rank = entry["lora_rank"]
     config = peft.LoraConfig(
@@ -77,7 +83,7 @@ def train_step(entry, dtype):
         parameter.data = parameter.data.float()
     model.train()
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
-    sample, text, target = inputs(entry, dtype)
+    sample, text, target = channels_last(inputs(entry, dtype))
 
     def run():
         with torch.enable_grad():
@@ -96,10 +102,7 @@ def with_diffusers(name, entry, dtype):
     if name.endswith("_train_step"):
         return train_step(entry, dtype)
     model = Call(name, build(entry).to(dtype).to(memory_format=torch.channels_last))
-    tensors = [
-        tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
-        for tensor in inputs(entry, dtype)
-    ]
+    tensors = channels_last(inputs(entry, dtype))
     return lambda: model(*tensors)
 
 

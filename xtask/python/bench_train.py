@@ -58,6 +58,8 @@ def prepare(folder, pictures, trained, dtype, memory):
     dtype = DTYPES[dtype]
     models = diffusers.StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype)
     vae, text_encoder, unet = models.vae, models.text_encoder, models.unet
+    for model in (vae, unet):
+        model.to(memory_format=torch.channels_last)
     noise_scheduler = diffusers.DDPMScheduler.from_config(models.scheduler.config)
     for model in (vae, text_encoder, unet):
         model.requires_grad_(False)

@@ -129,7 +129,8 @@ fn arrive(node: &Tensor, gradient: Tensor) -> Result<Tensor> {
                 };
                 match *count {
                     1 => *sum = add_numbers(sum, &gradient)?,
-                    _ => add_in_place(sum, &gradient)?,
+                    // A part of a joined tensor's gradient does not lie in one piece.
+                    _ => add_in_place(sum, &gradient.contiguous()?)?,
                 }
                 *count += 1;
             }

@@ -13,7 +13,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 /// # fn main() {}
 /// ```
 ///
-/// It never holds more than the program itself once held at the same time, and at most 1 GiB for later. Buffers of 1 MiB and more are kept;
+/// It never holds more than the program itself once held at the same time, and at most 4 GiB for later. Buffers of 1 MiB and more are kept;
 /// smaller ones are the system allocator's. On Linux they are made of huge pages where the system has some. Elsewhere than on Unix everything
 /// is the system allocator's.
 #[derive(Debug)]
@@ -133,7 +133,7 @@ mod pool {
     /// Sizes from one power of two to the next: no block is more than an eighth larger than what was asked for.
     const STEPS: usize = 8;
     const CLASSES: usize = STEPS * (LARGEST.ilog2() - SMALLEST.ilog2()) as usize;
-    const MOST_KEPT: usize = 1 << 30;
+    const MOST_KEPT: usize = 1 << 32;
 
     /// A size that blocks of the pool have.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]

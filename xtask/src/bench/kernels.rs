@@ -15,7 +15,7 @@ const TIMES: u32 = 3;
 
 #[derive(Deserialize)]
 struct Peak {
-    operations_per_second: f64,
+    operations_per_second: Option<f64>,
 }
 
 #[derive(Deserialize)]
@@ -60,7 +60,8 @@ pub(super) fn time(
         let mut row = Row::new(&name, dtype, &contenders)?;
         if operations > 0.0 {
             let rate = operations / row.ours_s;
-            (row.tflops, row.share_of_peak) = (Some(rate / 1e12), Some(rate / operations_per_second));
+            (row.tflops, row.share_of_peak) =
+                (Some(rate / 1e12), operations_per_second.map(|peak| rate / peak));
         }
         add(row);
     }

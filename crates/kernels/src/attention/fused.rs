@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::arithmetic::Kernel;
 use super::step::{LEAST, State, Step, shares};
 use super::tokens::{Mask, Tokens, to_bf16};
+use crate::cpu::room;
 
 /// How many keys a step takes, an even number: their scores, and the keys and values themselves, stay in the first caches.
 pub(super) const KEYS: usize = 128;
@@ -65,12 +66,12 @@ pub(super) fn fused(
     let mut log_sums = vec![f32::INFINITY; batch * heads * query_tokens];
     let output = match value.dtype() {
         DType::F16 => {
-            Tensor::from_vec(attention.compute(batch, f16::from_f32, &mut log_sums), shape, &Device::Cpu)?
+            Tensor::from_vec(attention.compute(batch, f16::from_f32, &mut log_sums)?, shape, &Device::Cpu)?
         }
         DType::BF16 => {
-            Tensor::from_vec(attention.compute(batch, to_bf16, &mut log_sums), shape, &Device::Cpu)?
+            Tensor::from_vec(attention.compute(batch, to_bf16, &mut log_sums)?, shape, &Device::Cpu)?
         }
-        _ => Tensor::from_vec(attention.compute(batch, |n| n, &mut log_sums), shape, &Device::Cpu)?,
+        _ => Tensor::from_vec(attention.compute(batch, |n| n, &mut log_sums)?, shape, &Device::Cpu)?,
     };
     Ok((output, log_sums))
 }
@@ -121,13 +122,13 @@ impl Attention<'_> {
         batch: usize,
         convert: impl Fn(f32) -> T + Sync,
         log_sums: &mut [f32],
-    ) -> Vec<T> {
+    ) -> Result<Vec<T>> {
         let Self { heads, dim, query_tokens, key_tokens, .. } = *self;
         let width = heads * dim;
         let length = batch * query_tokens * width;
-        let mut output = Vec::<T>::with_capacity(length);
+        let mut output = room::<T>(length)?;
         if length == 0 {
-            return output;
+            return Ok(output);
         }
         assert_eq!(log_sums.len(), batch * heads * query_tokens);
         let places = Output(output.as_mut_ptr());
@@ -164,7 +165,7 @@ impl Attention<'_> {
         }
         // SAFETY: the tasks above have written all queries of all heads.
         unsafe { output.set_len(length) };
-        output
+        Ok(output)
     }
 
     /// How many units a query or a key has.

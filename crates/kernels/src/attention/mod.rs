@@ -25,14 +25,14 @@ const MAX_SCORES: usize = 16 << 20;
 /// `torch.nn.functional.scaled_dot_product_attention` on heads that lie side by side.
 ///
 /// `query` is `(batch, query_tokens, heads * dim)`, `key` and `value` are `(batch, key_tokens, heads * dim)`; the result is
-/// `(batch, query_tokens, heads * dim)` in the dtype of `value`. `mask` is added to the scores before the softmax and
-/// must broadcast to `(batch, heads, query_tokens, key_tokens)`; it needs all four dimensions. Scores are in float32 where the input is half
+/// `(batch, query_tokens, heads * dim)` in the dtype of `value`. `mask` must broadcast to `(batch, heads, query_tokens, key_tokens)` and needs all
+/// four dimensions: numbers are added to the scores before the softmax; of a boolean one (U8), a key counts where it is not 0. Scores are in float32 where the input is half
 /// precision. Memory does not grow with `query_tokens * key_tokens`: queries are taken in groups, and on the CPU scores are never stored.
 /// A query all of whose keys are masked by negative infinity gets zeros on the CPU, as in the reference library, and NaN where candle's
 /// operations compute (on other devices, in float64, and where the mask is to be differentiated).
 ///
 /// # Errors
-/// When `heads` does not divide the last dimension, or shapes do not fit.
+/// When `heads` does not divide the last dimension, shapes do not fit, or the mask has a dtype of other integers.
 pub fn attention(
     query: &Tensor,
     key: &Tensor,
@@ -58,7 +58,7 @@ pub fn attention(
     if fused::computes(query, key, value, mask) && scale >= 0.0 {
         let shape = (batch, heads, query_tokens, key_tokens);
         let mask = match mask {
-            Some(mask) => Some(mask.to_dtype(DType::F32)?.broadcast_as(shape)?),
+            Some(mask) => Some(addend(mask, DType::F32)?.broadcast_as(shape)?),
             None => None,
         };
         let is_bfloat16 = [query, key, value].iter().all(|tensor| tensor.dtype() == DType::BF16);
@@ -66,6 +66,21 @@ pub fn attention(
         return record_fused(kernel, [query, key, value], heads, scale, mask);
     }
     composed(query, key, value, heads, scale, mask)
+}
+
+/// What a mask adds to the scores.
+fn addend(mask: &Tensor, dtype: DType) -> Result<Tensor> {
+    match mask.dtype() {
+        DType::U8 => {
+            let shown = Tensor::zeros(mask.shape(), dtype, mask.device())?;
+            let hidden = (shown.ones_like()? * f64::NEG_INFINITY)?;
+            mask.where_cond(&shown, &hidden)
+        }
+        other if other.is_float() => mask.to_dtype(dtype),
+        other => candle_core::bail!(
+            "attention: a mask of {other:?}; expected numbers to add (F32), or U8 with 0 for what is hidden"
+        ),
+    }
 }
 
 /// By blocks, whose weights the backward computes again.
@@ -112,7 +127,7 @@ fn composed(
     let keys = split_heads(key, heads, dtype)?.transpose(2, 3)?;
     let values = split_heads(value, heads, dtype)?;
     let mask = match mask {
-        Some(mask) => Some(mask.to_dtype(dtype)?.broadcast_as((batch, heads, query_tokens, key_tokens))?),
+        Some(mask) => Some(addend(mask, dtype)?.broadcast_as((batch, heads, query_tokens, key_tokens))?),
         None => None,
     };
     // One batch item after the other, in groups that do not depend on the batch: so neither do the bits of the result.

@@ -153,6 +153,45 @@ fn masks_of_any_strides() {
 }
 
 #[test]
+fn a_boolean_mask_hides_keys() -> Result<()> {
+    let (query, keys) = (numbers(&[2, 37, 48], 1), numbers(&[2, 140, 48], 2));
+    let shown = Tensor::arange(0u32, 140, &Device::Cpu)?.ne(5u32)?.reshape((1, 1, 1, 140))?;
+    let added: Vec<f32> = (0..140).map(|key| if key == 5 { f32::NEG_INFINITY } else { 0.0 }).collect();
+    let added = Tensor::from_vec(added, (1, 1, 1, 140), &Device::Cpu)?;
+    assert_eq!(shown.dtype(), DType::U8);
+    for dtype in [DType::F32, DType::F64] {
+        let (query, keys) = (query.to_dtype(dtype)?, keys.to_dtype(dtype)?);
+        let by = |mask: &Tensor| attention(&query, &keys, &keys, 2, 0.3, Some(mask));
+        assert_eq!(values(&by(&shown)?), values(&by(&added)?));
+        assert!(by(&shown.to_dtype(DType::U32)?).is_err());
+    }
+    Ok(())
+}
+
+#[test]
+fn what_an_earlier_mask_held_is_forgotten() -> Result<()> {
+    let gradients = |queries: usize, bad: bool| -> Result<Vec<f64>> {
+        let [query, key] =
+            [numbers(&[1, queries, 8], 1), numbers(&[1, 20, 8], 2)].map(|x| Var::from_tensor(&x).unwrap());
+        let mut mask = vec![0f32; queries * 20];
+        if bad {
+            mask[20 * 20..21 * 20].fill(f32::NAN);
+        }
+        let mask = Tensor::from_vec(mask, (1, 1, queries, 20), &Device::Cpu)?;
+        let output = attention(&query, &key, &key, 1, 0.3, Some(&mask))?;
+        let found = output.sqr()?.sum_all()?.backward()?;
+        Ok(values(found.get(&key).unwrap()))
+    };
+    // On one thread, so that both take the same room.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    pool.install(|| {
+        assert!(gradients(32, true)?.iter().any(|number| number.is_nan()));
+        assert!(gradients(17, false)?.iter().all(|number| number.is_finite()));
+        Ok(())
+    })
+}
+
+#[test]
 fn a_query_that_is_masked_whole() {
     let x = numbers(&[1, 20, 16], 1);
     let row = |value: f32| {

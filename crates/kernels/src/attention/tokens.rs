@@ -114,7 +114,7 @@ impl<'a> Mask<'a> {
         Ok(Self { values, strides: [batch, head, query, key] })
     }
 
-    /// Writes the mask of these queries and keys to `tile`, `(keys, width)`; what is beyond the queries stays.
+    /// Writes the mask of these queries and keys to `tile`, `(keys, width)`; zeros beyond the queries, where a sum over all of a row may come by.
     pub(super) fn read(
         &self,
         [batch, head]: [usize; 2],
@@ -130,6 +130,7 @@ impl<'a> Mask<'a> {
             for (query, number) in row[..queries.len()].iter_mut().enumerate() {
                 *number = self.values[start + query * query_stride];
             }
+            row[queries.len()..].fill(0.0);
         }
     }
 }

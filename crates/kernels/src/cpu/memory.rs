@@ -40,13 +40,22 @@ impl<S: Deref<Target = Storage>, T: WithDType> Values<S, T> {
 /// # Errors
 /// When there is no memory for so many.
 pub(crate) unsafe fn fill<T>(length: usize, write: impl FnOnce(&mut [MaybeUninit<T>])) -> Result<Vec<T>> {
+    let mut values = room(length)?;
+    write(&mut values.spare_capacity_mut()[..length]);
+    // SAFETY: so many have room, and the caller promises that they are written.
+    unsafe { values.set_len(length) };
+    Ok(values)
+}
+
+/// An empty vector with room for so many numbers.
+///
+/// # Errors
+/// When there is no memory for them.
+pub(crate) fn room<T>(length: usize) -> Result<Vec<T>> {
     let mut values = Vec::new();
     if values.try_reserve_exact(length).is_err() {
         candle_core::bail!("no memory for {length} numbers of {} bytes", size_of::<T>());
     }
-    write(&mut values.spare_capacity_mut()[..length]);
-    // SAFETY: so many have room, and the caller promises that they are written.
-    unsafe { values.set_len(length) };
     Ok(values)
 }
 

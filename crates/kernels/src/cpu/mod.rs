@@ -18,7 +18,7 @@ pub(crate) use float::{Chunk, Float, LANES, by_float, load_tail, store, store_ta
 pub(crate) use instructions::{Avx2, Avx512};
 pub(crate) use instructions::{Instructions, Plain};
 pub(crate) use level::{Work, run_at};
-pub(crate) use memory::{CACHE_LINE, fill, prefetch, values};
+pub(crate) use memory::{CACHE_LINE, fill, prefetch, room, values};
 pub(crate) use pointwise::{OnPart, Pointwise, map, map_two};
 
 /// A task has at least so many numbers: of float32, 64 kB.

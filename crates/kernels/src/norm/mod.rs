@@ -83,7 +83,9 @@ pub fn add_group_norm_silu(
 /// # Errors
 /// When shapes do not fit.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    let features = x.dims().last().copied().unwrap_or(0);
+    let Some(&features) = x.dims().last() else {
+        candle_core::bail!("layer_norm: a single number has no dimension to normalise");
+    };
     if is_on_cpu(x, features, weight, bias) {
         return fused_layer_norm(x, weight, bias, eps);
     }

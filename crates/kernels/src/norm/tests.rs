@@ -144,6 +144,8 @@ fn nothing_to_normalise_and_misuse() -> Result<()> {
     }
     assert_eq!(layer_norm(&numbers(&[0, 4], 1), &weight, &bias, 1e-5)?.dims(), [0, 4]);
     let none = numbers(&[0], 1);
+    assert!(layer_norm(&numbers(&[], 1), &none, &none, 1e-5).is_err());
+    let none = numbers(&[0], 1);
     assert_eq!(layer_norm(&numbers(&[3, 0], 1), &none, &none, 1e-5)?.dims(), [3, 0]);
     assert!(layer_norm(&numbers(&[3, 5], 1), &weight, &bias, 1e-5).is_err());
     assert!(group_norm(&numbers(&[3, 8, 2], 1), 2, &weight, &bias, 1e-5).is_err());

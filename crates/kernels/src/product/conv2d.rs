@@ -227,7 +227,7 @@ fn filter<S: Float, T: AsFloats>(
                 transforms: Transforms::new(kernel.level, outputs),
                 shared_bytes: SHARED_BYTES,
             };
-            output = winograd.compute();
+            output = winograd.compute()?;
             Ok(())
         })
     })?;
@@ -361,7 +361,7 @@ impl<S: Copy + Default> Pixels<'_, S> {
     /// What one tap of the kernel meets in one channel along a run.
     fn read(&self, run: &Run, channel: usize, tap: (usize, usize), numbers: &mut [S]) {
         let Geometry { channels, height, width, scale, params, .. } = self.geometry;
-        let Conv2dParams { stride, padding } = params;
+        let padding = params.padding;
         let (y, x) = (run.y + tap.0, run.x + tap.1);
         if y < padding || y - padding >= height {
             return numbers.fill(S::default());
@@ -372,31 +372,37 @@ impl<S: Copy + Default> Pixels<'_, S> {
         if scale == Scale::Two {
             return read_row_twice(row, x, params, numbers);
         }
-        let reach = (numbers.len() - 1) * stride;
-        if x >= padding && x - padding + reach < width {
-            let row = &row[x - padding..];
-            return match stride {
-                1 => copy(&row[..numbers.len()], numbers),
-                _ => numbers.iter_mut().zip(row.iter().step_by(stride)).for_each(|(to, from)| *to = *from),
-            };
-        }
-        if stride == 1 {
-            let before = padding.saturating_sub(x).min(numbers.len());
-            let row = row.get(x.saturating_sub(padding)..).unwrap_or(&[]);
-            let (before, numbers) = numbers.split_at_mut(before);
-            let (inside, after) = numbers.split_at_mut(row.len().min(numbers.len()));
-            before.fill(S::default());
-            inside.copy_from_slice(&row[..inside.len()]);
-            return after.fill(S::default());
-        }
-        for (index, number) in numbers.iter_mut().enumerate() {
-            let x = (x + index * stride).checked_sub(padding);
-            *number = x.and_then(|x| row.get(x)).copied().unwrap_or_default();
-        }
+        read_row(row, x, params, numbers);
     }
 }
 
 /// What one tap meets along a run, `x` being its first place in the padded picture.
+pub(super) fn read_row<S: Copy + Default>(row: &[S], x: usize, params: Conv2dParams, numbers: &mut [S]) {
+    let Conv2dParams { stride, padding } = params;
+    let reach = (numbers.len() - 1) * stride;
+    if x >= padding && x - padding + reach < row.len() {
+        let row = &row[x - padding..];
+        return match stride {
+            1 => copy(&row[..numbers.len()], numbers),
+            _ => numbers.iter_mut().zip(row.iter().step_by(stride)).for_each(|(to, from)| *to = *from),
+        };
+    }
+    if stride == 1 {
+        let before = padding.saturating_sub(x).min(numbers.len());
+        let row = row.get(x.saturating_sub(padding)..).unwrap_or(&[]);
+        let (before, numbers) = numbers.split_at_mut(before);
+        let (inside, after) = numbers.split_at_mut(row.len().min(numbers.len()));
+        before.fill(S::default());
+        inside.copy_from_slice(&row[..inside.len()]);
+        return after.fill(S::default());
+    }
+    for (index, number) in numbers.iter_mut().enumerate() {
+        let x = (x + index * stride).checked_sub(padding);
+        *number = x.and_then(|x| row.get(x)).copied().unwrap_or_default();
+    }
+}
+
+/// As [`read_row`], of a row each number of which stands twice.
 fn read_row_twice<S: Copy + Default>(row: &[S], x: usize, params: Conv2dParams, numbers: &mut [S]) {
     let Conv2dParams { stride, padding } = params;
     let width = 2 * row.len();

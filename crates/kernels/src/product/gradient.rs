@@ -5,12 +5,13 @@ use std::ops::Range;
 use candle_core::{DType, Result, Tensor};
 use half::{bf16, f16};
 
+use super::conv2d::read_row;
 use super::level::Level;
 use super::microkernel::{MAX_COLUMNS, Microkernel};
 use super::multiply::{Activations, After, Factor, multiply};
 use super::packed::Side;
-use super::panels::{Element, Pair, Source, transpose_rows};
-use super::weight_panels::{Stored, WeightPanels};
+use super::panels::{DEPTH, Element, Pair, Source, transpose_rows};
+use super::weight_panels::{Stored, WeightPanels, depth_blocks};
 use super::{to_tensor, with_values};
 use crate::Conv2dParams;
 use crate::cpu::{Float, fill};
@@ -161,28 +162,25 @@ struct Taps<'a, S> {
 }
 
 impl<S: Copy + Default> Taps<'_, S> {
-    /// What a tap meets at these pixels.
-    fn read(&self, item: usize, pixels: Range<usize>, numbers: &mut Vec<S>) {
+    /// What a tap meets at as many pixels as there are numbers, from this one.
+    fn read(&self, item: usize, first_pixel: usize, mut numbers: &mut [S]) {
         let ([height, width], [kernel_height, kernel_width]) = (self.size, self.kernel);
         let ([out_height, out_width], Conv2dParams { stride, padding }) = (self.out_size, self.params);
         let (channel, tap) = (item / (kernel_height * kernel_width), item % (kernel_height * kernel_width));
         let (tap_y, tap_x) = (tap / kernel_width, tap % kernel_width);
-        numbers.clear();
-        let mut pixel = pixels.start;
-        while pixel < pixels.end {
-            let (row, first) = (pixel / out_width, pixel % out_width);
-            let columns = first..out_width.min(first + pixels.end - pixel);
+        let (mut row, mut column) = (first_pixel / out_width, first_pixel % out_width);
+        while !numbers.is_empty() {
+            let (run, rest) = numbers.split_at_mut(numbers.len().min(out_width - column));
             let (picture, y) = (row / out_height, row % out_height * stride + tap_y);
-            let line = y.checked_sub(padding).filter(|y| *y < height).map(|y| {
-                let row = (picture * self.channels + channel) * height + y;
-                &self.values[row * width..][..width]
-            });
-            let at = |column: usize| {
-                let x = (column * stride + tap_x).checked_sub(padding)?;
-                line?.get(x).copied()
-            };
-            numbers.extend(columns.clone().map(|column| at(column).unwrap_or_default()));
-            pixel += columns.len();
+            match y.checked_sub(padding).filter(|y| *y < height) {
+                Some(y) => {
+                    let row = (picture * self.channels + channel) * height + y;
+                    let x = column * stride + tap_x;
+                    read_row(&self.values[row * width..][..width], x, self.params, run);
+                }
+                None => run.fill(S::default()),
+            }
+            (row, column, numbers) = (row + 1, 0, rest);
         }
     }
 }
@@ -195,12 +193,15 @@ impl<S: Source<E>, E: Element> Activations<E> for Taps<'_, S> {
     }
 
     fn pack(&self, items: Range<usize>, steps: Range<usize>, width: usize, panel: &mut [E]) {
-        let pixels = steps.start * S::PER_STEP..self.depth.min(steps.end * S::PER_STEP);
-        let mut rows = vec![Vec::with_capacity(pixels.len()); items.len()];
-        for (item, row) in items.zip(&mut rows) {
-            self.read(item, pixels.clone(), row);
+        let mut rows = vec![S::default(); items.len() * DEPTH * S::PER_STEP];
+        for (steps, panel) in depth_blocks(steps).zip(panel.chunks_mut(width * DEPTH)) {
+            let pixels = steps.start * S::PER_STEP..self.depth.min(steps.end * S::PER_STEP);
+            for (item, row) in items.clone().zip(rows.chunks_exact_mut(DEPTH * S::PER_STEP)) {
+                self.read(item, pixels.start, &mut row[..pixels.len()]);
+            }
+            let rows = rows.chunks_exact(DEPTH * S::PER_STEP).map(|row| &row[..pixels.len()]);
+            transpose_rows(rows, width, panel);
         }
-        transpose_rows(rows.iter().map(Vec::as_slice), width, panel);
     }
 
     fn place(&self, feature: usize, item: usize) -> usize {

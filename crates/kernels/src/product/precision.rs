@@ -50,7 +50,8 @@ impl Float32MatmulPrecision {
 
 static CURRENT: AtomicU8 = AtomicU8::new(UNSET);
 
-/// Sets what all products of this process use from now on.
+/// Sets what linear layers in float32 use from now on, in all of this process: those whose depth is a multiple of 32, where the processor has tiles or (for
+/// `Medium`) dot products of bfloat16. Convolutions, attention and the gradients of weights stay in plain float32.
 pub fn set_float32_matmul_precision(precision: Float32MatmulPrecision) {
     CURRENT.store(precision as u8, Ordering::Relaxed);
 }

@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
 
+use candle_core::Result;
 use rayon::prelude::*;
 
 use super::microkernel::Microkernel;
@@ -11,7 +12,7 @@ use super::multiply::{TASKS_PER_THREAD, share};
 use super::panels::{AlignedBuffer, DEPTH};
 use super::weight_panels::{AsFloats, WeightPanels};
 use super::winograd_transforms::{Added, Pictures, Planes, Run, Transforms};
-use crate::cpu::Float;
+use crate::cpu::{Float, room};
 
 const TAPS: usize = 9;
 /// The transformed tiles of a task take about so many bytes, which wait in the last cache while blocks of the weight pass by, and are at most so
@@ -86,10 +87,10 @@ struct TransformedWeight<'a> {
 
 impl<S: Float, T: AsFloats> Winograd<'_, S, T> {
     /// `(batch, features, height, width)`.
-    pub(super) fn compute(&self) -> Vec<S> {
+    pub(super) fn compute(&self) -> Result<Vec<S>> {
         let Planes { height, width, .. } = self.input.planes;
         let length = self.batch * self.weight.features() * height * width;
-        let mut output = Vec::with_capacity(length);
+        let mut output = room(length)?;
         let start = Output(output.as_mut_ptr());
         let kernel = self.kernel;
         let panels = self.tiles().div_ceil(kernel.columns);
@@ -106,7 +107,7 @@ impl<S: Float, T: AsFloats> Winograd<'_, S, T> {
         }
         // SAFETY: there is room for so many, and the tasks have written all tiles of all features.
         unsafe { output.set_len(length) };
-        output
+        Ok(output)
     }
 
     /// Into how many parts tasks divide so many panels of the weight.
