@@ -101,6 +101,12 @@ impl Shown {
         self.0.set_message(message);
     }
 
+    /// Shows that so many steps were done before: they say nothing of how long one takes.
+    pub(crate) fn begin_at(&self, steps: usize, total: usize) {
+        self.set_done(steps, total);
+        self.0.reset_eta();
+    }
+
     pub(crate) fn set_done(&self, steps: usize, total: usize) {
         self.0.set_length(total as u64);
         self.0.set_position(steps as u64);

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
@@ -33,24 +34,26 @@ pub struct Checkpoint {
 }
 
 impl Checkpoints {
-    /// Those in `folder` (`output_dir`), which is made if it is missing; of which only the newest `limit` are kept (`checkpoints_total_limit`). What
-    /// a run that was killed has left half-written is removed.
+    /// Those in `folder` (`output_dir`), which the first checkpoint makes if it is missing; of which only the newest `limit` are kept
+    /// (`checkpoints_total_limit`). What a run that was killed has left half-written is removed.
     ///
     /// # Errors
-    /// When the folder cannot be made or read, or the limit is 0.
+    /// When the folder cannot be read, or the limit is 0.
     pub fn new(folder: impl Into<PathBuf>, limit: Option<usize>) -> Result<Self> {
         let folder = folder.into();
         if limit == Some(0) {
             let (found, expected) = ("0".to_string(), "1 or more".to_string());
             return Err(Error::Field { field: "checkpoints_total_limit", found, expected });
         }
-        fs::create_dir_all(&folder).map_err(|error| io(&folder, error))?;
-        for entry in fs::read_dir(&folder).map_err(|error| io(&folder, error))?.flatten() {
+        let checkpoints = Self { folder, limit };
+        for entry in checkpoints.entries()? {
             if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
-                fs::remove_dir_all(entry.path()).map_err(|error| io(&entry.path(), error))?;
+                let path = entry.path();
+                let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+                removed.map_err(|error| io(&path, error))?;
             }
         }
-        Ok(Self { folder, limit })
+        Ok(checkpoints)
     }
 
     /// The steps that there are checkpoints of, in order.
@@ -58,11 +61,19 @@ impl Checkpoints {
     /// # Errors
     /// When the folder cannot be read.
     pub fn steps(&self) -> Result<Vec<u64>> {
-        let entries = fs::read_dir(&self.folder).map_err(|error| io(&self.folder, error))?;
         let step = |entry: fs::DirEntry| entry.file_name().to_str()?.strip_prefix(PREFIX)?.parse().ok();
-        let mut steps: Vec<u64> = entries.flatten().filter_map(step).collect();
+        let mut steps: Vec<u64> = self.entries()?.into_iter().filter_map(step).collect();
         steps.sort_unstable();
         Ok(steps)
+    }
+
+    /// What is in the folder: nothing where there is none yet.
+    fn entries(&self) -> Result<Vec<fs::DirEntry>> {
+        match fs::read_dir(&self.folder) {
+            Ok(entries) => Ok(entries.flatten().collect()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(io(&self.folder, error)),
+        }
     }
 
     /// The folder of a step's checkpoint.
@@ -70,7 +81,7 @@ impl Checkpoints {
         self.folder.join(format!("{PREFIX}{step}"))
     }
 
-    /// Writes a step's checkpoint, with whatever `more` adds to the folder, and removes those beyond the limit. All is on the disk before the folder gets its
+    /// Writes a step's checkpoint, with whatever `more` adds to the folder, and removes others beyond the limit. All is on the disk before the folder gets its
     /// name; after an error the earlier checkpoints are as they were.
     ///
     /// # Errors
@@ -81,6 +92,7 @@ impl Checkpoints {
         checkpoint: &Checkpoint,
         more: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<PathBuf> {
+        fs::create_dir_all(&self.folder).map_err(|error| io(&self.folder, error))?;
         let partial = Builder::new()
             .prefix(PARTIAL)
             .tempdir_in(&self.folder)
@@ -96,13 +108,15 @@ impl Checkpoints {
         }
         fs::rename(partial.keep(), &path).map_err(|error| io(&path, error))?;
         sync(&self.folder)?;
-        self.forget_oldest()?;
+        self.forget(step)?;
         Ok(path)
     }
 
-    fn forget_oldest(&self) -> Result<()> {
+    /// Removes what is beyond the limit: the oldest, but first those of steps that `newest` has not come to, which an earlier run has left.
+    fn forget(&self, newest: u64) -> Result<()> {
         let Some(limit) = self.limit else { return Ok(()) };
-        let steps = self.steps()?;
+        let mut steps = self.steps()?;
+        steps.sort_by_key(|step| (*step <= newest, *step));
         for step in &steps[..steps.len().saturating_sub(limit)] {
             let path = self.path(*step);
             fs::remove_dir_all(&path).map_err(|error| io(&path, error))?;

@@ -47,15 +47,24 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
     }
     if recipe == Recipe::Unconditional {
         let flags = [
-            ("--validation-prompt", arguments.watch.validation_prompt.is_some()),
+            ("--validation-prompt", !arguments.watch.validation_prompt.is_empty()),
             ("--train-text-encoder", arguments.train_text_encoder),
             ("--snr-gamma", arguments.noise.snr_gamma.is_some()),
             ("--gradient-checkpointing", arguments.steps.gradient_checkpointing),
+            ("--noise-offset", arguments.noise.noise_offset != 0.0),
+            ("--input-perturbation", arguments.noise.input_perturbation != 0.0),
+            ("--rescale-betas-zero-snr", arguments.noise.rescale_betas_zero_snr),
+            ("--proportion-empty-prompts", arguments.pictures.proportion_empty_prompts != 0.0),
+            ("--encoder-cache-dir", arguments.pictures.encoder_cache_dir.is_some()),
         ];
         if let Some((flag, _)) = flags.iter().find(|(_, is_given)| *is_given) {
             bail!("{flag} is for models that paint from a text; unconditional ones have none");
         }
     }
+    ensure!(
+        arguments.steps.mixed_precision != MixedPrecision::Fp16,
+        "--mixed-precision fp16: gradients are too small for float16 without loss scaling, which is not here; give bf16, which takes as much memory"
+    );
     check_pairs(arguments)?;
     let has_token = arguments.word.placeholder_token.is_some() || arguments.word.initializer_token.is_some();
     if recipe == Recipe::CustomDiffusion {
@@ -124,18 +133,24 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
 /// What is for pictures that come with others.
 fn check_pairs(arguments: &TrainArguments) -> Result<()> {
     let recipe = arguments.recipe;
-    if let Some(picture) = &arguments.watch.validation_image {
+    let (prompts, images) = (&arguments.watch.validation_prompt, &arguments.watch.validation_image);
+    for picture in images {
         load_picture(picture)?;
     }
-    let looks = [arguments.watch.validation_prompt.is_some(), arguments.watch.validation_image.is_some()];
     if recipe.has_pairs() {
         ensure!(
-            looks[0] == looks[1],
+            prompts.is_empty() == images.is_empty(),
             "--validation-prompt and --validation-image belong together in this recipe; give both"
+        );
+        ensure!(
+            images.len() <= 1 || prompts.len() <= 1 || images.len() == prompts.len(),
+            "--validation-prompt has {} prompts, --validation-image {} pictures; give as many, or one of either for all of the other",
+            prompts.len(),
+            images.len()
         );
         ensure!(!arguments.train_text_encoder, "--train-text-encoder is not for this recipe; leave it out");
     } else {
-        ensure!(!looks[1], "--validation-image is for controlnet and instruct-pix2pix");
+        ensure!(images.is_empty(), "--validation-image is for controlnet and instruct-pix2pix");
     }
     ensure!(
         recipe == Recipe::Controlnet || arguments.pairs.controlnet_model_name_or_path.is_none(),
@@ -159,6 +174,8 @@ fn check_lora(arguments: &TrainArguments) -> Result<()> {
         ("--use-rslora", lora.use_rslora),
         ("--target-modules", lora.target_modules.is_some()),
         ("--init-lora-weights", lora.init_lora_weights != InitLoraWeights::Gaussian),
+        ("--lora-alpha", lora.lora_alpha.is_some()),
+        ("--lora-dropout", lora.lora_dropout != 0.0),
     ];
     match flags.iter().find(|(_, is_given)| *is_given) {
         Some((flag, _)) if !arguments.recipe.is_lora() => {

@@ -23,6 +23,14 @@ pub(crate) fn read(file: &Path) -> Result<Vec<OsString>> {
             toml::Value::String(text) => text,
             toml::Value::Integer(number) => number.to_string(),
             toml::Value::Float(number) => number.to_string(),
+            // Each of these is a text or file of its own, in which there may be commas.
+            toml::Value::Array(values)
+                if key.starts_with("validation") && values.iter().all(toml::Value::is_str) =>
+            {
+                let texts = values.iter().filter_map(toml::Value::as_str);
+                flags.extend(texts.map(|text| OsString::from(format!("{flag}={text}"))));
+                continue;
+            }
             toml::Value::Array(values) if values.iter().all(toml::Value::is_str) => {
                 values.iter().filter_map(toml::Value::as_str).collect::<Vec<_>>().join(",")
             }

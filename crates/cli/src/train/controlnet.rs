@@ -12,7 +12,7 @@ use candle_diffusers_training::recipes::TrainedControlNet;
 
 use super::data::Data;
 use super::processes::Started;
-use super::session::{Learned, Parts, Session};
+use super::session::{Learned, Parts, Session, Stage};
 use super::taught::Taught;
 use super::trained::{denoising_options, group};
 use super::trainer::new_trainer;
@@ -42,7 +42,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     let denoising = denoising_options(arguments, &models)?;
     let taught = Taught::ControlNet(Box::new(models), trained, denoising);
     let (folder, learned) = (arguments.output_dir.clone(), Learned::default());
-    let parts = Parts { folder, taught, learned, trainer, data, max_steps };
+    let parts = Parts { folder, taught, learned, trainer, data, max_steps, stage: Stage::Only };
     Session::new(arguments, progress, started, parts)?.run(Some(&repository))
 }
 

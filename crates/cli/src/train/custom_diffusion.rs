@@ -10,7 +10,7 @@ use candle_diffusers_training::recipes::{
 
 use super::data::Data;
 use super::processes::Started;
-use super::session::{Learned, Parts, Session};
+use super::session::{Learned, Parts, Session, Stage};
 use super::taught::Taught;
 use super::trained::{denoising_options, group};
 use super::trainer::new_trainer;
@@ -51,6 +51,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
         trainer: new_trainer(arguments, groups, max_steps, TorchGenerator::new(arguments.steps.seed))?,
         data,
         max_steps,
+        stage: Stage::Only,
     };
     Session::new(arguments, progress, started, parts)?.run(Some(&repository))
 }

@@ -1,9 +1,9 @@
 //! The pictures of a run.
 
-use std::fs;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_diffusers_loaders::Repository;
@@ -11,6 +11,7 @@ use candle_diffusers_pipelines::Filter;
 use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_training::dataset::{
     Batch, BatchLoader, BatchOptions, Captions, Dataset, DatasetOptions, Flip, Position, TransformOptions,
+    has_captions,
 };
 use candle_diffusers_training::recipes::{Example, LearnableProperty};
 
@@ -18,7 +19,7 @@ use serde_json::Value;
 
 use super::concepts::Concept;
 use super::processes::Started;
-use super::{Property, Recipe, TrainArguments, buckets};
+use super::{Interpolation, Property, Recipe, TrainArguments, buckets};
 use crate::terminal;
 
 /// Batches that are read before they are asked for.
@@ -30,7 +31,8 @@ const CLASS_KEYS: u64 = 1 << 32;
 pub(super) struct Data {
     own: Arc<Dataset>,
     class: Option<Arc<Dataset>>,
-    resolution: u32,
+    /// How folders are read, but for captions and what belongs to each picture.
+    options: DatasetOptions,
     batches: BatchOptions,
 }
 
@@ -54,12 +56,16 @@ impl Data {
         }
         let other = columns(arguments).other.or(arguments.pictures.mask_column.as_ref());
         let options = DatasetOptions {
-            picture_columns: other.into_iter().cloned().collect(),
-            masks_beside: arguments.pictures.use_mask_captioned_data,
+            transform: transform(arguments, is_told_crops(repository)?),
             ..dataset_options(arguments, resolution)?
         };
-        let own = Arc::new(open_all(&folders, arguments, &options)?);
-        Ok(Self { own, class: None, resolution, batches: batches(arguments, started)? })
+        let own = DatasetOptions {
+            picture_columns: other.into_iter().cloned().collect(),
+            masks_beside: arguments.pictures.use_mask_captioned_data,
+            ..options.clone()
+        };
+        let own = Arc::new(open_all(&folders, arguments, &own)?);
+        Ok(Self { own, class: None, options, batches: batches(arguments, started)? })
     }
 
     /// Opens the folder to learn from, for a model that is told nothing of the pictures.
@@ -72,8 +78,8 @@ impl Data {
             bail!("there is no folder of pictures to learn from")
         };
         let options = DatasetOptions { captions: Captions::None, ..dataset_options(arguments, resolution)? };
-        let own = Arc::new(open(folder, options)?);
-        Ok(Self { own, class: None, resolution, batches: batches(arguments, started)? })
+        let own = Arc::new(open(folder, options.clone())?);
+        Ok(Self { own, class: None, options, batches: batches(arguments, started)? })
     }
 
     /// Opens the folders of the classes, when their pictures are all there.
@@ -81,11 +87,15 @@ impl Data {
         if arguments.thing.with_prior_preservation {
             let folders =
                 concepts.iter().filter_map(Concept::class).map(|(folder, prompt)| (folder, Some(prompt)));
-            let options = dataset_options(arguments, self.resolution)?;
-            let class = open_all(&folders.collect::<Vec<_>>(), arguments, &options)?;
+            let class = open_all(&folders.collect::<Vec<_>>(), arguments, &self.options)?;
             self.class = Some(Arc::new(class));
         }
         Ok(())
+    }
+
+    /// The width and height that is trained at; of buckets, what their sizes have about the area of.
+    pub(super) fn resolution(&self) -> u32 {
+        self.options.resolution
     }
 
     /// Steps in which all pictures come once.
@@ -193,9 +203,10 @@ impl Reader {
         Ok(examples)
     }
 
-    /// The share of the time that was spent waiting for pictures.
-    pub(super) fn waiting(&self) -> f64 {
-        self.own.waiting().share()
+    /// How long steps have waited for pictures.
+    pub(super) fn waited(&self) -> Duration {
+        let class = self.class.as_ref().map_or(Duration::ZERO, |class| class.waiting().waited);
+        self.own.waiting().waited + class
     }
 }
 
@@ -221,22 +232,19 @@ fn examples(batch: &Batch, first_key: Option<u64>) -> Result<Vec<Example>> {
 
 /// What pictures show: what the folder itself says of each, or else the prompt for all.
 fn captions(folder: &Path, prompt: Option<&str>, arguments: &TrainArguments) -> Captions {
-    let says = |entry: fs::DirEntry| {
-        let path = entry.path();
-        path.extension().is_some_and(|ending| ending == "txt")
-            || path.file_stem().is_some_and(|name| name == "metadata")
-    };
-    let has_captions = fs::read_dir(folder).is_ok_and(|entries| entries.flatten().any(says));
+    let column = &columns(arguments).caption;
+    // Where metadata cannot be read, opening the folder says why.
+    let has_captions = || has_captions(folder, column).unwrap_or(true);
     match (prompt, &arguments.word.placeholder_token) {
-        (Some(prompt), _) if !has_captions => Captions::Prompt(prompt.to_string()),
-        (_, Some(token)) if !has_captions => {
+        (Some(prompt), _) if !has_captions() => Captions::Prompt(prompt.to_string()),
+        (_, Some(token)) if !has_captions() => {
             let property = match arguments.word.learnable_property {
                 Property::Object => LearnableProperty::Object,
                 Property::Style => LearnableProperty::Style,
             };
             Captions::OneOf(property.captions(token))
         }
-        _ => Captions::Folder { column: columns(arguments).caption.clone() },
+        _ => Captions::Folder { column: column.to_string() },
     }
 }
 
@@ -266,15 +274,33 @@ fn columns(arguments: &TrainArguments) -> Columns<'_> {
 }
 
 /// As the recipe's script brings pictures to size.
-fn transform(arguments: &TrainArguments) -> TransformOptions {
+fn transform(arguments: &TrainArguments, is_told_crops: bool) -> TransformOptions {
+    let own_filter = match arguments.recipe {
+        Recipe::TextToImage | Recipe::TextToImageLora | Recipe::DreamboothLora => Interpolation::Lanczos,
+        Recipe::TextualInversion | Recipe::PivotalTuning | Recipe::InstructPix2pix => Interpolation::Bicubic,
+        Recipe::Unconditional | Recipe::Dreambooth | Recipe::CustomDiffusion | Recipe::Controlnet => {
+            Interpolation::Bilinear
+        }
+    };
     TransformOptions {
-        filter: match arguments.recipe {
-            Recipe::InstructPix2pix => Filter::Bicubic,
-            _ => Filter::Bilinear,
+        filter: match arguments.pictures.image_interpolation_mode.unwrap_or(own_filter) {
+            Interpolation::Bilinear => Filter::Bilinear,
+            Interpolation::Bicubic => Filter::Bicubic,
+            Interpolation::Lanczos => Filter::Lanczos,
         },
         center_crop: arguments.pictures.center_crop || arguments.recipe == Recipe::Controlnet,
-        flip: if arguments.pictures.random_flip { Flip::AfterCrop } else { Flip::Never },
+        flip: match (arguments.pictures.random_flip, is_told_crops) {
+            (false, _) => Flip::Never,
+            (true, false) => Flip::AfterCrop,
+            (true, true) => Flip::BeforeCrop,
+        },
     }
+}
+
+/// Whether a model is told where pictures were cut, as Stable Diffusion XL is.
+fn is_told_crops(repository: &Repository) -> Result<bool> {
+    let unet: Value = repository.read_json("unet/config.json")?;
+    Ok(unet["addition_embed_type"] == "text_time")
 }
 
 /// Several folders as one, each with the prompt for pictures that have no captions.
@@ -308,7 +334,7 @@ fn dataset_options(arguments: &TrainArguments, resolution: u32) -> Result<Datase
         resolution,
         picture_column: columns(arguments).picture.clone(),
         buckets: buckets::read(arguments, resolution)?,
-        transform: transform(arguments),
+        transform: transform(arguments, false),
         repeats: pictures.repeats,
         seed: arguments.steps.seed,
         skip_broken: pictures.skip_broken,

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::data::Data;
 use super::processes::Started;
-use super::session::{Learned, Parts, Session};
+use super::session::{Learned, Parts, Session, Stage};
 use super::taught::Taught;
 use super::trained::{denoising_options, group};
 use super::trainer::new_trainer;
@@ -42,6 +42,6 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     };
     let taught = Taught::Editing(Box::new(models), config, options);
     let (folder, learned) = (arguments.output_dir.clone(), Learned::default());
-    let parts = Parts { folder, taught, learned, trainer, data, max_steps };
+    let parts = Parts { folder, taught, learned, trainer, data, max_steps, stage: Stage::Only };
     Session::new(arguments, progress, started, parts)?.run(Some(&repository))
 }

@@ -32,8 +32,8 @@ use candle_diffusers_training::LrScheduleName;
 use crate::progress::Progress;
 
 pub(crate) use arguments::{
-    FreezeModel, InitLoraWeights, MixedPrecision, OptimizerName, Property, Recipe, ReportTo, TrainArguments,
-    TrainedLoraFormat, expand,
+    FreezeModel, InitLoraWeights, Interpolation, MixedPrecision, OptimizerName, Property, Recipe, ReportTo,
+    TrainArguments, TrainedLoraFormat, expand,
 };
 use processes::Started;
 
@@ -46,6 +46,7 @@ pub(crate) fn run(arguments: &TrainArguments, progress: &Progress) -> Result<()>
 
 fn run_recipe(arguments: &TrainArguments, progress: &Progress, started: &Started) -> Result<()> {
     check::check_flags(arguments)?;
+    arguments.without_effect.tell();
     // Small things first: what is wrong with them is told before a model is loaded.
     arguments.steps.lr_scheduler.parse::<LrScheduleName>()?;
     match arguments.recipe {

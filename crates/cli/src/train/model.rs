@@ -5,8 +5,8 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device};
-use candle_diffusers_loaders::{LoadOptions, ModelIndex, Repository};
-use candle_diffusers_pipelines::{StableDiffusionPipeline, Task, task};
+use candle_diffusers_loaders::{LoadOptions, ModelIndex, Repository, load_vae};
+use candle_diffusers_pipelines::{StableDiffusionPipeline, Task, TextEncoders, task};
 
 use super::{TrainArguments, noise_schedule};
 use crate::embedded;
@@ -52,6 +52,10 @@ pub(super) fn load(
     // Pictures that are looked at while training are for whoever trains.
     let unchecked = repository.clone().without(&["safety_checker", "feature_extractor"]);
     let mut models = StableDiffusionPipeline::load(&unchecked, &options)?;
+    if matches!(models.text_encoders, TextEncoders::Xl(_)) {
+        // As diffusers' scripts have it: in half precision its losses may be no numbers.
+        models.vae = load_vae(repository, "vae", &in_float32(&options))?;
+    }
     noise_schedule::set(arguments, &mut models)?;
     Ok((models, options))
 }

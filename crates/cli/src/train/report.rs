@@ -1,14 +1,14 @@
 //! How a run goes, for those who look at it later: log.jsonl, and TensorBoard's files.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use candle_diffusers_training::StepReport;
 use image::{ImageFormat, RgbImage};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::tensorboard::EventFile;
 use super::{ReportTo, TrainArguments};
@@ -20,13 +20,13 @@ pub(super) struct Report {
 }
 
 impl Report {
-    /// Begins after `step`: at the first anew, later behind what is there.
+    /// Begins after `step`, behind what was written of the steps until then.
     pub(super) fn open(arguments: &TrainArguments, folder: &Path, step: u64) -> Result<Self> {
         let path = folder.join("log.jsonl");
-        let is_new = step == 0;
-        let mut options = OpenOptions::new();
-        options.create(true).append(!is_new).truncate(is_new).write(true);
-        let log = options.open(&path).with_context(|| format!("writing {}", path.display()))?;
+        let name = || format!("writing {}", path.display());
+        let kept = if step == 0 { String::new() } else { until(&path, step).with_context(name)? };
+        let mut log = File::create(&path).with_context(name)?;
+        log.write_all(kept.as_bytes()).with_context(name)?;
         let events = match arguments.watch.report_to {
             ReportTo::None => None,
             ReportTo::Tensorboard => {
@@ -56,4 +56,18 @@ impl Report {
         picture.write_to(&mut png, ImageFormat::Png).context("writing a picture for TensorBoard")?;
         events.picture(step, "validation", picture.width(), picture.height(), png.into_inner())
     }
+}
+
+/// The lines of a log until a step: a run that was killed has gone on after its last checkpoint, and may have written half a line.
+fn until(path: &Path, step: u64) -> io::Result<String> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(String::new()),
+        Err(error) => return Err(error),
+    };
+    let is_kept = |line: &&str| {
+        let line: Option<Value> = serde_json::from_str(line).ok();
+        line.and_then(|line| line["step"].as_u64()).is_some_and(|written| written <= step)
+    };
+    Ok(text.lines().filter(is_kept).flat_map(|line| [line, "\n"]).collect())
 }

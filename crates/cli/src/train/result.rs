@@ -18,7 +18,7 @@ use super::{TrainArguments, TrainedLoraFormat};
 use crate::terminal;
 
 /// Begins as those of checkpoints that are not whole yet: what a run that was killed leaves of it, the next one removes.
-const PARTIAL: &str = ".checkpoint-result-";
+pub(super) const PARTIAL: &str = ".checkpoint-result-";
 
 /// The names that diffusers looks for.
 const LORA_FILE: &str = "pytorch_lora_weights.safetensors";
@@ -45,9 +45,6 @@ fn write_lora(folder: &Path, loras: &[TrainedLora]) -> candle_diffusers_training
 
 /// Writes what was learned: a LoRA's file, or a whole model's folder.
 pub(super) fn write(session: &mut Session, repository: Option<&Repository>) -> Result<()> {
-    if let Some(ema) = &session.parts.trainer.ema {
-        ema.copy_to(&session.parts.trainer.groups)?;
-    }
     let folder = &session.parts.folder;
     if let Some(token) = &session.parts.learned.token {
         let path = folder.join(EMBEDDING_FILE);
@@ -132,11 +129,9 @@ fn write_unconditional(session: &Session) -> Result<()> {
 /// The folder of the model that the run began with, with the weights that were trained.
 fn write_whole(session: &Session, repository: &Repository) -> Result<()> {
     let folder = &session.parts.folder;
-    let source = session
-        .arguments
-        .pretrained_model_name_or_path
-        .as_ref()
-        .context("there is no folder to begin with")?;
+    // A model from the hub lies in a folder of the cache; one in a single file has none.
+    let given = session.arguments.pretrained_model_name_or_path.as_deref().map(Path::new);
+    let source = repository.path().or(given).context("there is no folder to begin with")?;
     let model = folder.join("model");
     // All of it in the dtype of what was trained: diffusers computes with each part in that of its file.
     let options = ConvertOptions {
@@ -145,7 +140,7 @@ fn write_whole(session: &Session, repository: &Repository) -> Result<()> {
     };
     let temporary = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(folder)?;
     let whole = temporary.path().join("model");
-    convert(Path::new(source), &whole, &options, &|_| ())?;
+    convert(source, &whole, &options, &|_| ())?;
     let trained: Vec<_> = parameters(&session.parts.trainer.groups).cloned().collect();
     let components = [("unet", "diffusion_pytorch_model.safetensors"), ("text_encoder", "model.safetensors")];
     for (component, weights) in components {

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use candle_diffusers_loaders::Repository;
@@ -44,7 +45,21 @@ pub(super) struct Parts {
     pub(super) trainer: Trainer,
     pub(super) data: Data,
     pub(super) max_steps: u64,
+    pub(super) stage: Stage,
 }
+
+/// Which part of a recipe a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    Only,
+    /// Pivotal tuning: the word, in a folder of its own.
+    Word,
+    /// The LoRA that comes then.
+    Lora,
+}
+
+/// The folder of a word that a LoRA is learned for then.
+pub(super) const WORD_FOLDER: &str = "inversion";
 
 pub(super) struct Session<'a> {
     pub(super) arguments: &'a TrainArguments,
@@ -64,8 +79,8 @@ impl<'a> Session<'a> {
         let limit = arguments.watch.checkpoints_total_limit;
         let checkpoints = started.first_before_others(|| Ok(Checkpoints::new(&parts.folder, limit)?))?;
         parts.trainer.share_batches(started.processes.clone(), parts.data.kinds());
-        if !started.is_first() {
-            // The average changes no step, and the first writes it.
+        if !started.is_first() && parts.stage != Stage::Word {
+            // The average changes no step, and the first writes it; but a LoRA goes on from a word's.
             parts.trainer.ema = None;
         }
         Ok(Self { arguments, progress, started, checkpoints, parts })
@@ -79,17 +94,30 @@ impl<'a> Session<'a> {
             self.write_settings()?;
         }
         self.train()?;
+        if let Some(ema) = &self.parts.trainer.ema {
+            ema.copy_to(&self.parts.trainer.groups)?;
+        }
         if self.started.is_first() {
             result::write(self, repository)?;
         }
         Ok(())
     }
 
+    /// All flags that change what is learned, with what those mean that were not given.
+    fn resolved(&self) -> Result<toml::Table> {
+        let mut table = toml::Table::try_from(self.arguments)?;
+        table.insert("resolution".to_string(), i64::from(self.parts.data.resolution()).into());
+        // How long the word is learned has a flag of its own.
+        if self.parts.stage != Stage::Word {
+            table.insert("max_train_steps".to_string(), i64::try_from(self.parts.max_steps)?.into());
+        }
+        Ok(table)
+    }
+
     /// What a checkpoint must have been made with: all that changes what is learned.
     fn settings(&self) -> Result<BTreeMap<String, String>> {
-        let table = toml::Table::try_from(self.arguments)?;
         let mut settings: BTreeMap<String, String> =
-            table.into_iter().map(|(name, value)| (name, value.to_string())).collect();
+            self.resolved()?.into_iter().map(|(name, value)| (name, value.to_string())).collect();
         settings.insert("recipe".to_string(), format!("{:?}", self.arguments.recipe));
         // Of all processes, as a step depends on nothing else of them: a run may go on with another number of them.
         let batch = self.arguments.steps.train_batch_size * self.started.processes.size();
@@ -105,7 +133,16 @@ impl<'a> Session<'a> {
     /// Goes on from the checkpoint that was named, if there is one.
     fn resume(&mut self) -> Result<()> {
         let Some(name) = &self.arguments.watch.resume_from_checkpoint else { return Ok(()) };
-        let Some(folder) = self.checkpoints.find(name)? else {
+        let output = &self.arguments.output_dir;
+        let is_of = |folder: &Path| Checkpoints::new(folder, None).and_then(|other| other.find(name)).is_ok();
+        let found = match (self.checkpoints.find(name), self.parts.stage) {
+            // A checkpoint of the LoRA comes after the whole of the word's run.
+            (Err(_), Stage::Word) if is_of(output) => self.checkpoints.find("latest")?,
+            // One of the word comes before anything of the LoRA's.
+            (Err(_), Stage::Lora) if is_of(&output.join(WORD_FOLDER)) => None,
+            (found, _) => found?,
+        };
+        let Some(folder) = found else {
             terminal::note("there is no checkpoint yet; beginning anew");
             return Ok(());
         };
@@ -118,9 +155,27 @@ impl<'a> Session<'a> {
 
     /// Writes the settings that the run ended up with, as --config reads them.
     fn write_settings(&self) -> Result<()> {
-        let path = self.parts.folder.join("settings.toml");
-        let text = toml::to_string(self.arguments)?;
-        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+        let folder = &self.parts.folder;
+        fs::create_dir_all(folder).with_context(|| format!("writing {}", folder.display()))?;
+        let path = folder.join("settings.toml");
+        let mut table = self.resolved()?;
+        table.extend(toml::Table::try_from(&self.arguments.watch)?);
+        if let Some(folder) = &self.arguments.pictures.encoder_cache_dir {
+            table.insert("encoder_cache_dir".to_string(), folder.display().to_string().into());
+        }
+        let text = format!("# diffuse train {}\n{table}", self.arguments.recipe.name());
+        let write = || -> std::io::Result<()> {
+            let mut builder = tempfile::Builder::new();
+            builder.prefix(result::PARTIAL);
+            // As any file that a program makes: others may read it where the user's mask lets them.
+            #[cfg(unix)]
+            builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+            let mut file = builder.tempfile_in(folder)?;
+            file.write_all(text.as_bytes())?;
+            file.persist(&path)?;
+            Ok(())
+        };
+        write().with_context(|| format!("writing {}", path.display()))
     }
 
     /// Takes the steps that are left.
@@ -128,16 +183,16 @@ impl<'a> Session<'a> {
         // Where no handler can be set, an interrupt ends the run, which goes on from its last checkpoint.
         ctrlc::set_handler(|| STOP.store(true, Ordering::SeqCst)).ok();
         let accumulated = self.arguments.steps.gradient_accumulation_steps as u64;
-        let mut reader = self.parts.data.reader(self.parts.trainer.steps_done() * accumulated)?;
         let begun = self.parts.trainer.steps_done();
         let log = || Report::open(self.arguments, &self.parts.folder, begun);
         let mut log = self.started.is_first().then(log).transpose()?;
         let mut validation = Validation::open(&self.parts.folder, begun);
         let mut notes = self.started.notes(self.progress);
         encode_ahead(self.arguments, self.progress, &self.parts)?;
+        let mut reader = self.parts.data.reader(self.parts.trainer.steps_done() * accumulated)?;
         let bar = self.progress.steps("training", self.parts.max_steps as usize);
-        bar.set_done(self.parts.trainer.steps_done() as usize, self.parts.max_steps as usize);
-        let started = Instant::now();
+        bar.begin_at(self.parts.trainer.steps_done() as usize, self.parts.max_steps as usize);
+        let mut spent = Duration::ZERO;
         while self.parts.trainer.steps_done() < self.parts.max_steps {
             // Anew after each look, for which the models are needed: it knows the captions' embeddings only.
             let taken = self.parts.trainer.steps_done() * accumulated;
@@ -167,6 +222,7 @@ impl<'a> Session<'a> {
                 if let Some(log) = &mut log {
                     log.step(&report, start.elapsed())?;
                 }
+                spent += start.elapsed();
                 let is_last = report.step == self.parts.max_steps;
                 let stop = self.started.any(STOP.load(Ordering::SeqCst))?;
                 let is_time = is_last || stop || report.step % self.arguments.watch.checkpointing_steps == 0;
@@ -188,7 +244,8 @@ impl<'a> Session<'a> {
                 self.validate(&mut validation, log)?;
             }
         }
-        let (share, seconds) = (reader.waiting() * 100.0, started.elapsed().as_secs_f64());
+        let (waited, seconds) = (reader.waited().as_secs_f64(), spent.as_secs_f64());
+        let share = if spent.is_zero() { 0.0 } else { waited / seconds * 100.0 };
         self.progress.suspend(|| {
             terminal::note(&format!("trained for {seconds:.0} s, of which {share:.1}% waiting for pictures"));
         });
@@ -196,14 +253,18 @@ impl<'a> Session<'a> {
     }
 
     fn with_last_checkpoint(&self, error: candle_diffusers_training::Error) -> anyhow::Error {
-        let last = self.checkpoints.steps().ok().and_then(|steps| steps.last().copied());
-        let is_loss = matches!(error, candle_diffusers_training::Error::LossNotFinite { .. });
-        match last {
-            Some(step) if is_loss => {
-                let folder = self.checkpoints.path(step);
-                anyhow::anyhow!("{error} (the last good one is {})", folder.display())
+        let candle_diffusers_training::Error::LossNotFinite { step: failed, .. } = error else {
+            return error.into();
+        };
+        // The weights after the step before gave this loss; those after the one before that gave a number.
+        let mut steps = self.checkpoints.steps().unwrap_or_default();
+        steps.retain(|step| step + 1 < failed);
+        match steps.last() {
+            Some(step) => {
+                let folder = self.checkpoints.path(*step);
+                anyhow::anyhow!("{error} (the last good checkpoint is {})", folder.display())
             }
-            _ => error.into(),
+            None => error.into(),
         }
     }
 
@@ -226,16 +287,26 @@ impl<'a> Session<'a> {
         let epochs =
             watch.validation_epochs.map(|epochs| epochs * self.parts.data.steps_per_epoch(self.arguments));
         let is_turn = |steps: Option<u64>| steps.is_some_and(|steps| step.is_multiple_of(steps));
-        watch.validation_prompt.is_some() && (is_turn(steps) || is_turn(epochs))
+        !watch.validation_prompt.is_empty() && (is_turn(steps) || is_turn(epochs))
     }
 
-    /// Paints the validation prompt as the model is now.
+    /// Paints the validation prompts as the model is now; with its average where there is one.
     fn validate(&mut self, validation: &mut Validation, log: &mut Report) -> Result<()> {
-        let Some(prompt) = &self.arguments.watch.validation_prompt else { return Ok(()) };
-        let step = self.parts.trainer.steps_done();
-        let _shown = self.progress.activity(format!("painting {prompt:?}"));
-        let row = validation.paint(self.arguments, prompt, &mut self.parts.taught, step)?;
-        log.validation(step, &row)
+        if self.arguments.watch.validation_prompt.is_empty() {
+            return Ok(());
+        }
+        let Parts { trainer, taught, .. } = &mut self.parts;
+        let step = trainer.steps_done();
+        let _shown = self.progress.activity("painting the validation prompts");
+        if let Some(ema) = &mut trainer.ema {
+            ema.store(&trainer.groups)?;
+            ema.copy_to(&trainer.groups)?;
+        }
+        let row = validation.paint(self.arguments, taught, step);
+        if let Some(ema) = &mut trainer.ema {
+            ema.restore(&trainer.groups)?;
+        }
+        log.validation(step, &row?)
     }
 }
 

@@ -4,12 +4,13 @@ use anyhow::Result;
 use candle_diffusers_pipelines::Task;
 use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_training::Checkpoints;
+use candle_diffusers_training::recipes::DenoisingOptions;
 
 use super::data::Data;
 use super::processes::Started;
-use super::session::{Learned, Parts, Session};
+use super::session::{Learned, Parts, Session, Stage, WORD_FOLDER};
 use super::taught::Taught;
-use super::trained::{attach_token, choose_trained, denoising_options, token_group};
+use super::trained::{attach_token, choose_trained, denoising_options, group};
 use super::trainer::new_trainer;
 use super::{Recipe, TrainArguments, class_pictures, concepts, model};
 use crate::progress::Progress;
@@ -30,16 +31,18 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     if arguments.recipe == Recipe::PivotalTuning
         && let Some(learned) = token.take()
     {
-        let groups = vec![token_group(&learned, arguments.steps.learning_rate_ti)];
+        let groups = vec![group(arguments, started, learned.parameters(), arguments.steps.learning_rate_ti)];
         let max_steps = arguments.steps.max_train_steps_ti;
-        let denoising = denoising_options(arguments, &models)?;
+        let denoising =
+            DenoisingOptions { train_text_encoder: true, ..denoising_options(arguments, &models)? };
         let parts = Parts {
-            folder: arguments.output_dir.join("inversion"),
+            folder: arguments.output_dir.join(WORD_FOLDER),
             taught: Taught::StableDiffusion(Box::new(models), denoising),
             learned: Learned { token: Some(learned), ..Default::default() },
             trainer: new_trainer(arguments, groups, max_steps, generator.clone())?,
             data,
             max_steps,
+            stage: Stage::Word,
         };
         let mut session = Session::new(arguments, progress, started, parts)?;
         session.run(Some(&repository))?;
@@ -48,12 +51,14 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     }
     let (groups, loras) = match (arguments.recipe, &token) {
         (Recipe::TextualInversion, Some(token)) => {
-            (vec![token_group(token, arguments.steps.learning_rate)], Vec::new())
+            let group = group(arguments, started, token.parameters(), arguments.steps.learning_rate);
+            (vec![group], Vec::new())
         }
         _ => choose_trained(arguments, started, &repository, &mut models, &options, &mut generator)?,
     };
     let max_steps = data.max_steps(arguments);
-    let denoising = denoising_options(arguments, &models)?;
+    let mut denoising = denoising_options(arguments, &models)?;
+    denoising.train_text_encoder |= arguments.recipe == Recipe::TextualInversion;
     let parts = Parts {
         folder: arguments.output_dir.clone(),
         taught: Taught::StableDiffusion(Box::new(models), denoising),
@@ -61,6 +66,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
         trainer: new_trainer(arguments, groups, max_steps, generator)?,
         data,
         max_steps,
+        stage: if arguments.recipe == Recipe::PivotalTuning { Stage::Lora } else { Stage::Only },
     };
     Session::new(arguments, progress, started, parts)?.run(Some(&repository))
 }

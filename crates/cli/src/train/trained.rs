@@ -110,10 +110,6 @@ pub(super) fn attach_token(
     Ok(TrainedToken::attach(models, &options)?)
 }
 
-pub(super) fn token_group(token: &TrainedToken, learning_rate: f64) -> ParameterGroup {
-    ParameterGroup { parameters: token.parameters(), learning_rate, weight_decay: 1e-2 }
-}
-
 pub(super) fn denoising_options(
     arguments: &TrainArguments,
     models: &StableDiffusionPipeline,
@@ -137,7 +133,7 @@ pub(super) fn denoising_options(
             .then_some(arguments.thing.prior_loss_weight),
         caption_dropout: arguments.pictures.proportion_empty_prompts,
         mask_temperature: arguments.pictures.has_masks().then_some(arguments.pictures.mask_temperature),
-        train_text_encoder: arguments.train_text_encoder || arguments.recipe.has_token(),
+        train_text_encoder: arguments.train_text_encoder,
         gradient_checkpointing: arguments.steps.gradient_checkpointing,
         encoded: Arc::new(encoded),
     })

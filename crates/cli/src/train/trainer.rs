@@ -24,7 +24,8 @@ pub(super) fn new_trainer(
             num_training_steps: max_steps as usize,
             num_cycles: arguments.steps.lr_num_cycles,
             power: arguments.steps.lr_power,
-            learning_rate: arguments.steps.learning_rate,
+            // What polynomial falls to is measured by the first group's, as diffusers takes it from the optimizer.
+            learning_rate: groups.first().map_or(arguments.steps.learning_rate, |group| group.learning_rate),
             step_rules: arguments.steps.lr_step_rules.clone().unwrap_or_default(),
             ..Default::default()
         },
@@ -43,9 +44,15 @@ pub(super) fn new_trainer(
                 ..Default::default()
             })?),
         };
-    // As diffusers' scripts have it.
+    // As diffusers' scripts have it: only the one for unconditional models lets the average rise by these.
     let average = match arguments.recipe {
-        Recipe::Unconditional => EmaConfig { use_ema_warmup: true, power: 0.75, ..Default::default() },
+        Recipe::Unconditional => EmaConfig {
+            use_ema_warmup: true,
+            decay: arguments.unconditional.ema_max_decay,
+            inv_gamma: arguments.unconditional.ema_inv_gamma,
+            power: arguments.unconditional.ema_power,
+            ..Default::default()
+        },
         _ => EmaConfig::default(),
     };
     let ema = arguments.use_ema.then(|| EmaModel::new(&groups, average)).transpose()?;

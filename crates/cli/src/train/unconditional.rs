@@ -6,14 +6,15 @@ use anyhow::{Context, Result, ensure};
 use candle_diffusers_loaders::{LoadOptions, Repository};
 use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_training::recipes::{UnconditionalOptions, default_unet_2d_config};
-use candle_diffusers_training::{ParameterGroup, new_unet_2d, trainable_unet_2d};
+use candle_diffusers_training::{new_unet_2d, trainable_unet_2d};
 use serde_json::Value;
 
 use super::TrainArguments;
 use super::data::Data;
 use super::processes::Started;
-use super::session::{Learned, Parts, Session};
+use super::session::{Learned, Parts, Session, Stage};
 use super::taught::Taught;
+use super::trained::group;
 use super::trainer::new_trainer;
 use crate::progress::Progress;
 
@@ -47,18 +48,14 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     let resolution = config["sample_size"].as_u64().unwrap_or(64) as u32;
     let resolution = arguments.pictures.resolution.unwrap_or(resolution);
     let data = Data::without_captions(arguments, resolution, started)?;
-    let groups = vec![ParameterGroup {
-        parameters: whole.parameters,
-        learning_rate: arguments.steps.learning_rate,
-        weight_decay: arguments.optimizer.adam_weight_decay,
-    }];
+    let groups = vec![group(arguments, started, whole.parameters, arguments.steps.learning_rate)];
     let max_steps = data.max_steps(arguments);
     let trainer = new_trainer(arguments, groups, max_steps, generator)?;
     let taught = Taught::Unconditional(Box::new(whole.model), config, options);
     // A setting that is not known is told before the first step.
     drop(taught.teacher(0)?);
     let (folder, learned) = (arguments.output_dir.clone(), Learned::default());
-    let parts = Parts { folder, taught, learned, trainer, data, max_steps };
+    let parts = Parts { folder, taught, learned, trainer, data, max_steps, stage: Stage::Only };
     Session::new(arguments, progress, started, parts)?.run(None)
 }
 

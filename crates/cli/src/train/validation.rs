@@ -1,4 +1,4 @@
-//! Pictures of the validation prompt, as the model is now and as it has been.
+//! Pictures of the validation prompts, as the model is now and as it has been.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -37,15 +37,14 @@ impl Validation {
         Self { folder, steps }
     }
 
-    /// Paints the prompt: `STEP.png` is a row, and `all.png` has all rows so far, one below the other.
+    /// Paints the prompts: `STEP.png` is a row, and `all.png` has all rows so far, one below the other.
     pub(super) fn paint(
         &mut self,
         arguments: &TrainArguments,
-        prompt: &str,
         taught: &mut Taught,
         step: u64,
     ) -> Result<RgbImage> {
-        let grid = paint(arguments, prompt, taught)?;
+        let grid = paint(arguments, taught)?;
         fs::create_dir_all(&self.folder).with_context(|| format!("writing {}", self.folder.display()))?;
         let row = grid.join(grid.len());
         let write =
@@ -68,17 +67,25 @@ impl Validation {
     }
 }
 
-fn paint(arguments: &TrainArguments, prompt: &str, taught: &mut Taught) -> Result<Grid> {
-    let picture = arguments.watch.validation_image.as_deref().map(load_picture).transpose()?;
-    let request = TextToImage {
-        prompts: vec![prompt.to_string()],
-        schedule: Schedule::Steps(arguments.watch.num_inference_steps),
-        ..Default::default()
-    };
+/// All pictures of each prompt, and of one prompt for each picture that it is about.
+fn paint(arguments: &TrainArguments, taught: &mut Taught) -> Result<Grid> {
+    let watch = &arguments.watch;
+    let pictures = watch.validation_image.iter().map(|path| Ok(load_picture(path)?));
+    let pictures = pictures.collect::<Result<Vec<_>>>()?;
     let mut grid = Grid::default();
-    for index in 0..arguments.watch.num_validation_images as u64 {
-        let mut noise = seeded_generators(arguments.steps.seed.wrapping_add(index), 1);
-        grid.add(&taught.paint(request.clone(), picture.as_ref(), &mut noise)?, prompt);
+    for number in 0..watch.validation_prompt.len().max(pictures.len()) {
+        let of_all = |count: usize| if count == 1 { 0 } else { number };
+        let prompt = &watch.validation_prompt[of_all(watch.validation_prompt.len())];
+        let picture = pictures.get(of_all(pictures.len()));
+        let request = TextToImage {
+            prompts: vec![prompt.clone()],
+            schedule: Schedule::Steps(watch.num_inference_steps),
+            ..Default::default()
+        };
+        for index in 0..watch.num_validation_images as u64 {
+            let mut noise = seeded_generators(arguments.steps.seed.wrapping_add(index), 1);
+            grid.add(&taught.paint(request.clone(), picture, &mut noise)?, prompt);
+        }
     }
     Ok(grid)
 }

@@ -29,6 +29,7 @@ mod stable_diffusion_xl;
 mod teach;
 mod train;
 mod train_bad_input;
+mod train_checkpoints;
 mod train_encoded;
 mod train_flags;
 mod train_memory;

@@ -362,12 +362,13 @@ fn what_cannot_be_trained_on_is_refused() {
     refuse(&data(&["--resolution", "63"]), &["resolution", "63", "multiple of 8"]);
     refuse(&data(&["--rank", "0"]), &["rank", "0"]);
     refuse(&data(&["--lora-layers", "nothing"]), &["target_modules", "nothing"]);
-    refuse(&data(&["--learning_rate", "1e30"]), &["loss of step 2", "learning rate"]);
     refuse(&data(&["--learning_rate", "nan"]), &["learning_rate", "NaN"]);
     refuse(&data(&["--lr_scheduler", "odd"]), &["odd", "cosine"]);
     refuse(&data(&["--resume_from_checkpoint", "checkpoint-7"]), &["checkpoint-7", "has none"]);
     refuse(&data(&["--instance_prompt", "a sks"]), &["--instance-prompt", "DreamBooth"]);
     refuse(&data(&["--placeholder_token", "<a>"]), &["--placeholder-token", "textual-inversion"]);
+    assert!(!workplace.path("out").exists(), "nothing has begun");
+    refuse(&data(&["--learning_rate", "1e30"]), &["loss of step 2", "learning rate"]);
     let inversion = |flags: &[&str], culprits: &[&str]| {
         let fixed = [
             "train",

@@ -239,3 +239,85 @@ fn buckets_keep_the_shape_of_pictures() {
         ["--enable_bucket", "--min_bucket_reso", "40", "--max_bucket_reso", "80", "--bucket_reso_steps", "8"];
     assert!(train("kohya", &kohya) != made);
 }
+
+#[test]
+fn learning_rates_are_scaled_by_the_pictures_of_a_step() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 4);
+    let config =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../pipelines/tests/parity/unconditional/ddpm/unet/config.json");
+    let word = ["--placeholder_token", "<shade>", "--initializer_token", "red"];
+    let runs: [(&str, &[&str], &str); 3] = [
+        ("textual-inversion", &word, "learned_embeds.safetensors"),
+        ("text-to-image-lora", &[], "pytorch_lora_weights.safetensors"),
+        (
+            "unconditional",
+            &["--model_config_name_or_path", config],
+            "model/unet/diffusion_pytorch_model.safetensors",
+        ),
+    ];
+    for (recipe, flags, file) in runs {
+        let run = |output: &str, more: &[&str]| {
+            let fixed = ["train", recipe, "--train_data_dir", "data", "--max_train_steps", "2"];
+            let batch = ["--train_batch_size", "2", "--gradient_accumulation_steps", "2"];
+            workplace.succeed([&fixed[..], &batch, &["--output_dir", output], flags, more].concat());
+            fs::read(workplace.path(output).join(file)).unwrap()
+        };
+        let scaled = run("scaled", &["--learning_rate", "0.0005", "--scale_lr"]);
+        assert!(scaled == run("plain", &["--learning_rate", "0.002"]), "{recipe}");
+        let decayed = run("decayed", &["--learning_rate", "0.002", "--adam_weight_decay", "0.5"]);
+        assert!(scaled != decayed, "{recipe}");
+    }
+}
+
+#[test]
+fn a_mask_needs_no_captions_beside_it() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    for index in 0..2 {
+        fs::remove_file(workplace.path(&format!("data/{index}.txt"))).unwrap();
+        let mask = workplace.path(&format!("data/mask-{index}.png"));
+        image::GrayImage::from_pixel(64, 64, Luma([255])).save(mask).unwrap();
+    }
+    let rows = "file_name,mask\n0.png,mask-0.png\n1.png,mask-1.png\n";
+    fs::write(workplace.path("data/metadata.csv"), rows).unwrap();
+    let run = workplace.succeed([
+        "train",
+        "dreambooth-lora",
+        "--instance_data_dir",
+        "data",
+        "--instance_prompt",
+        "a sks",
+        "--mask_column",
+        "mask",
+        "--output_dir",
+        "out",
+        "--max_train_steps",
+        "1",
+    ]);
+    assert!(run.stderr.contains("wrote out/pytorch_lora_weights.safetensors"), "{}", run.stderr);
+}
+
+#[test]
+fn flags_of_guides_that_change_nothing_say_so() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    let fixed = [
+        "train",
+        "text-to-image-lora",
+        "--train_data_dir",
+        "data",
+        "--output_dir",
+        "out",
+        "--num_epochs",
+        "1",
+    ];
+    let flags = ["--enable_xformers_memory_efficient_attention", "--dataloader_num_workers=4"];
+    let stderr = workplace.succeed([&fixed[..], &flags].concat()).stderr;
+    assert!(stderr.contains("--enable-xformers-memory-efficient-attention changes nothing"), "{stderr}");
+    assert!(stderr.contains("--dataloader-num-workers changes nothing"), "{stderr}");
+    assert_eq!(log(&workplace, "out").len(), 1);
+    let run = workplace.run([&fixed[..], &["--mixed_precision", "fp16"]].concat());
+    assert_eq!(run.status, Some(1));
+    assert!(run.stderr.contains("fp16") && run.stderr.contains("give bf16"), "{}", run.stderr);
+}

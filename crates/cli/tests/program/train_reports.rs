@@ -69,3 +69,44 @@ fn pictures_over_time_and_files_for_tensorboard() {
         assert_eq!((count(b"\nvalidation"), count(b"\x89PNG")), (1, 1));
     }
 }
+
+#[test]
+fn several_prompts_are_painted_in_one_row() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    let fixed = ["train", "text-to-image-lora", "--train_data_dir", "data", "--output_dir", "out"];
+    let flags = ["--max_train_steps", "1", "--validation_steps", "1", "--num_inference_steps", "2"];
+    let prompts = ["--num_validation_images", "2", "--validation_prompts", "a shade", "a red circle"];
+    workplace.succeed([&fixed[..], &flags, &prompts].concat());
+    let row = image::open(workplace.path("out/validation/000001.png")).unwrap().to_rgb8();
+    assert_eq!(row.dimensions(), (4 * 64, 64));
+    let part = |index: u32| image::imageops::crop_imm(&row, 64 * index, 0, 64, 64).to_image();
+    // Both prompts begin with the same two noises.
+    assert!(part(0) != part(1) && part(0) != part(2) && part(1) != part(3));
+}
+
+/// The average of weights that have moved by a huge step is far behind them.
+#[test]
+fn the_average_is_painted_and_the_run_goes_on_with_the_weights() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    let run = |output: &str, flags: &[&str]| {
+        let fixed = ["train", "text-to-image-lora", "--train_data_dir", "data", "--output_dir", output];
+        let steps = ["--max_train_steps", "3", "--learning_rate", "0.1", "--num_inference_steps", "2"];
+        let looks = ["--validation_steps", "3", "--validation_prompt", "a shade"];
+        workplace.succeed([&fixed[..], &steps, &looks, flags].concat());
+        let log = fs::read_to_string(workplace.path(output).join("log.jsonl")).unwrap();
+        let losses = log.lines().map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            line["loss"].as_f64().unwrap()
+        });
+        let row = image::open(workplace.path(output).join("validation/000003.png")).unwrap().to_rgb8();
+        (losses.collect::<Vec<_>>(), row)
+    };
+    let (losses, plain) = run("plain", &[]);
+    let (same, average) = run("average", &["--use_ema"]);
+    assert!(plain != average);
+    assert_eq!(losses, same);
+    // Looking at the average in between changes no step.
+    assert_eq!(run("often", &["--use_ema", "--validation_steps", "1"]).0, losses);
+}

@@ -1,7 +1,7 @@
-use candle_diffusers_loaders::Repository;
+use candle_diffusers_loaders::{ModelIndex, Repository};
 use candle_diffusers_models::{AutoencoderKLConfig, UNet2DConditionConfig};
 
-use super::load::{in_file, read_vae_config};
+use super::load::{family, in_file, read_vae_config};
 use crate::error::{Error, Result};
 
 /// What a Stable Diffusion model was trained for, told by what its UNet sees.
@@ -45,8 +45,9 @@ impl Task {
 /// What a model was trained for; told by its small files, before it is loaded.
 ///
 /// # Errors
-/// When a file is missing or damaged, or UNet and VAE do not belong together.
+/// When this is no Stable Diffusion, a file is missing or damaged, or UNet and VAE do not belong together.
 pub fn task(repository: &Repository) -> Result<Task> {
+    family(repository, &ModelIndex::load(repository)?)?;
     let json = repository.read_json("unet/config.json")?;
     let unet = in_file(repository, "unet/config.json", UNet2DConditionConfig::from_json(&json))?;
     Task::of(repository, &unet, &read_vae_config(repository)?)

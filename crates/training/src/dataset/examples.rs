@@ -88,6 +88,25 @@ pub(super) fn find(
     with_sizes(folder, examples, options.skip_broken, warnings)
 }
 
+/// Whether `folder` itself says what its pictures show: by a `metadata.csv` or `metadata.jsonl` with this column, or else by text files.
+///
+/// # Errors
+/// When the folder or its metadata cannot be read.
+pub fn has_captions(folder: impl AsRef<Path>, column: &str) -> Result<bool> {
+    let folder = folder.as_ref();
+    let mut files = Vec::new();
+    list_files(folder, &mut files).map_err(|error| Error::Folder {
+        folder: folder.display().to_string(),
+        problem: format!("cannot be read: {error}"),
+    })?;
+    let metadata = Metadata::find(&files)?;
+    let is_text = |file: &PathBuf| file.extension().is_some_and(|ending| ending == "txt");
+    Ok(match metadata.is_empty() {
+        true => files.iter().any(is_text),
+        false => metadata.iter().any(|metadata| metadata.has(column)),
+    })
+}
+
 /// All files below `folder` but hidden ones.
 fn list_files(folder: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
     for entry in fs::read_dir(folder)? {

@@ -41,6 +41,11 @@ impl Metadata {
         Ok(found)
     }
 
+    /// Whether a row has the column.
+    pub(super) fn has(&self, column: &str) -> bool {
+        self.rows.iter().any(|row| row.values.contains_key(column))
+    }
+
     /// The folder that its file names start from.
     pub(super) fn folder(&self) -> &Path {
         self.file.parent().unwrap_or(Path::new("."))

@@ -21,10 +21,11 @@ use image::RgbImage;
 use crate::error::{Error, Result};
 use examples::Example;
 use picture_file::read_picture;
+use transform::resized;
 
 pub use batches::{Batch, BatchOptions, Position};
 pub use buckets::{BucketOptions, Buckets, bucket_sizes};
-pub use examples::Captions;
+pub use examples::{Captions, has_captions};
 pub use loader::{BatchLoader, Waiting};
 pub use transform::{Cut, Flip, TransformOptions};
 pub use warning::Warning;
@@ -197,7 +198,11 @@ impl Dataset {
 
     /// Whether a picture is cut alike each time, so that what a model makes of it can be kept.
     pub fn is_fixed(&self) -> bool {
-        self.options.transform.is_fixed()
+        let transform = self.options.transform;
+        let has_no_room = |example: &Example| {
+            resized(example.size, example.target).is_ok_and(|size| size == example.target)
+        };
+        transform.is_fixed() || (transform.flip == Flip::Never && self.examples.iter().all(has_no_room))
     }
 
     /// Reads the picture at `index` and cuts it; what is random is drawn from `generator`.

@@ -55,7 +55,7 @@ pub struct Cut {
 }
 
 impl TransformOptions {
-    /// Whether a picture is cut alike each time.
+    /// Whether any picture is cut alike each time.
     pub fn is_fixed(&self) -> bool {
         self.center_crop && self.flip == Flip::Never
     }
@@ -124,7 +124,7 @@ fn half(room: u32) -> u32 {
 
 /// The size at which the picture just covers `target`. For a square, that of torchvision's `Resize`: the longer side is cut off to whole pixels. Else
 /// that of aspect-ratio buckets, where it is rounded.
-fn resized([width, height]: [u32; 2], target: [u32; 2]) -> Result<[u32; 2]> {
+pub(super) fn resized([width, height]: [u32; 2], target: [u32; 2]) -> Result<[u32; 2]> {
     let too_thin = || Error::Field {
         field: "picture",
         found: format!("{width}x{height}"),

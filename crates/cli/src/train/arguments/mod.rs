@@ -10,6 +10,7 @@ mod steps;
 mod thing;
 mod unconditional;
 mod watch;
+mod without_effect;
 mod word;
 
 use std::ffi::OsString;
@@ -22,12 +23,13 @@ pub(crate) use lora::{InitLoraWeights, LoraArguments, TrainedLoraFormat};
 pub(crate) use noise::NoiseArguments;
 pub(crate) use optimizer::{OptimizerArguments, OptimizerName};
 pub(crate) use pairs::PairArguments;
-pub(crate) use pictures::PictureArguments;
+pub(crate) use pictures::{Interpolation, PictureArguments};
 pub(crate) use recipe::Recipe;
 pub(crate) use steps::{MixedPrecision, StepArguments};
 pub(crate) use thing::ThingArguments;
 pub(crate) use unconditional::UnconditionalArguments;
 pub(crate) use watch::{ReportTo, WatchArguments};
+use without_effect::WithoutEffect;
 pub(crate) use word::{Property, WordArguments};
 
 /// Headings of the help page.
@@ -102,6 +104,9 @@ pub(crate) struct TrainArguments {
     #[command(flatten)]
     #[serde(skip)]
     pub(crate) watch: WatchArguments,
+    #[command(flatten)]
+    #[serde(skip)]
+    pub(crate) without_effect: WithoutEffect,
 }
 
 /// What Custom Diffusion trains; the flag is called after what stays.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::PICTURES;
@@ -55,6 +55,9 @@ pub(crate) struct PictureArguments {
     /// Show every second picture, at random, as in a mirror
     #[arg(long, alias = "hflip", help_heading = PICTURES)]
     pub(crate) random_flip: bool,
+    /// How pictures are brought to size [default: as diffusers' script for the recipe does it]
+    #[arg(long, value_name = "FILTER", help_heading = PICTURES)]
+    pub(crate) image_interpolation_mode: Option<Interpolation>,
     /// How often each picture comes in an epoch
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = PICTURES)]
     pub(crate) repeats: usize,
@@ -75,4 +78,12 @@ impl PictureArguments {
     pub(crate) fn has_buckets(&self) -> bool {
         self.use_aspect_ratio_buckets || self.aspect_ratio_buckets.is_some()
     }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Interpolation {
+    Bilinear,
+    Bicubic,
+    Lanczos,
 }

@@ -28,6 +28,11 @@ pub(crate) enum Recipe {
 }
 
 impl Recipe {
+    /// What it is called on the command line.
+    pub(crate) fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_string())
+    }
+
     pub(crate) fn is_lora(self) -> bool {
         matches!(self, Self::TextToImageLora | Self::DreamboothLora | Self::PivotalTuning)
     }

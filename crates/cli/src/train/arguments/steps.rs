@@ -16,7 +16,7 @@ pub(crate) struct StepArguments {
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = STEPS)]
     pub(crate) gradient_accumulation_steps: usize,
     /// How often all pictures come, where --max-train-steps does not say when to end
-    #[arg(long, value_name = "N", default_value_t = 100, help_heading = STEPS)]
+    #[arg(long, alias = "num-epochs", value_name = "N", default_value_t = 100, help_heading = STEPS)]
     pub(crate) num_train_epochs: u64,
     /// Steps in all
     #[arg(long, value_name = "N", help_heading = STEPS)]
@@ -53,7 +53,7 @@ pub(crate) struct StepArguments {
     #[arg(long, value_name = "RULES", help_heading = STEPS)]
     pub(crate) lr_step_rules: Option<String>,
     /// What order, crops, noise and timesteps follow from
-    #[arg(long, value_name = "N", default_value_t = 0, help_heading = STEPS)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64), help_heading = STEPS)]
     pub(crate) seed: u64,
     /// bf16 computes in bfloat16; what is trained stays float32
     #[arg(long, value_name = "TYPE", default_value = "no", help_heading = STEPS)]
@@ -68,6 +68,9 @@ pub(crate) struct StepArguments {
 pub(crate) enum MixedPrecision {
     No,
     Bf16,
+    /// What guides for GPUs say; refused with a reason.
+    #[value(hide = true)]
+    Fp16,
 }
 
 impl MixedPrecision {
@@ -75,6 +78,7 @@ impl MixedPrecision {
         match self {
             Self::No => DType::F32,
             Self::Bf16 => DType::BF16,
+            Self::Fp16 => DType::F16,
         }
     }
 }

@@ -22,4 +22,13 @@ pub(crate) struct UnconditionalArguments {
     /// Unconditional: how its noise rises
     #[arg(long, value_name = "NAME", default_value = "linear", help_heading = TRAINED)]
     pub(crate) ddpm_beta_schedule: String,
+    /// Unconditional: how much of the average stays at a step, at most
+    #[arg(long, value_name = "X", default_value_t = 0.9999, help_heading = TRAINED)]
+    pub(crate) ema_max_decay: f64,
+    /// Unconditional: over how many steps the average begins to last, (1 + step / X)^-power
+    #[arg(long, value_name = "X", default_value_t = 1.0, help_heading = TRAINED)]
+    pub(crate) ema_inv_gamma: f64,
+    /// Unconditional: the power in it
+    #[arg(long, value_name = "X", default_value_t = 0.75, help_heading = TRAINED)]
+    pub(crate) ema_power: f64,
 }

@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use serde::Serialize;
 
 use super::STOPPING;
 
 /// Checkpoints and validation.
-#[derive(Debug, Args)]
+#[derive(Debug, Args, Serialize)]
 pub(crate) struct WatchArguments {
     /// Write a checkpoint every N steps
     #[arg(long, value_name = "N", default_value_t = 500, help_heading = STOPPING)]
@@ -17,20 +18,23 @@ pub(crate) struct WatchArguments {
     pub(crate) checkpoints_total_limit: Option<usize>,
     /// Go on from a checkpoint: latest, or a name such as checkpoint-500
     #[arg(long, value_name = "NAME", help_heading = STOPPING)]
+    #[serde(skip)]
     pub(crate) resume_from_checkpoint: Option<String>,
-    /// Paint this every --validation-steps steps or --validation-epochs epochs, to see how the model changes
-    #[arg(long, value_name = "TEXT", help_heading = STOPPING)]
-    pub(crate) validation_prompt: Option<String>,
-    /// ControlNet, InstructPix2Pix: the picture that steers the validation prompt, or is edited by it
-    #[arg(long, value_name = "FILE", help_heading = STOPPING)]
-    pub(crate) validation_image: Option<PathBuf>,
-    /// Paint it every N steps [default: 100 where nothing is said]
+    /// Paint these every --validation-steps steps or --validation-epochs epochs, to see how the model changes
+    #[arg(long, alias = "validation-prompts", value_name = "TEXT", num_args = 1.., help_heading = STOPPING)]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) validation_prompt: Vec<String>,
+    /// ControlNet, InstructPix2Pix: the pictures that steer the validation prompts, or are edited by them: one for each, or one for all
+    #[arg(long, alias = "validation-images", value_name = "FILE", num_args = 1.., help_heading = STOPPING)]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) validation_image: Vec<PathBuf>,
+    /// Paint them every N steps [default: 100 where nothing is said]
     #[arg(long, value_name = "N", help_heading = STOPPING)]
     pub(crate) validation_steps: Option<u64>,
-    /// Paint it every N epochs
+    /// Paint them every N epochs
     #[arg(long, value_name = "N", help_heading = STOPPING)]
     pub(crate) validation_epochs: Option<u64>,
-    /// How many pictures each time, which become one
+    /// How many pictures of each prompt; all of one time become one
     #[arg(long, value_name = "N", default_value_t = 4, help_heading = STOPPING)]
     pub(crate) num_validation_images: usize,
     /// Denoising steps of pictures that are painted for validation and of the class
@@ -44,7 +48,8 @@ pub(crate) struct WatchArguments {
     pub(crate) logging_dir: PathBuf,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum ReportTo {
     None,
     Tensorboard,

@@ -1,0 +1,143 @@
+//! Checkpoints of `diffuse train`, and what a run that goes on leaves.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::program::{Workplace, copy_folder, shapes};
+use crate::train::pictures;
+
+const LORA: [&str; 6] =
+    ["train", "text-to-image-lora", "--train_data_dir", "data", "--checkpointing_steps", "1"];
+
+fn checkpoints(workplace: &Workplace, output: &str) -> Vec<String> {
+    let entries = fs::read_dir(workplace.path(output)).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.filter(|name| name.starts_with("checkpoint-")).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn the_last_good_checkpoint_is_named() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    let run = |output: &str, flags: &[&str]| {
+        let run =
+            workplace.run([&LORA[..], &["--output_dir", output, "--max_train_steps", "9"], flags].concat());
+        assert_eq!(run.status, Some(1), "{}", run.stderr);
+        run.stderr
+    };
+    // The fourth step ruins the weights: the fifth's loss tells, and the fourth's checkpoint holds them.
+    let rates = ["--lr_scheduler", "piecewise_constant", "--lr_step_rules", "1:3,1e34:8,1"];
+    let stderr = run("late", &rates);
+    assert!(stderr.contains("loss of step 5"), "{stderr}");
+    assert!(stderr.contains("the last good checkpoint is late/checkpoint-3"), "{stderr}");
+    // Nothing was good here.
+    let stderr = run("at-once", &["--learning_rate", "1e30"]);
+    assert!(stderr.contains("loss of step 2") && !stderr.contains("last good"), "{stderr}");
+}
+
+#[test]
+fn a_new_run_keeps_its_own_checkpoints_where_an_earlier_one_has_left_some() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    let run = |steps: &str| {
+        let flags = ["--output_dir", "out", "--max_train_steps", steps, "--checkpoints_total_limit", "2"];
+        workplace.succeed([&LORA[..], &flags].concat());
+        checkpoints(&workplace, "out")
+    };
+    assert_eq!(run("5"), ["checkpoint-4", "checkpoint-5"]);
+    assert_eq!(run("2"), ["checkpoint-1", "checkpoint-2"]);
+}
+
+#[test]
+fn a_run_that_was_killed_leaves_no_trace_when_it_goes_on() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    let flags = ["--output_dir", "out", "--lr_scheduler", "constant"];
+    let run = |more: &[&str]| workplace.succeed([&LORA[..], &flags, more].concat());
+    run(&["--max_train_steps", "2"]);
+    // As if it had gone on after its last checkpoint, and been killed in the middle of a line.
+    let path = workplace.path("out/log.jsonl");
+    let text = fs::read_to_string(&path).unwrap();
+    let third = text.lines().last().unwrap().replace("\"step\":2", "\"step\":3");
+    fs::write(&path, format!("{text}{third}\n{}", &third[..20])).unwrap();
+    // And of a file and a folder that were not whole yet.
+    fs::write(workplace.path("out/.checkpoint-file"), "half").unwrap();
+    fs::create_dir(workplace.path("out/.checkpoint-folder")).unwrap();
+    run(&["--max_train_steps", "4", "--resume_from_checkpoint", "latest"]);
+    for name in [".checkpoint-file", ".checkpoint-folder"] {
+        assert!(!workplace.path("out").join(name).exists(), "{name}");
+    }
+    let steps: Vec<u64> = fs::read_to_string(&path)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["step"].as_u64().unwrap())
+        .collect();
+    assert_eq!(steps, [1, 2, 3, 4]);
+}
+
+#[test]
+fn a_checkpoint_of_either_stage_of_pivotal_tuning_can_be_named() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    let run = |output: &str, flags: &[&str]| {
+        let fixed = [
+            "train",
+            "pivotal-tuning",
+            "--train_data_dir",
+            "data",
+            "--placeholder_token",
+            "<shade>",
+            "--initializer_token",
+            "red",
+            "--checkpointing_steps",
+            "1",
+            "--max_train_steps_ti",
+            "2",
+            "--max_train_steps",
+            "3",
+            "--output_dir",
+            output,
+        ];
+        workplace.succeed([&fixed[..], flags].concat());
+        ["learned_embeds.safetensors", "pytorch_lora_weights.safetensors"]
+            .map(|name| fs::read(workplace.path(output).join(name)).unwrap())
+    };
+    let whole = run("whole", &[]);
+    copy_folder(&workplace.path("whole"), &workplace.path("lora"));
+    assert!(run("lora", &["--resume_from_checkpoint", "checkpoint-2"]) == whole);
+    copy_folder(&workplace.path("whole"), &workplace.path("word"));
+    for step in 1..=3 {
+        fs::remove_dir_all(workplace.path(&format!("word/checkpoint-{step}"))).unwrap();
+    }
+    assert!(run("word", &["--resume_from_checkpoint", "checkpoint-1"]) == whole);
+}
+
+#[test]
+fn a_model_of_the_hubs_cache_is_written_whole() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let model = workplace.path("no-cache/hub/models--owner--shapes");
+    fs::create_dir_all(model.join("refs")).unwrap();
+    fs::create_dir_all(model.join("snapshots")).unwrap();
+    fs::write(model.join("refs/main"), commit).unwrap();
+    copy_folder(&shapes(), &model.join("snapshots").join(commit));
+    let flags = [
+        "train",
+        "text-to-image",
+        "--pretrained_model_name_or_path",
+        "owner/shapes",
+        "--train_data_dir",
+        "data",
+        "--output_dir",
+        "out",
+        "--max_train_steps",
+        "1",
+    ];
+    workplace.succeed(flags);
+    let paint = ["generate", "a red circle", "--model", "out/model", "--steps", "2", "--output", "out.png"];
+    workplace.succeed(paint);
+}
