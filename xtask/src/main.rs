@@ -9,6 +9,7 @@ mod half_precision;
 mod measure;
 mod python;
 mod statistics;
+mod teach;
 mod worker;
 mod workspace;
 
@@ -38,6 +39,8 @@ enum Chore {
     Parity(full_size::ParityArguments),
     /// Train the small model that travels with the program from nothing, and say what it paints of what it is told
     Demo(demo::Arguments),
+    /// Teach the small model a thing by DreamBooth and colours by textual inversion, which it has never seen, and count the pictures that show them
+    Teach,
     /// Time models with random weights at real sizes, in turn with diffusers and OpenVINO, and print medians and ratios
     #[command(args_conflicts_with_subcommands = true)]
     Bench {
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Chore::Parity(arguments) if arguments.half => half_precision::parity(arguments.threads),
         Chore::Parity(_) => conversion::parity(),
         Chore::Demo(arguments) => demo::run(&arguments),
+        Chore::Teach => teach::run(),
         Chore::Bench { what: Some(Benched::Convert(arguments)), .. } => conversion::bench(&arguments),
         Chore::Bench { what: Some(Benched::Train(arguments)), .. } => bench::bench_training(&arguments),
         Chore::Bench { what: None, models } => bench::bench(&models),
