@@ -190,7 +190,7 @@ fn mean(picture: &RgbImage, first: u32, size: u32) -> [u8; 3] {
 }
 
 /// The name of the colour that is nearest: one that has a name, or else the word.
-fn nearest<'a>(seen: [u8; 3], word: &'a str, rgb: [u8; 3]) -> &'a str {
+fn nearest(seen: [u8; 3], word: &str, rgb: [u8; 3]) -> &str {
     let all = COLOURS.iter().copied().chain([(word, rgb)]);
     all.min_by_key(|(_, known)| distance(*known, seen)).unwrap().0
 }
