@@ -36,3 +36,8 @@ def randomize(model, seed=0, scale=None):
         is_norm_weight = parameter.dim() == 1 and name.endswith("weight")
         parameter.data.copy_(noise + 1.0 if is_norm_weight else noise)
     return model
+
+
+def digest(values):
+    """The length of all weights together, in float64."""
+    return torch.cat([value.detach().flatten() for value in values]).double().norm().item()

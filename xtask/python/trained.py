@@ -131,6 +131,43 @@ def cases_with_pictures(data):
     yield "LoRA for inpainting", ours(WORK / "out.png", *flags), theirs(pipeline, PROMPT, image=negative, mask_image=Image.open(mask))
 
 
+def cases_with_words(data):
+    """A word with a LoRA for it, and words with what cross-attention makes of them."""
+    token = ("--placeholder_token", "<thing>", "--initializer_token", "square", "--learning_rate_ti", "1.0", "--max_train_steps_ti", 3)
+    folder = train("pivotal-tuning", WORK / "pivotal", "--train_data_dir", data, "--learning_rate", "1e-2", *token)
+    file, prompt = folder / "learned_embeds.safetensors", "a large red <thing> on a blue background"
+    pipeline = with_lora(folder)
+    pipeline.load_textual_inversion(file, token="<thing>")
+    flags = ("--model", SHAPES, "--embedding", file, "--lora", folder / LORA)
+    yield "pivotal tuning", ours(WORK / "out.png", *flags, prompt=prompt), theirs(pipeline, prompt)
+
+    token = ("--modifier_token", "<new1>", "--initializer_token", "square", "--freeze_model", "crossattn")
+    instance = ("--instance_data_dir", data, "--instance_prompt", "a <new1> square")
+    folder = train("custom-diffusion", WORK / "custom", *instance, "--learning_rate", "1e-2", *token)
+    file, prompt = folder / "<new1>.safetensors", "a large red <new1> on a blue background"
+    pipeline = shapes()
+    pipeline.unet.load_attn_procs(folder, weight_name="pytorch_custom_diffusion_weights.safetensors")
+    pipeline.load_textual_inversion(file, token="<new1>")
+    flags = ("--model", SHAPES, "--embedding", file, "--lora", folder / LORA)
+    yield "Custom Diffusion", ours(WORK / "out.png", *flags, prompt=prompt), theirs(pipeline, prompt)
+
+
+def cases_of_xl(data):
+    """A LoRA for UNet and both text encoders, and a whole UNet, of a tiny Stable Diffusion XL."""
+    base = pathlib.Path(SHAPES).resolve().parents[2] / "pipelines/tests/parity/stable_diffusion_xl/base"
+    small, begun = {"width": 32, "height": 32}, ("--pretrained_model_name_or_path", base, "--resolution", 32)
+    size = ("--width", 32, "--height", 32)
+    folder = dreambooth(data, WORK / "XL", "dreambooth-lora", *begun, "--train_text_encoder")
+    pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(base, **FLOAT32)
+    pipeline.load_lora_weights(folder, weight_name=LORA)
+    flags = ("--model", base, *size, "--lora", folder / LORA)
+    yield "LoRA for XL, with both text encoders", ours(WORK / "out.png", *flags), theirs(pipeline, PROMPT, **small)
+
+    model = train("text-to-image", WORK / "XL whole", *begun, "--train_data_dir", data, "--learning_rate", "1e-2") / "model"
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(model)
+    yield "whole UNet of XL", ours(WORK / "out.png", "--model", model, *size), theirs(pipeline, PROMPT, **small)
+
+
 def cases(data):
     """What was trained, and the two pictures."""
     text_too = ("--train_text_encoder",)
@@ -156,7 +193,9 @@ def cases(data):
     pipeline = diffusers.DiffusionPipeline.from_pretrained(model)
     yield "whole UNet and text encoder", ours(WORK / "out.png", "--model", model), theirs(pipeline, PROMPT)
 
+    yield from cases_with_words(data)
     yield from cases_with_pictures(data)
+    yield from cases_of_xl(data)
 
     config = WORK / "unet.json"
     diffusers.UNet2DModel(sample_size=32, block_out_channels=(32, 64), norm_num_groups=8, down_block_types=("DownBlock2D", "AttnDownBlock2D"),

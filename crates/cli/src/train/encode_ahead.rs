@@ -15,7 +15,11 @@ const TOGETHER: usize = 8;
 /// Encodes everything and frees the encoders, where each picture comes again as it is, all will come, and nothing else needs encoders: they are not trained, and no
 /// validation picture is painted.
 pub(super) fn encode_ahead(arguments: &TrainArguments, progress: &Progress, parts: &Parts) -> Result<()> {
-    let Taught::StableDiffusion(models, options) = &parts.taught else { return Ok(()) };
+    // The others want encoders for more than pictures and captions, or train them.
+    let (Taught::StableDiffusion(models, options) | Taught::ControlNet(models, _, options)) = &parts.taught
+    else {
+        return Ok(());
+    };
     let left = parts.max_steps.saturating_sub(parts.trainer.steps_done());
     let all_come = left >= parts.data.steps_per_epoch(arguments);
     let paints = models.unet.config().in_channels == models.vae.config().latent_channels;

@@ -35,5 +35,6 @@ mod train_flags;
 mod train_memory;
 mod train_pairs;
 mod train_reports;
+mod train_xl;
 mod unconditional;
 mod usage;

@@ -66,6 +66,11 @@ fn a_controlnet_is_trained_and_steers() {
     assert!(workplace.path("out/validation/000003.png").is_file());
     let weights = "controlnet/diffusion_pytorch_model.safetensors";
     check_resume(&workplace, &first, "out", weights);
+    // Without anything to look at, encoders are freed, and nothing else is different.
+    let run = workplace.succeed([&fixed[..], &["--output_dir", "freed"]].concat());
+    assert!(run.stderr.contains("the text encoders are not kept"), "{}", run.stderr);
+    let file = |output: &str| fs::read(workplace.path(output).join(weights)).unwrap();
+    assert!(file("freed") == file("out"));
     let plain = ["--model", &model, "--width", "40", "--height", "32"];
     let steer = |net: &str| {
         let control = format!("{net}:data/frames/0.png");

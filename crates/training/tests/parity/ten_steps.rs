@@ -57,8 +57,9 @@ impl Reference {
         loss: impl Fn(usize, &mut dyn RandomSource) -> Result<Tensor>,
     ) {
         let mut trainer = trainer(&self.settings["cases"][name], parameters, learning_rate);
-        let losses = self.fixture.values(&format!("{name}/losses"));
-        assert_eq!(losses.len(), STEPS);
+        let [losses, digests] =
+            ["losses", "digests"].map(|what| self.fixture.values(&format!("{name}/{what}")));
+        assert_eq!([losses.len(), digests.len()], [STEPS; 2]);
         let (mut batch, mut worst): (usize, f64) = (0, 0.0);
         for (step, expected) in losses.iter().enumerate() {
             let report = trainer.step(|generator| {
@@ -68,6 +69,7 @@ impl Reference {
             let found = report.unwrap().loss;
             worst = worst.max((found / expected - 1.0).abs());
             assert!(worst < 1e-4, "{name}, step {step}: {found} and {expected}");
+            check_digest(&format!("{name}, step {step}"), &trainer, digests[step]);
         }
         let ends = self.check_weights(name, "end", &trainer);
         if let Some(ema) = &trainer.ema {
@@ -94,6 +96,16 @@ impl Reference {
         );
         count
     }
+}
+
+/// Fails where the length of all weights together is not the reference's after this step.
+pub(crate) fn check_digest(step: &str, trainer: &Trainer, expected: f64) {
+    let all = parameters(&trainer.groups).flat_map(|parameter| values(&parameter.var));
+    let length = all.map(|weight| weight * weight).sum::<f64>().sqrt();
+    assert!(
+        (length / expected - 1.0).abs() < 1e-5,
+        "{step}: weights of length {length}, expected {expected}"
+    );
 }
 
 fn trainer(case: &Value, parameters: Vec<Parameter>, learning_rate: f64) -> Trainer {

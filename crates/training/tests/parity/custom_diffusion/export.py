@@ -75,7 +75,7 @@ def run(name, case):
     accumulation = case.get("accumulation", 1)
     schedule = get_scheduler(case["lr_scheduler"], optimizer=optimizer, num_warmup_steps=case.get("warmup", 0), num_training_steps=STEPS)
     torch.manual_seed(42)
-    losses = []
+    losses, digests = [], []
     batch = 0
     for step in range(STEPS):
         total = 0.0
@@ -111,7 +111,10 @@ def run(name, case):
         with torch.no_grad():
             table[others] = before[others]
         losses.append(total / accumulation)
+        projections = [value for module in unet.attn_processors.values() for value in module.parameters()]
+        digests.append(fixture.digest([table[[modifier]] for modifier, _ in new] + projections))
     tensors[f"{name}/losses"] = torch.tensor(losses, dtype=torch.float64)
+    tensors[f"{name}/digests"] = torch.tensor(digests, dtype=torch.float64)
     for (modifier, _), token in zip(new, case["tokens"]):
         tensors[f"{name}/end/text_encoder.token_embedding.{token}"] = table[[modifier]].detach().clone()
     for processor, module in unet.attn_processors.items():

@@ -18,6 +18,8 @@ use candle_diffusers_training::{
 };
 use serde_json::Value;
 
+use crate::ten_steps::check_digest;
+
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/parity/custom_diffusion");
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../pipelines/tests/parity/text_to_image/sd1");
 const STEPS: usize = 10;
@@ -89,7 +91,7 @@ fn losses_and_weights_are_those_of_the_reference() {
             ..Default::default()
         };
         let denoising = CustomDiffusionDenoising::new(&models, options).unwrap();
-        let losses = fixture.values(&format!("{name}/losses"));
+        let [losses, digests] = ["losses", "digests"].map(|what| fixture.values(&format!("{name}/{what}")));
         let (mut batch, mut worst): (usize, f64) = (0, 0.0);
         for (step, loss) in losses.iter().enumerate() {
             let report = trainer
@@ -112,8 +114,9 @@ fn losses_and_weights_are_those_of_the_reference() {
                 .unwrap();
             worst = worst.max((report.loss / loss - 1.0).abs());
             assert!(worst < 1e-4, "{name}, step {step}: {} and {loss}", report.loss);
+            check_digest(&format!("{name}, step {step}"), &trainer, digests[step]);
         }
-        assert_eq!(losses.len(), STEPS);
+        assert_eq!([losses.len(), digests.len()], [STEPS; 2]);
         let parameters = &trainer.groups[0].parameters;
         for Parameter { name: parameter, var } in parameters {
             let every = if parameter.starts_with("unet.") { 2 } else { 1 };

@@ -72,7 +72,7 @@ def run(name, case):
     schedule = get_scheduler(case["lr_scheduler"], optimizer, num_warmup_steps=case.get("warmup", 0), num_training_steps=STEPS)
     accumulation = case.get("accumulation", 1)
     torch.manual_seed(42)
-    losses, batch = [], 0
+    losses, digests, batch = [], [], 0
     for _ in range(STEPS):
         total = 0.0
         for _ in range(accumulation):
@@ -107,7 +107,9 @@ def run(name, case):
         schedule.step()
         optimizer.zero_grad()
         losses.append(total / accumulation)
+        digests.append(fixture.digest(trained.values()))
     tensors[f"{name}/losses"] = torch.tensor(losses, dtype=torch.float64)
+    tensors[f"{name}/digests"] = torch.tensor(digests, dtype=torch.float64)
     for key, value in trained.items():
         tensors[f"{name}/end/{key}"] = value.detach().clone()
 

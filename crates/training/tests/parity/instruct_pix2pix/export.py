@@ -62,7 +62,7 @@ def run(name, case):
     accumulation = case.get("accumulation", 1)
     torch.manual_seed(42)
     dropout_generator = torch.Generator().manual_seed(42)
-    losses, batch = [], 0
+    losses, digests, batch = [], [], 0
     for _ in range(STEPS):
         total = 0.0
         for _ in range(accumulation):
@@ -93,7 +93,9 @@ def run(name, case):
         if ema:
             ema.step(unet.parameters())
         losses.append(total / accumulation)
+        digests.append(fixture.digest(unet.parameters()))
     tensors[f"{name}/losses"] = torch.tensor(losses, dtype=torch.float64)
+    tensors[f"{name}/digests"] = torch.tensor(digests, dtype=torch.float64)
     for index, (key, value) in enumerate(unet.named_parameters()):
         tensors[f"{name}/end/unet.{key}"] = value.detach().flatten()[::EVERY].clone()
         if ema:

@@ -1,0 +1,62 @@
+//! `diffuse train` with Stable Diffusion XL: each recipe that is for it, from the command line to a picture.
+
+use std::fs;
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::program::{PARITY, Workplace};
+use crate::train::pictures;
+
+#[test]
+fn every_recipe_for_xl_is_painted_with() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    let base = format!("{PARITY}/stable_diffusion_xl/base");
+    let paint = |model: &str, flags: &[&str]| {
+        let fixed = ["generate", "a <shade> on a white background", "--steps", "2", "--seed", "1"];
+        let size = ["--width", "32", "--height", "32", "--model", model];
+        workplace.succeed([&fixed[..], &size, flags].concat());
+        image::open(workplace.path("out.png")).unwrap().to_rgb8()
+    };
+    let plain = paint(&base, &[]);
+    let train = |recipe: &str, output: &str, flags: &[&str]| {
+        let fixed = ["train", recipe, "--pretrained_model_name_or_path", &base, "--resolution", "32"];
+        let steps = ["--max_train_steps", "2", "--checkpointing_steps", "1", "--learning_rate", "0.05"];
+        let whole = [&fixed[..], &steps, &["--output_dir", output], flags].concat();
+        workplace.succeed(&whole);
+        // What a run that is cut off after its first step comes to.
+        let state = workplace.path(output).join("checkpoint-2");
+        let read = || {
+            let tensors =
+                candle_core::safetensors::load(state.join("training_state.safetensors"), &Device::Cpu);
+            let bytes = |tensor: Tensor| format!("{:?}", tensor.flatten_all().unwrap().to_vec1::<f32>());
+            let mut all: Vec<_> =
+                tensors.unwrap().into_iter().filter(|(_, tensor)| tensor.dtype() == DType::F32).collect();
+            all.sort_by(|(a, _), (b, _)| a.cmp(b));
+            all.into_iter().map(|(name, tensor)| (name, bytes(tensor))).collect::<Vec<_>>()
+        };
+        let expected = read();
+        fs::remove_dir_all(&state).unwrap();
+        workplace.succeed([&whole[..], &["--resume_from_checkpoint", "latest"]].concat());
+        assert!(!expected.is_empty() && read() == expected, "{recipe}");
+    };
+    let lora = |output: &str| format!("{output}/pytorch_lora_weights.safetensors");
+
+    let data = ["--train_data_dir", "data"];
+    let flips = [&data[..], &["--random_flip", "--train_text_encoder"]].concat();
+    train("text-to-image-lora", "lora", &flips);
+    assert!(paint(&base, &["--lora", &lora("lora")]) != plain);
+    train("text-to-image-lora", "half", &[&data[..], &["--mixed_precision", "bf16"]].concat());
+    assert!(paint(&base, &["--lora", &lora("half")]) != plain);
+
+    let thing = ["--instance_data_dir", "data", "--instance_prompt", "a sks", "--lora_format", "kohya"];
+    train("dreambooth-lora", "thing", &thing);
+    assert!(paint(&base, &["--lora", &lora("thing")]) != plain);
+
+    let word = ["--placeholder_token", "<shade>", "--initializer_token", "red", "--num_vectors", "2"];
+    train("textual-inversion", "word", &[&data[..], &word].concat());
+    assert!(paint(&base, &["--embedding", "word/learned_embeds.safetensors:<shade>"]) != plain);
+
+    train("text-to-image", "whole", &[&data[..], &["--mixed_precision", "bf16"]].concat());
+    assert!(paint("whole/model", &[]) != plain);
+}
