@@ -146,7 +146,8 @@ def cases_with_words(data):
     folder = train("custom-diffusion", WORK / "custom", *instance, "--learning_rate", "1e-2", *token)
     file, prompt = folder / "<new1>.safetensors", "a large red <new1> on a blue background"
     pipeline = shapes()
-    pipeline.unet.load_attn_procs(folder, weight_name="pytorch_custom_diffusion_weights.safetensors")
+    # Without the pipeline, this version reads the file and leaves the UNet as it was.
+    pipeline.unet.load_attn_procs(folder, weight_name="pytorch_custom_diffusion_weights.safetensors", _pipeline=pipeline)
     pipeline.load_textual_inversion(file, token="<new1>")
     flags = ("--model", SHAPES, "--embedding", file, "--lora", folder / LORA)
     yield "Custom Diffusion", ours(WORK / "out.png", *flags, prompt=prompt), theirs(pipeline, prompt)
@@ -163,7 +164,7 @@ def cases_of_xl(data):
     flags = ("--model", base, *size, "--lora", folder / LORA)
     yield "LoRA for XL, with both text encoders", ours(WORK / "out.png", *flags), theirs(pipeline, PROMPT, **small)
 
-    model = train("text-to-image", WORK / "XL whole", *begun, "--train_data_dir", data, "--learning_rate", "1e-2") / "model"
+    model = train("text-to-image", WORK / "XL whole", *begun, "--train_data_dir", WORK / "pairs", "--learning_rate", "1e-2") / "model"
     pipeline = diffusers.DiffusionPipeline.from_pretrained(model)
     yield "whole UNet of XL", ours(WORK / "out.png", "--model", model, *size), theirs(pipeline, PROMPT, **small)
 
