@@ -68,12 +68,16 @@ fn paint(workplace: &Workplace, prompt: &str, flags: &[&str], count: usize) -> V
     (0..count).map(|i| image::open(workplace.path(&format!("out-{i}.png"))).unwrap().to_rgb8()).collect()
 }
 
-/// Whether a picture shows a ring with a gap at its right: something of the figure's colour, but neither in the middle nor right of it.
+/// Whether a picture shows a ring with a gap at its right: something of the figure's colour at the left, above and below, but neither in the middle nor right of it.
 fn is_ring(picture: &RgbImage, figure: [u8; 3], background: [u8; 3]) -> bool {
     let part = |x, y, width, height| {
         share(&imageops::crop_imm(picture, x, y, width, height).to_image(), figure, background)
     };
-    (0.08..0.35).contains(&part(0, 0, 64, 64)) && part(28, 29, 7, 7) < 0.2 && part(40, 29, 14, 6) < 0.5
+    let around = [part(10, 24, 18, 16), part(24, 10, 16, 16), part(24, 38, 16, 16)];
+    (0.08..0.35).contains(&part(0, 0, 64, 64))
+        && around.iter().all(|share| *share > 0.2)
+        && part(28, 29, 7, 7) < 0.2
+        && part(40, 29, 14, 6) < 0.5
 }
 
 /// The walk in the README. DreamBooth by a LoRA: five pictures of a ring with a gap, in colours other than those that are painted then. Plain prompts still work.
@@ -135,9 +139,7 @@ fn a_lora_learns_a_thing_from_five_pictures() {
         let (with, without) = (rings(&lora), rings(&[]));
         let found = format!("{prompt}: {with} rings of {count}, {without} without the LoRA");
         println!("{found}");
-        // Of more pictures some look so without it: the model makes anything of a word that it does not know.
-        let few = if is_whole() { with / 2 } else { 0 };
-        assert!(with * 4 >= count * 3 && without <= few, "{found}");
+        assert!(with * 4 >= count * 3 && without == 0, "{found}");
     }
     let plain = [
         ("a large red circle on a blue background", "red", "blue"),
