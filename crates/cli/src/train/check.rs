@@ -8,6 +8,7 @@ use super::{InitLoraWeights, MixedPrecision, OptimizerName, Recipe, TrainArgumen
 /// Refuses flags that the recipe does not have, or that need others.
 pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
     let recipe = arguments.recipe;
+    check_numbers(arguments)?;
     if recipe.has_things() {
         ensure!(
             arguments.thing.concepts_list.is_some()
@@ -127,6 +128,17 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
     ensure!(arguments.watch.validation_epochs != Some(0), "--validation-epochs is 0, expected 1 or more");
     ensure!(arguments.watch.num_validation_images > 0, "--num-validation-images is 0, expected 1 or more");
     ensure!(arguments.watch.num_inference_steps > 0, "--num-inference-steps is 0, expected 1 or more");
+    Ok(())
+}
+
+/// Settings are written as TOML, whose whole numbers are signed.
+fn check_numbers(arguments: &TrainArguments) -> Result<()> {
+    let settings = serde_json::to_value(arguments)?;
+    for (name, value) in settings.as_object().into_iter().flatten() {
+        if let Some(number) = value.as_u64().filter(|number| i64::try_from(*number).is_err()) {
+            bail!("--{} is {number}, expected at most {}", name.replace('_', "-"), i64::MAX);
+        }
+    }
     Ok(())
 }
 

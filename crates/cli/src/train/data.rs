@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use candle_diffusers_loaders::Repository;
 use candle_diffusers_pipelines::Filter;
 use candle_diffusers_schedulers::TorchGenerator;
@@ -106,8 +106,10 @@ impl Data {
 
     /// Steps in all: as many as were asked for, or else those of so many epochs.
     pub(super) fn max_steps(&self, arguments: &TrainArguments) -> u64 {
-        let epochs = || self.steps_per_epoch(arguments) * arguments.steps.num_train_epochs;
-        arguments.steps.max_train_steps.unwrap_or_else(epochs)
+        // Settings are written as signed numbers.
+        let most = i64::MAX as u64;
+        let epochs = || self.steps_per_epoch(arguments).saturating_mul(arguments.steps.num_train_epochs);
+        arguments.steps.max_train_steps.unwrap_or_else(epochs).min(most)
     }
 
     /// The files of all pictures.
@@ -171,13 +173,14 @@ impl Data {
 
 /// Batches of which each process has its share.
 fn batches(arguments: &TrainArguments, started: &Started) -> Result<BatchOptions> {
-    ensure!(arguments.steps.train_batch_size > 0, "--train-batch-size is 0, expected 1 or more");
-    Ok(BatchOptions {
+    let options = BatchOptions {
         batch_size: arguments.steps.train_batch_size,
         fill: true,
         process: started.processes.rank(),
         processes: started.processes.size(),
-    })
+    };
+    options.check()?;
+    Ok(options)
 }
 
 fn position(dataset: &Dataset, options: &BatchOptions, batches: u64) -> Position {

@@ -284,8 +284,9 @@ impl<'a> Session<'a> {
             (None, None) => Some(VALIDATION_STEPS),
             (steps, _) => steps,
         };
-        let epochs =
-            watch.validation_epochs.map(|epochs| epochs * self.parts.data.steps_per_epoch(self.arguments));
+        let epochs = watch
+            .validation_epochs
+            .map(|epochs| epochs.saturating_mul(self.parts.data.steps_per_epoch(self.arguments)));
         let is_turn = |steps: Option<u64>| steps.is_some_and(|steps| step.is_multiple_of(steps));
         !watch.validation_prompt.is_empty() && (is_turn(steps) || is_turn(epochs))
     }

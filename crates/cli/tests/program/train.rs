@@ -362,6 +362,13 @@ fn what_cannot_be_trained_on_is_refused() {
     refuse(&data(&["--resolution", "63"]), &["resolution", "63", "multiple of 8"]);
     refuse(&data(&["--rank", "0"]), &["rank", "0"]);
     refuse(&data(&["--lora-layers", "nothing"]), &["target_modules", "nothing"]);
+    let many = "1000000000000";
+    refuse(&data(&["--train_batch_size", many]), &["train_batch_size", many, "65536"]);
+    refuse(&data(&["--repeats", many]), &["repeats", many]);
+    refuse(
+        &data(&["--max_train_steps", "9223372036854775808"]),
+        &["--max-train-steps", "9223372036854775807"],
+    );
     refuse(&data(&["--learning_rate", "nan"]), &["learning_rate", "NaN"]);
     refuse(&data(&["--lr_scheduler", "odd"]), &["odd", "cosine"]);
     refuse(&data(&["--resume_from_checkpoint", "checkpoint-7"]), &["checkpoint-7", "has none"]);
@@ -395,6 +402,10 @@ fn what_cannot_be_trained_on_is_refused() {
     inversion(
         &["--placeholder_token", "<a>", "--initializer_token", "red", "--num_vectors", "0"],
         &["num_vectors is 0"],
+    );
+    inversion(
+        &["--placeholder_token", "<a>", "--initializer_token", "red", "--num_vectors", many],
+        &["num_vectors is 1000000000000", "at most"],
     );
     refuse(&data(&["--config", "bad.toml"]), &["bad.toml", "learning_rate"]);
     refuse(&data(&["--config", "missing.toml"]), &["missing.toml"]);

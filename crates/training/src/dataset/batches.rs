@@ -28,6 +28,32 @@ impl Default for BatchOptions {
     }
 }
 
+/// More pictures at once fit into no memory.
+const MOST_OF_A_BATCH: usize = 65_536;
+
+impl BatchOptions {
+    /// Whether they are in range.
+    ///
+    /// # Errors
+    /// When a batch has no pictures or, of all processes together, more than 65,536; or there is no such process.
+    pub fn check(&self) -> Result<()> {
+        let wrong = |field, found: usize, expected: String| {
+            Err(Error::Field { field, found: found.to_string(), expected })
+        };
+        if self.processes == 0 {
+            return wrong("processes", 0, "1 or more".to_string());
+        }
+        let most = MOST_OF_A_BATCH / self.processes;
+        if !(1..=most).contains(&self.batch_size) {
+            return wrong("train_batch_size", self.batch_size, format!("1 to {most}"));
+        }
+        if self.process >= self.processes {
+            return wrong("process", self.process, format!("less than {}", self.processes));
+        }
+        Ok(())
+    }
+}
+
 /// A place in a run, at which it can go on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
@@ -91,17 +117,8 @@ impl Dataset {
 
     /// The places of the pictures of each batch of an epoch.
     pub(super) fn epoch(&self, epoch: u64, options: &BatchOptions) -> Result<Vec<Vec<usize>>> {
-        for (field, value) in [("train_batch_size", options.batch_size), ("processes", options.processes)] {
-            if value == 0 {
-                let expected = "1 or more".to_string();
-                return Err(Error::Field { field, found: "0".to_string(), expected });
-            }
-        }
-        if options.process >= options.processes {
-            let (field, expected) = ("process", format!("less than {}", options.processes));
-            return Err(Error::Field { field, found: options.process.to_string(), expected });
-        }
-        let whole = options.batch_size.saturating_mul(options.processes);
+        options.check()?;
+        let whole = options.batch_size * options.processes;
         let fill = options.fill || options.processes > 1;
         let mut generator = generator(self.options.seed, epoch, 0);
         batches(&self.targets(), self.options.repeats, whole, fill, &mut generator)

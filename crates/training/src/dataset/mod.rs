@@ -109,6 +109,9 @@ impl Sample {
     }
 }
 
+/// The order of an epoch is held in memory.
+const MOST_OF_AN_EPOCH: usize = 100_000_000;
+
 impl Dataset {
     /// Finds the pictures in `folder` and its subfolders with their captions, and reads how large each is.
     ///
@@ -146,6 +149,12 @@ impl Dataset {
                 let (file, target) = (example.picture.display().to_string(), example.target);
                 warnings.push(Warning::Enlarged { file, size: [width, height], target });
             }
+        }
+        let most = MOST_OF_AN_EPOCH / examples.len().max(1);
+        if options.repeats > most {
+            let (found, expected) =
+                (options.repeats.to_string(), format!("at most {most} of so many pictures"));
+            return Err(Error::Field { field: "repeats", found, expected });
         }
         Ok(Self { options, examples, warnings })
     }

@@ -39,7 +39,7 @@ impl TrainedToken {
     /// `train_text_encoder`, for captions such as [`LearnableProperty::captions`](super::LearnableProperty::captions) gives.
     ///
     /// # Errors
-    /// When the placeholder is in a tokenizer's vocabulary, the initializer is not one token, or `num_vectors` is 0. Then the models are what they were.
+    /// When the placeholder is in a tokenizer's vocabulary, the initializer is not one token, or `num_vectors` is 0 or more than a text encoder reads. Then the models are what they were.
     pub fn attach(models: &mut StableDiffusionPipeline, options: &TextualInversionOptions) -> Result<Self> {
         let TextualInversionOptions { placeholder_token, num_vectors, .. } = options;
         if *num_vectors == 0 {
@@ -134,6 +134,15 @@ fn beginning(
         let expected = "a word that is a single one".to_string();
         return Err(Error::Field { field: "initializer_token", found, expected });
     };
+    // A prompt has a first and a last token beside.
+    let most = text_encoder.max_position_embeddings().saturating_sub(2);
+    if options.num_vectors > most {
+        let (found, expected) = (
+            options.num_vectors.to_string(),
+            format!("at most {most}, which is as many as a prompt can have"),
+        );
+        return Err(Error::Field { field: "num_vectors", found, expected });
+    }
     let row: Tensor = text_encoder.token_embeddings(&[id])?.to_dtype(DType::F32)?;
     Ok(Var::from_tensor(&row.repeat((options.num_vectors, 1))?)?)
 }
