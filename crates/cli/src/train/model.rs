@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device};
 use candle_diffusers_loaders::{LoadOptions, ModelIndex, Repository, load_vae};
-use candle_diffusers_pipelines::{StableDiffusionPipeline, Task, TextEncoders, task};
+use candle_diffusers_pipelines::{Replacements, StableDiffusionPipeline, Task, task};
 
 use super::{TrainArguments, noise_schedule};
 use crate::embedded;
@@ -51,11 +51,12 @@ pub(super) fn load(
     let _loading = progress.activity(format!("loading {}", repository.name()));
     // Pictures that are looked at while training are for whoever trains.
     let unchecked = repository.clone().without(&["safety_checker", "feature_extractor"]);
-    let mut models = StableDiffusionPipeline::load(&unchecked, &options)?;
-    if matches!(models.text_encoders, TextEncoders::Xl(_)) {
+    let mut replacements = Replacements::default();
+    if ModelIndex::load(repository)?.class_name.starts_with("StableDiffusionXL") {
         // As diffusers' scripts have it: in half precision its losses may be no numbers.
-        models.vae = load_vae(repository, "vae", &in_float32(&options))?;
+        replacements.shared.vae = Some(load_vae(repository, "vae", &in_float32(&options))?);
     }
+    let mut models = StableDiffusionPipeline::load_with(&unchecked, &options, replacements)?;
     noise_schedule::set(arguments, &mut models)?;
     Ok((models, options))
 }
