@@ -83,7 +83,7 @@ fn prepare(name: &str, model: &Value, dtype: DType) -> Result<Run> {
         let picture = input("picture")?;
         return Ok(Box::new(move || vae.encode(&picture).map(drop).map_err(Into::into)));
     }
-    if name.ends_with("_text_encoder") {
+    if name.contains("_text_encoder") {
         let encoder = ClipTextModel::new(&ClipTextConfig::from_json(config)?, weights)?;
         let ids = Tensor::arange(0u32, 2 * 77, &Device::Cpu)?.reshape((2, 77))?;
         return Ok(Box::new(move || encoder.forward(&ids).map(drop).map_err(Into::into)));

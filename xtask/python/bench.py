@@ -38,7 +38,7 @@ class Call(torch.nn.Module):
             return self.model.decode(inputs[0]).sample
         if self.name.endswith("_vae_encode"):
             return self.model.encode(inputs[0]).latent_dist.parameters
-        if self.name.endswith("_text_encoder"):
+        if "_text_encoder" in self.name:
             return self.model(inputs[0]).last_hidden_state
         sample, text, *added = inputs
         added = dict(zip(("text_embeds", "time_ids"), added)) or None

@@ -19,7 +19,7 @@ use crate::worker::{Cost, Worker};
 use crate::workspace;
 
 /// What is timed: names of `xtask/bench/models.json`, and what is of a whole pipeline.
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 10] = [
     "sd15_unet_step",
     "sd15_lora_train_step",
     "sd15_vae_decode",
@@ -28,6 +28,8 @@ const NAMES: [&str; 8] = [
     PICTURE,
     START,
     "sdxl_unet_step",
+    "sdxl_vae_decode",
+    "sdxl_text_encoder_2",
 ];
 /// From a prompt to pixels of 512x512 in 4 steps; without loading.
 const PICTURE: &str = "sd15_picture";
@@ -46,7 +48,7 @@ pub(crate) struct BenchArguments {
     #[arg(long, value_name = "PYTHON")]
     against: Option<PathBuf>,
     /// Only what has this in its name: sd15_unet_step, sd15_lora_train_step, sd15_vae_decode, sd15_vae_encode, sd15_text_encoder, sd15_picture, sd15_start,
-    /// sdxl_unet_step, kernels, kernels/linear_8192_320_320
+    /// sdxl_unet_step, sdxl_vae_decode, sdxl_text_encoder_2, kernels, kernels/linear_8192_320_320
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
     /// Only this type: f32 or bf16
