@@ -3,11 +3,15 @@
 use anyhow::{Result, bail, ensure};
 use candle_diffusers_pipelines::load_picture;
 
-use super::{InitLoraWeights, MixedPrecision, OptimizerName, Recipe, TrainArguments};
+use super::{MixedPrecision, OptimizerName, Recipe, TrainArguments};
 
 /// Refuses flags that the recipe does not have, or that need others.
 pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
     let recipe = arguments.recipe;
+    ensure!(
+        arguments.pictures.dataset_name.is_none(),
+        "--dataset-name: data sets are not fetched; save its pictures in a folder, with metadata.jsonl, and give that as --train-data-dir"
+    );
     check_numbers(arguments)?;
     if recipe.has_things() {
         ensure!(
@@ -22,6 +26,10 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
         ensure!(
             arguments.thing.concepts_list.is_none() || recipe == Recipe::CustomDiffusion,
             "--concepts-list is for custom-diffusion; DreamBooth learns one thing, by --instance-data-dir and --instance-prompt"
+        );
+        ensure!(
+            arguments.thing.with_prior_preservation || arguments.thing.prior_loss_weight == 1.0,
+            "--prior-loss-weight is how much the pictures of a class count: give --with-prior-preservation"
         );
         if arguments.thing.with_prior_preservation && arguments.thing.concepts_list.is_none() {
             ensure!(
@@ -88,9 +96,6 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
             "--placeholder-token and --initializer-token are for textual-inversion and pivotal-tuning"
         );
     }
-    if recipe != Recipe::CustomDiffusion {
-        ensure!(arguments.word.modifier_token.is_none(), "--modifier-token is for custom-diffusion");
-    }
     if recipe == Recipe::TextualInversion {
         ensure!(
             !arguments.train_text_encoder && arguments.steps.mixed_precision == MixedPrecision::No,
@@ -121,13 +126,12 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
         is_piecewise == arguments.steps.lr_step_rules.is_some(),
         "--lr-step-rules and --lr-scheduler piecewise_constant belong together; give both"
     );
-    check_lora(arguments)?;
     check_pictures(arguments)?;
     ensure!(arguments.watch.checkpointing_steps > 0, "--checkpointing-steps is 0, expected 1 or more");
     ensure!(arguments.watch.validation_steps != Some(0), "--validation-steps is 0, expected 1 or more");
     ensure!(arguments.watch.validation_epochs != Some(0), "--validation-epochs is 0, expected 1 or more");
     ensure!(arguments.watch.num_validation_images > 0, "--num-validation-images is 0, expected 1 or more");
-    ensure!(arguments.watch.num_inference_steps > 0, "--num-inference-steps is 0, expected 1 or more");
+    ensure!(arguments.watch.num_inference_steps != Some(0), "--num-inference-steps is 0, expected 1 or more");
     Ok(())
 }
 
@@ -164,37 +168,13 @@ fn check_pairs(arguments: &TrainArguments) -> Result<()> {
     } else {
         ensure!(images.is_empty(), "--validation-image is for controlnet and instruct-pix2pix");
     }
-    ensure!(
-        recipe == Recipe::Controlnet || arguments.pairs.controlnet_model_name_or_path.is_none(),
-        "--controlnet-model-name-or-path is for controlnet"
-    );
     if let Some(share) = arguments.pairs.conditioning_dropout_prob {
-        ensure!(recipe == Recipe::InstructPix2pix, "--conditioning-dropout-prob is for instruct-pix2pix");
         ensure!(
             (0.0..=1.0 / 3.0).contains(&share),
             "--conditioning-dropout-prob is {share}, expected 0 to a third: so much is left out three times"
         );
     }
     Ok(())
-}
-
-/// What is for LoRAs alone.
-fn check_lora(arguments: &TrainArguments) -> Result<()> {
-    let lora = &arguments.lora;
-    let flags = [
-        ("--use-dora", lora.use_dora),
-        ("--use-rslora", lora.use_rslora),
-        ("--target-modules", lora.target_modules.is_some()),
-        ("--init-lora-weights", lora.init_lora_weights != InitLoraWeights::Gaussian),
-        ("--lora-alpha", lora.lora_alpha.is_some()),
-        ("--lora-dropout", lora.lora_dropout != 0.0),
-    ];
-    match flags.iter().find(|(_, is_given)| *is_given) {
-        Some((flag, _)) if !arguments.recipe.is_lora() => {
-            bail!("{flag} is for LoRAs; this recipe trains none")
-        }
-        _ => Ok(()),
-    }
 }
 
 /// What is for some recipes' pictures alone.

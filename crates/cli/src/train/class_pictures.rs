@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use candle_diffusers_pipelines::{Schedule, StableDiffusionPipeline, TextToImage, seeded_generators};
+use candle_diffusers_pipelines::{StableDiffusionPipeline, TextToImage, seeded_generators};
 
 use super::TrainArguments;
 use super::concepts::Concept;
@@ -48,7 +48,7 @@ fn fill(
         bar.set_done(index, arguments.thing.num_class_images);
         let request = TextToImage {
             prompts: vec![prompt.to_string()],
-            schedule: Schedule::Steps(arguments.watch.num_inference_steps),
+            schedule: arguments.watch.schedule(),
             width: arguments.pictures.resolution.map(|side| side as usize),
             height: arguments.pictures.resolution.map(|side| side as usize),
             ..Default::default()

@@ -1,10 +1,6 @@
 //! ControlNets.
 
-use std::ffi::OsStr;
-use std::path::Path;
-
 use anyhow::Result;
-use candle_diffusers_loaders::Repository;
 use candle_diffusers_pipelines::{Task, check_controlnet};
 use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_training::Checkpoints;
@@ -23,7 +19,8 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     let repository = started.first_before_others(|| model::open(arguments, progress))?;
     model::check_task(&repository, &[Task::Paint])?;
     let begun = arguments.pairs.controlnet_model_name_or_path.as_deref();
-    let begun = started.first_before_others(|| begun.map(|name| open_net(name, progress)).transpose())?;
+    let begun = started
+        .first_before_others(|| begun.map(|name| model::open_component(name, progress)).transpose())?;
     if let Some(begun) = &begun {
         check_controlnet(&repository, begun)?;
     }
@@ -44,17 +41,4 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     let (folder, learned) = (arguments.output_dir.clone(), Learned::default());
     let parts = Parts { folder, taught, learned, trainer, data, max_steps, stage: Stage::Only };
     Session::new(arguments, progress, started, parts)?.run(Some(&repository))
-}
-
-/// A ControlNet alone: a folder, a file, or one of the hub.
-fn open_net(name: &OsStr, progress: &Progress) -> Result<Repository> {
-    let path = Path::new(name);
-    if path.is_file() {
-        return Ok(Repository::single_file(path, &Default::default())?);
-    }
-    let mut downloads = progress.downloads();
-    Ok(Repository::open_component(path, None, &mut |download| {
-        let what = format!("{} ({} of {})", download.file, download.number, download.files);
-        downloads.show(what, download.received, download.size);
-    })?)
 }

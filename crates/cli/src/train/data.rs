@@ -64,7 +64,7 @@ impl Data {
             masks_beside: arguments.pictures.use_mask_captioned_data,
             ..options.clone()
         };
-        let own = Arc::new(open_all(&folders, arguments, &own)?);
+        let own = chosen(open_all(&folders, arguments, &own)?, arguments)?;
         Ok(Self { own, class: None, options, batches: batches(arguments, started)? })
     }
 
@@ -78,7 +78,7 @@ impl Data {
             bail!("there is no folder of pictures to learn from")
         };
         let options = DatasetOptions { captions: Captions::None, ..dataset_options(arguments, resolution)? };
-        let own = Arc::new(open(folder, options.clone())?);
+        let own = chosen(open(folder, options.clone())?, arguments)?;
         Ok(Self { own, class: None, options, batches: batches(arguments, started)? })
     }
 
@@ -298,6 +298,14 @@ fn transform(arguments: &TrainArguments, is_told_crops: bool) -> TransformOption
             (true, true) => Flip::BeforeCrop,
         },
     }
+}
+
+/// As many pictures as are to be learned from.
+fn chosen(mut dataset: Dataset, arguments: &TrainArguments) -> Result<Arc<Dataset>> {
+    if let Some(count) = arguments.pictures.max_train_samples {
+        dataset.choose(count)?;
+    }
+    Ok(Arc::new(dataset))
 }
 
 /// Whether a model is told where pictures were cut, as Stable Diffusion XL is.

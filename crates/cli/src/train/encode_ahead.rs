@@ -23,8 +23,10 @@ pub(super) fn encode_ahead(arguments: &TrainArguments, progress: &Progress, part
     let left = parts.max_steps.saturating_sub(parts.trainer.steps_done());
     let all_come = left >= parts.data.steps_per_epoch(arguments);
     let paints = models.unet.config().in_channels == models.vae.config().latent_channels;
-    let is_looked_at = !arguments.watch.validation_prompt.is_empty();
-    if !(parts.data.is_fixed() && all_come && paints) || options.train_text_encoder || is_looked_at {
+    if !(parts.data.is_fixed() && all_come && paints)
+        || options.train_text_encoder
+        || arguments.is_looked_at()
+    {
         return Ok(());
     }
     let denoising = Denoising::new(models, options.clone())?;

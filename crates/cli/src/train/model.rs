@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device};
 use candle_diffusers_loaders::{LoadOptions, ModelIndex, Repository, load_vae};
+use candle_diffusers_models::{AutoencoderKL, AutoencoderKLConfig};
 use candle_diffusers_pipelines::{Replacements, StableDiffusionPipeline, Task, task};
 
 use super::{TrainArguments, noise_schedule};
@@ -51,14 +52,63 @@ pub(super) fn load(
     let _loading = progress.activity(format!("loading {}", repository.name()));
     // Pictures that are looked at while training are for whoever trains.
     let unchecked = repository.clone().without(&["safety_checker", "feature_extractor"]);
+    // As diffusers' scripts have it: in half precision the losses of Stable Diffusion XL's may be no numbers.
+    let is_xl = ModelIndex::load(repository)?.class_name.starts_with("StableDiffusionXL");
+    let vae_options = if is_xl { in_float32(&options) } else { options.clone() };
     let mut replacements = Replacements::default();
-    if ModelIndex::load(repository)?.class_name.starts_with("StableDiffusionXL") {
-        // As diffusers' scripts have it: in half precision its losses may be no numbers.
-        replacements.shared.vae = Some(load_vae(repository, "vae", &in_float32(&options))?);
-    }
+    replacements.shared.vae = match &arguments.pretrained_vae_model_name_or_path {
+        Some(name) => Some(load_other_vae(&open_component(name, progress)?, repository, &vae_options)?),
+        None if is_xl => Some(load_vae(repository, "vae", &vae_options)?),
+        None => None,
+    };
     let mut models = StableDiffusionPipeline::load_with(&unchecked, &options, replacements)?;
     noise_schedule::set(arguments, &mut models)?;
     Ok((models, options))
+}
+
+/// A VAE that takes the place of the model's own.
+fn load_other_vae(
+    other: &Repository,
+    repository: &Repository,
+    options: &LoadOptions,
+) -> Result<AutoencoderKL> {
+    ensure!(
+        other.path().is_some() || vae_folder(other).is_empty(),
+        "--pretrained-vae-model-name-or-path {} is the file of a whole model; give a VAE's, or a folder",
+        other.name()
+    );
+    let vae = load_vae(other, vae_folder(other), options)?;
+    let own = AutoencoderKLConfig::from_json(&repository.read_json("vae/config.json")?)?;
+    let latents = |config: &AutoencoderKLConfig| (config.latent_channels, config.vae_scale_factor());
+    let (found, expected) = (latents(vae.config()), latents(&own));
+    ensure!(
+        found == expected,
+        "--pretrained-vae-model-name-or-path {}: its latents have {} channels and an {}th of a picture's width, expected {} and an {}th, as the model's own VAE",
+        other.name(),
+        found.0,
+        found.1,
+        expected.0,
+        expected.1
+    );
+    Ok(vae)
+}
+
+/// Where the VAE is in a pipeline's repository, or in that of a VAE alone.
+pub(super) fn vae_folder(repository: &Repository) -> &'static str {
+    if repository.exists("vae/config.json") { "vae" } else { "" }
+}
+
+/// A model alone: a folder, a file, or one of the hub.
+pub(super) fn open_component(name: &OsStr, progress: &Progress) -> Result<Repository> {
+    let path = Path::new(name);
+    if path.is_file() {
+        return Ok(Repository::single_file(path, &Default::default())?);
+    }
+    let mut downloads = progress.downloads();
+    Ok(Repository::open_component(path, None, &mut |download| {
+        let what = format!("{} ({} of {})", download.file, download.number, download.files);
+        downloads.show(what, download.received, download.size);
+    })?)
 }
 
 /// How what is trained is loaded: in float32, whatever models compute in.

@@ -3,10 +3,14 @@
 use std::ops::ControlFlow;
 
 use anyhow::{Context, Result, bail};
+use candle_core::{DType, Device};
+use candle_diffusers_models::UNet2DModel;
 use candle_diffusers_pipelines::{
     Control, InitImage, Inpainting, InstructPix2Pix, StableDiffusionPipeline, StepEnd, TextToImage,
+    Unconditional, UnconditionalPipeline,
 };
 use candle_diffusers_schedulers::NoiseSource;
+use candle_diffusers_training::recipes::UnconditionalDenoising;
 use image::{GrayImage, Luma, Rgb, RgbImage};
 
 use super::taught::Taught;
@@ -35,6 +39,19 @@ impl Taught {
             }
             Self::Unconditional(..) => bail!("this model paints without a text"),
         }
+    }
+
+    /// Paints as the model is now, if it is one that needs no text.
+    pub(super) fn paint_without_text(
+        &self,
+        request: &Unconditional,
+        noise: &mut dyn NoiseSource,
+    ) -> Result<RgbImage> {
+        let Self::Unconditional(unet, _, options) = self else { bail!("this model paints from a text") };
+        let scheduler = UnconditionalDenoising::new(unet, options)?.scheduler().config();
+        let (unet, device) = (UNet2DModel::clone(unet), Device::Cpu);
+        let mut models = UnconditionalPipeline::new(unet, &scheduler, device, DType::F32)?;
+        first(models.generate(request, noise, &mut |_| Ok(ControlFlow::Continue(())))?)
     }
 }
 

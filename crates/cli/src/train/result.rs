@@ -12,6 +12,7 @@ use candle_diffusers_training::recipes::{
 use candle_diffusers_training::{TrainedLora, parameters, save_component, save_lora};
 use serde_json::Value;
 
+use super::model::{open_component, vae_folder};
 use super::session::{Learned, Session};
 use super::taught::Taught;
 use super::{TrainArguments, TrainedLoraFormat};
@@ -141,6 +142,14 @@ fn write_whole(session: &Session, repository: &Repository) -> Result<()> {
     let temporary = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(folder)?;
     let whole = temporary.path().join("model");
     convert(source, &whole, &options, &|_| ())?;
+    if let Some(name) = &session.arguments.pretrained_vae_model_name_or_path {
+        // Latents are of this VAE now.
+        let vae = open_component(name, session.progress)?;
+        let given = vae.path().unwrap_or(Path::new(name));
+        let folder = vae_folder(&vae);
+        let given = if folder.is_empty() { given.to_path_buf() } else { given.join(folder) };
+        replace_vae(&given, &whole.join("vae"), &options)?;
+    }
     let trained: Vec<_> = parameters(&session.parts.trainer.groups).cloned().collect();
     let components = [("unet", "diffusion_pytorch_model.safetensors"), ("text_encoder", "model.safetensors")];
     for (component, weights) in components {
@@ -162,6 +171,13 @@ fn write_whole(session: &Session, repository: &Repository) -> Result<()> {
     }
     write_noise_schedule(session, &whole)?;
     put_in_place(&whole, &model)
+}
+
+/// Puts another VAE, a folder or a file, in the place of a pipeline's.
+fn replace_vae(given: &Path, place: &Path, options: &ConvertOptions) -> Result<()> {
+    fs::remove_dir_all(place).with_context(|| format!("writing {}", place.display()))?;
+    convert(given, place, options, &|_| ())?;
+    Ok(())
 }
 
 /// Changes a pipeline's index.

@@ -63,7 +63,7 @@ pub(super) const WORD_FOLDER: &str = "inversion";
 
 pub(super) struct Session<'a> {
     pub(super) arguments: &'a TrainArguments,
-    progress: &'a Progress,
+    pub(super) progress: &'a Progress,
     started: &'a Started,
     checkpoints: Checkpoints,
     pub(super) parts: Parts,
@@ -277,7 +277,7 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Whether the validation prompt is painted after this step.
+    /// Whether pictures are painted after this step.
     fn is_looked_at(&self, step: u64) -> bool {
         let watch = &self.arguments.watch;
         let steps = match (watch.validation_steps, watch.validation_epochs) {
@@ -288,17 +288,17 @@ impl<'a> Session<'a> {
             .validation_epochs
             .map(|epochs| epochs.saturating_mul(self.parts.data.steps_per_epoch(self.arguments)));
         let is_turn = |steps: Option<u64>| steps.is_some_and(|steps| step.is_multiple_of(steps));
-        !watch.validation_prompt.is_empty() && (is_turn(steps) || is_turn(epochs))
+        self.arguments.is_looked_at() && (is_turn(steps) || is_turn(epochs))
     }
 
-    /// Paints the validation prompts as the model is now; with its average where there is one.
+    /// Paints as the model is now; with its average where there is one.
     fn validate(&mut self, validation: &mut Validation, log: &mut Report) -> Result<()> {
-        if self.arguments.watch.validation_prompt.is_empty() {
+        if !self.arguments.is_looked_at() {
             return Ok(());
         }
         let Parts { trainer, taught, .. } = &mut self.parts;
         let step = trainer.steps_done();
-        let _shown = self.progress.activity("painting the validation prompts");
+        let _shown = self.progress.activity("painting to see how the model changes");
         if let Some(ema) = &mut trainer.ema {
             ema.store(&trainer.groups)?;
             ema.copy_to(&trainer.groups)?;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use candle_diffusers_pipelines::{Schedule, TextToImage, load_picture, seeded_generators};
+use candle_diffusers_pipelines::{Schedule, TextToImage, Unconditional, load_picture, seeded_generators};
 use image::imageops::{self, FilterType};
 use image::{Rgb, RgbImage};
 
@@ -70,6 +70,9 @@ impl Validation {
 /// All pictures of each prompt, and of one prompt for each picture that it is about.
 fn paint(arguments: &TrainArguments, taught: &mut Taught) -> Result<Grid> {
     let watch = &arguments.watch;
+    if let Taught::Unconditional(..) = taught {
+        return paint_without_text(arguments, taught);
+    }
     let pictures = watch.validation_image.iter().map(|path| Ok(load_picture(path)?));
     let pictures = pictures.collect::<Result<Vec<_>>>()?;
     let mut grid = Grid::default();
@@ -77,15 +80,25 @@ fn paint(arguments: &TrainArguments, taught: &mut Taught) -> Result<Grid> {
         let of_all = |count: usize| if count == 1 { 0 } else { number };
         let prompt = &watch.validation_prompt[of_all(watch.validation_prompt.len())];
         let picture = pictures.get(of_all(pictures.len()));
-        let request = TextToImage {
-            prompts: vec![prompt.clone()],
-            schedule: Schedule::Steps(watch.num_inference_steps),
-            ..Default::default()
-        };
+        let request =
+            TextToImage { prompts: vec![prompt.clone()], schedule: watch.schedule(), ..Default::default() };
         for index in 0..watch.num_validation_images as u64 {
             let mut noise = seeded_generators(arguments.steps.seed.wrapping_add(index), 1);
             grid.add(&taught.paint(request.clone(), picture, &mut noise)?, prompt);
         }
+    }
+    Ok(grid)
+}
+
+/// What the model makes of noise.
+fn paint_without_text(arguments: &TrainArguments, taught: &Taught) -> Result<Grid> {
+    let watch = &arguments.watch;
+    let request =
+        Unconditional { schedule: watch.num_inference_steps.map(Schedule::Steps), ..Default::default() };
+    let mut grid = Grid::default();
+    for index in 0..watch.num_validation_images as u64 {
+        let mut noise = seeded_generators(arguments.steps.seed.wrapping_add(index), 1);
+        grid.add(&taught.paint_without_text(&request, &mut noise)?, "");
     }
     Ok(grid)
 }

@@ -1,8 +1,9 @@
+use candle_core::{DType, Device};
 use candle_diffusers_loaders::{
     LoadOptions, ModelIndex, Repository, check_variant, load_unet_2d, load_vq_model,
 };
 use candle_diffusers_models::{UNet2DModel, VQModel};
-use candle_diffusers_schedulers::{Scheduler, scheduler_from_other};
+use candle_diffusers_schedulers::{Scheduler, scheduler_from_config, scheduler_from_other};
 use serde_json::Value;
 
 use super::UnconditionalPipeline;
@@ -12,7 +13,24 @@ use crate::scheduler_config::load_scheduler_config_in;
 /// The pipelines' classes in model_index.json. `LDMPipeline` had another name at first.
 const CLASSES: [&str; 4] = ["DDPMPipeline", "DDIMPipeline", "LDMPipeline", "LatentDiffusionUncondPipeline"];
 
+/// Steps of a `DDPMPipeline`, and of the others.
+const DDPM_STEPS: usize = 1000;
+const STEPS: usize = 50;
+
 impl UnconditionalPipeline {
+    /// Of a UNet that sees pictures themselves, and the config of the scheduler that it was trained with. It takes 1000 steps by default where that is
+    /// a `DDPMScheduler`, as a `DDPMPipeline` does.
+    ///
+    /// # Errors
+    /// When there is no such scheduler.
+    pub fn new(unet: UNet2DModel, scheduler_config: &Value, device: Device, dtype: DType) -> Result<Self> {
+        let scheduler = scheduler_from_config(scheduler_config)?;
+        let scheduler_config = scheduler.config();
+        let default_steps =
+            if scheduler_config["_class_name"] == "DDPMScheduler" { DDPM_STEPS } else { STEPS };
+        Ok(Self { unet, vqvae: None, scheduler, scheduler_config, default_steps, device, dtype })
+    }
+
     /// Whether the pipeline with this index is one that paints without a text.
     pub fn is_unconditional(index: &ModelIndex) -> bool {
         CLASSES.contains(&index.class_name.as_str())
@@ -52,7 +70,7 @@ impl UnconditionalPipeline {
             vqvae,
             scheduler,
             scheduler_config,
-            default_steps: if index.class_name == "DDPMPipeline" { 1000 } else { 50 },
+            default_steps: if index.class_name == "DDPMPipeline" { DDPM_STEPS } else { STEPS },
             device: options.device.clone(),
             dtype: options.dtype,
         })

@@ -175,6 +175,27 @@ impl Dataset {
         Ok(())
     }
 
+    /// Keeps `count` of the pictures, chosen by the seed, or all where there are no more (`max_train_samples`).
+    ///
+    /// # Errors
+    /// When `count` is 0.
+    pub fn choose(&mut self, count: usize) -> Result<()> {
+        if count == 0 {
+            let (found, expected) = ("0".to_string(), "1 or more".to_string());
+            return Err(Error::Field { field: "max_train_samples", found, expected });
+        }
+        if count < self.examples.len() {
+            let mut chosen =
+                order::choose(self.examples.len(), count, self.options.seed)?.into_iter().peekable();
+            let mut index = 0;
+            self.examples.retain(|_| {
+                index += 1;
+                chosen.next_if_eq(&(index - 1)).is_some()
+            });
+        }
+        Ok(())
+    }
+
     /// How many pictures there are, not counting repeats.
     pub fn len(&self) -> usize {
         self.examples.len()

@@ -50,6 +50,15 @@ pub(super) fn batches(
         .collect())
 }
 
+/// Some places of `0..length` in their order, by the seed alone.
+pub(super) fn choose(length: usize, count: usize, seed: u64) -> Result<Vec<usize>> {
+    // A purpose that no picture's place comes to.
+    let mut chosen = shuffled(length, &mut generator(seed, 0, u64::MAX))?;
+    chosen.truncate(count);
+    chosen.sort_unstable();
+    Ok(chosen)
+}
+
 /// How many batches an epoch has.
 pub(super) fn batch_count(targets: &[[u32; 2]], repeats: usize, batch_size: usize) -> usize {
     let mut counts: BTreeMap<[u32; 2], usize> = BTreeMap::new();

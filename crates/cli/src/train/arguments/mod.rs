@@ -58,6 +58,10 @@ pub(crate) struct TrainArguments {
     #[arg(long, value_name = "PATH_OR_ID")]
     #[serde(serialize_with = "text")]
     pub(crate) pretrained_model_name_or_path: Option<OsString>,
+    /// A VAE to see pictures through instead of the model's own: a folder, a file, or the id of one on the hub
+    #[arg(long, value_name = "PATH_OR_ID")]
+    #[serde(serialize_with = "text")]
+    pub(crate) pretrained_vae_model_name_or_path: Option<OsString>,
     /// Take the weight files of this variant, such as fp16
     #[arg(long, value_name = "NAME")]
     pub(crate) variant: Option<String>,
@@ -107,6 +111,15 @@ pub(crate) struct TrainArguments {
     #[command(flatten)]
     #[serde(skip)]
     pub(crate) without_effect: WithoutEffect,
+}
+
+impl TrainArguments {
+    /// Whether pictures are painted while training. A model that needs no text paints when that is asked for by a number.
+    pub(crate) fn is_looked_at(&self) -> bool {
+        let watch = &self.watch;
+        let is_asked = watch.validation_steps.is_some() || watch.validation_epochs.is_some();
+        !watch.validation_prompt.is_empty() || (self.recipe == Recipe::Unconditional && is_asked)
+    }
 }
 
 /// What Custom Diffusion trains; the flag is called after what stays.

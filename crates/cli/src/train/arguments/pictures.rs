@@ -11,8 +11,15 @@ use super::PICTURES;
 #[derive(Debug, Args, Serialize)]
 pub(crate) struct PictureArguments {
     /// text-to-image: the folder of pictures, with captions in metadata.csv, metadata.jsonl or in text files beside the pictures
-    #[arg(long, value_name = "FOLDER", help_heading = PICTURES, required_unless_present_any = ["instance_data_dir", "concepts_list"])]
+    #[arg(long, value_name = "FOLDER", help_heading = PICTURES, required_unless_present_any = ["instance_data_dir", "concepts_list", "dataset_name"])]
     pub(crate) train_data_dir: Option<PathBuf>,
+    /// What guides for pictures on the hub say; refused with a reason.
+    #[arg(long, hide = true)]
+    #[serde(skip)]
+    pub(crate) dataset_name: Option<String>,
+    /// Learn from no more than N of the pictures, which are chosen by the seed
+    #[arg(long, value_name = "N", help_heading = PICTURES)]
+    pub(crate) max_train_samples: Option<usize>,
     /// The column of the metadata that names the pictures, which may be called file_name there
     #[arg(long, value_name = "NAME", default_value = "image", help_heading = PICTURES)]
     pub(crate) image_column: String,

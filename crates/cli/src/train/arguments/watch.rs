@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use candle_diffusers_pipelines::Schedule;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
@@ -28,24 +29,31 @@ pub(crate) struct WatchArguments {
     #[arg(long, alias = "validation-images", value_name = "FILE", num_args = 1.., help_heading = STOPPING)]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) validation_image: Vec<PathBuf>,
-    /// Paint them every N steps [default: 100 where nothing is said]
+    /// Paint them every N steps [default: 100 where nothing is said]; unconditional: paint what the model makes of noise, where this or --validation-epochs is said
     #[arg(long, value_name = "N", help_heading = STOPPING)]
     pub(crate) validation_steps: Option<u64>,
     /// Paint them every N epochs
-    #[arg(long, value_name = "N", help_heading = STOPPING)]
+    #[arg(long, alias = "save-images-epochs", value_name = "N", help_heading = STOPPING)]
     pub(crate) validation_epochs: Option<u64>,
     /// How many pictures of each prompt; all of one time become one
-    #[arg(long, value_name = "N", default_value_t = 4, help_heading = STOPPING)]
+    #[arg(long, alias = "eval-batch-size", value_name = "N", default_value_t = 4, help_heading = STOPPING)]
     pub(crate) num_validation_images: usize,
-    /// Denoising steps of pictures that are painted for validation and of the class
-    #[arg(long, value_name = "N", default_value_t = 30, help_heading = STOPPING)]
-    pub(crate) num_inference_steps: usize,
+    /// Denoising steps of pictures that are painted for validation and of the class [default: 30; unconditional: 1000, or 50 of DDIM]
+    #[arg(long, alias = "ddpm-num-inference-steps", value_name = "N", help_heading = STOPPING)]
+    pub(crate) num_inference_steps: Option<usize>,
     /// Write loss, learning rate, norm of the gradients, seconds a step and validation pictures for this program too
-    #[arg(long, value_name = "PROGRAM", default_value = "none", help_heading = STOPPING)]
+    #[arg(long, alias = "logger", value_name = "PROGRAM", default_value = "none", help_heading = STOPPING)]
     pub(crate) report_to: ReportTo,
     /// The folder of those files, in --output-dir
     #[arg(long, value_name = "FOLDER", default_value = "logs", help_heading = STOPPING)]
     pub(crate) logging_dir: PathBuf,
+}
+
+impl WatchArguments {
+    /// How pictures of a text are painted.
+    pub(crate) fn schedule(&self) -> Schedule {
+        Schedule::Steps(self.num_inference_steps.unwrap_or(30))
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]

@@ -10,29 +10,89 @@ pub(crate) struct WithoutEffect {
     #[arg(long, hide = true)]
     enable_xformers_memory_efficient_attention: bool,
     #[arg(long, hide = true)]
+    enable_npu_flash_attention: bool,
+    #[arg(long, hide = true)]
     allow_tf32: bool,
     #[arg(long, hide = true)]
     set_grads_to_none: bool,
+    #[arg(long, hide = true)]
+    foreach_ema: bool,
+    #[arg(long, hide = true)]
+    offload_ema: bool,
+    #[arg(long, hide = true)]
+    noaug: bool,
+    #[arg(long, hide = true)]
+    pre_compute_text_embeddings: bool,
+    #[arg(long, hide = true)]
+    push_to_hub: bool,
+    #[arg(long, hide = true)]
+    hub_private_repo: bool,
+    #[arg(long, hide = true, value_name = "ID")]
+    hub_model_id: Option<String>,
+    #[arg(long, hide = true, value_name = "TOKEN")]
+    hub_token: Option<String>,
     #[arg(long, hide = true, value_name = "N")]
     dataloader_num_workers: Option<usize>,
+    #[arg(long, hide = true, value_name = "N")]
+    sample_batch_size: Option<usize>,
+    #[arg(long, hide = true, value_name = "N")]
+    save_model_epochs: Option<u64>,
+    #[arg(long, hide = true, value_name = "N")]
+    save_steps: Option<u64>,
+    #[arg(long, hide = true, value_name = "TYPE")]
+    prior_generation_precision: Option<String>,
+    #[arg(long, hide = true, value_name = "NAME")]
+    tracker_project_name: Option<String>,
+    #[arg(long, hide = true, value_name = "N", allow_negative_numbers = true)]
+    local_rank: Option<i64>,
 }
 
 impl WithoutEffect {
     /// Says of each flag that is given why it changes nothing.
     pub(crate) fn tell(&self) {
+        const ATTENTION: &str = "attention never stores its scores here";
+        const HUB: &str = "nothing is sent anywhere; the output folder is what would be";
+        const CHECKPOINTS: &str = "--checkpointing-steps says when what is learned is written";
         let flags = [
             (
                 self.enable_xformers_memory_efficient_attention,
                 "--enable-xformers-memory-efficient-attention",
-                "attention never stores its scores here",
+                ATTENTION,
             ),
+            (self.enable_npu_flash_attention, "--enable-npu-flash-attention", ATTENTION),
             (self.allow_tf32, "--allow-tf32", "it is for GPUs"),
             (self.set_grads_to_none, "--set-grads-to-none", "gradients are never kept"),
+            (self.foreach_ema, "--foreach-ema", "it is for GPUs"),
+            (self.offload_ema, "--offload-ema", "it is for GPUs"),
+            (self.noaug, "--noaug", "pictures are never enlarged or made smaller at random"),
+            (
+                self.pre_compute_text_embeddings,
+                "--pre-compute-text-embeddings",
+                "texts are encoded once wherever the text encoder is not trained",
+            ),
+            (self.push_to_hub, "--push-to-hub", HUB),
+            (self.hub_private_repo, "--hub-private-repo", HUB),
+            (self.hub_model_id.is_some(), "--hub-model-id", HUB),
+            (self.hub_token.is_some(), "--hub-token", HUB),
             (
                 self.dataloader_num_workers.is_some(),
                 "--dataloader-num-workers",
                 "pictures are read ahead on a thread of their own",
             ),
+            (self.sample_batch_size.is_some(), "--sample-batch-size", "each picture is painted by itself"),
+            (self.save_model_epochs.is_some(), "--save-model-epochs", CHECKPOINTS),
+            (self.save_steps.is_some(), "--save-steps", CHECKPOINTS),
+            (
+                self.prior_generation_precision.is_some(),
+                "--prior-generation-precision",
+                "pictures of the class are painted in the precision that is trained in",
+            ),
+            (
+                self.tracker_project_name.is_some(),
+                "--tracker-project-name",
+                "event files go to --logging-dir",
+            ),
+            (self.local_rank.is_some(), "--local-rank", "mpirun says which process is which"),
         ];
         for (_, flag, reason) in flags.iter().filter(|(is_given, ..)| *is_given) {
             terminal::note(&format!("{flag} changes nothing: {reason}"));

@@ -1,0 +1,107 @@
+//! Flags that only some recipes have a use for.
+
+use anyhow::{Result, bail};
+use clap::Parser;
+use serde_json::Value;
+
+use super::{Recipe, TrainArguments};
+
+/// Flags, which recipes have a use for them, and what those are.
+type Flags = (&'static [&'static str], fn(Recipe) -> bool, &'static str);
+
+const FLAGS: [Flags; 8] = [
+    (
+        &[
+            "rank",
+            "lora_alpha",
+            "lora_dropout",
+            "lora_layers",
+            "target_modules",
+            "init_lora_weights",
+            "use_dora",
+            "use_rslora",
+        ],
+        Recipe::is_lora,
+        "LoRAs; this recipe trains none",
+    ),
+    (
+        &["lora_format"],
+        |recipe| recipe.is_lora() || recipe == Recipe::CustomDiffusion,
+        "recipes that write a LoRA; this one writes none",
+    ),
+    (&["modifier_token", "freeze_model"], |recipe| recipe == Recipe::CustomDiffusion, "custom-diffusion"),
+    (
+        &["learnable_property"],
+        Recipe::has_token,
+        "textual-inversion and pivotal-tuning, whose captions are made by it",
+    ),
+    (
+        &["max_train_steps_ti", "learning_rate_ti"],
+        |recipe| recipe == Recipe::PivotalTuning,
+        "pivotal-tuning; other recipes have --max-train-steps and --learning-rate",
+    ),
+    (
+        &["controlnet_model_name_or_path", "conditioning_image_column"],
+        |recipe| recipe == Recipe::Controlnet,
+        "controlnet",
+    ),
+    (
+        &["original_image_column", "edited_image_column", "edit_prompt_column", "conditioning_dropout_prob"],
+        |recipe| recipe == Recipe::InstructPix2pix,
+        "instruct-pix2pix",
+    ),
+    (
+        &[
+            "model_config_name_or_path",
+            "scheduler",
+            "ddpm_num_steps",
+            "ddpm_beta_schedule",
+            "ema_max_decay",
+            "ema_inv_gamma",
+            "ema_power",
+        ],
+        |recipe| recipe == Recipe::Unconditional,
+        "unconditional",
+    ),
+];
+
+/// Refuses flags that a recipe has no use for. What says the same as leaving the flag out goes: a run's settings.toml, which has all of them, can be given as --config.
+pub(super) fn check_recipe(arguments: &TrainArguments) -> Result<()> {
+    let (given, usual) = (serde_json::to_value(arguments)?, usual(arguments.recipe)?);
+    for (names, is_for, whose) in FLAGS {
+        let is_said = |name: &&&str| given.get(name) != usual.get(name);
+        if let Some(name) = names.iter().find(is_said).filter(|_| !is_for(arguments.recipe)) {
+            bail!("--{} is for {whose}", name.replace('_', "-"));
+        }
+    }
+    Ok(())
+}
+
+/// What flags mean that are not given.
+fn usual(recipe: Recipe) -> Result<Value> {
+    #[derive(Parser)]
+    struct Alone {
+        #[command(flatten)]
+        train: TrainArguments,
+    }
+    let name = recipe.name();
+    let needed = ["train", &name, "--output-dir", "-", "--train-data-dir", "-"];
+    Ok(serde_json::to_value(Alone::try_parse_from(needed)?.train)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::ValueEnum;
+
+    use super::*;
+
+    #[test]
+    fn flags_are_those_of_the_command_line() {
+        for recipe in Recipe::value_variants() {
+            let usual = usual(*recipe).unwrap();
+            for name in FLAGS.iter().flat_map(|(names, ..)| *names) {
+                assert!(usual.get(name).is_some(), "{name}");
+            }
+        }
+    }
+}
