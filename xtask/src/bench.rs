@@ -101,32 +101,40 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
         None => Vec::new(),
     };
     let mut rows = Vec::new();
+    // After each row, so that what ends a run does not take the rows before with it.
     let mut add = |row: Row| {
         if rows.is_empty() {
             print_head(&peers);
         }
         row.print(&peers);
         rows.push(row);
+        write_json(arguments, &rows)
     };
     for name in NAMES {
         for dtype in DTYPES {
             let is_too_large = !peers.is_empty() && TOO_LARGE.contains(&(name, dtype));
-            if !arguments.wants(name, dtype) || is_too_large {
+            if !arguments.wants(name, dtype) {
+                continue;
+            }
+            if is_too_large {
+                eprintln!(
+                    "{name} in {dtype} is left out: the models of all programs do not fit into memory at once"
+                );
                 continue;
             }
             let row = match name {
                 START => start::time(dtype, &peers, arguments),
                 _ => time(name, dtype, &peers, arguments),
             };
-            add(row.with_context(|| format!("{name} in {dtype}"))?);
+            add(row.with_context(|| format!("{name} in {dtype}"))?)?;
         }
     }
     for dtype in DTYPES {
         kernels::time(dtype, &peers, arguments, &mut add)
             .with_context(|| format!("the kernels in {dtype}"))?;
     }
-    ensure!(!rows.is_empty(), "nothing has {:?} in its name", arguments.only.as_deref().unwrap_or_default());
-    write_json(arguments, &rows)
+    ensure!(!rows.is_empty(), "nothing was timed of {:?}", arguments.only.as_deref().unwrap_or_default());
+    Ok(())
 }
 
 /// The table as JSON, where it is asked for.

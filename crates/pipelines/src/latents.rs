@@ -1,7 +1,7 @@
 //! The noise that a picture begins as, and the picture that latents decode to.
 
 use candle_core::{DType, Device, Tensor};
-use candle_diffusers_models::{AutoencoderKL, AutoencoderKLConfig};
+use candle_diffusers_models::{AutoencoderKL, AutoencoderKLConfig, DiagonalGaussianDistribution};
 use candle_diffusers_schedulers::{NoiseSource, Scheduler};
 
 use crate::error::{Result, argument};
@@ -68,9 +68,7 @@ fn draw_latents(
     noise: &mut dyn NoiseSource,
 ) -> Result<Tensor> {
     let count = pictures.dim(0)?;
-    // One after the other, as they are decoded.
-    let distributions =
-        (0..count).map(|i| Ok(vae.encode(&pictures.narrow(0, i, 1)?)?)).collect::<Result<Vec<_>>>()?;
+    let distributions = encode_distributions(vae, pictures)?;
     let mean = distributions[0].mean();
     let mut shape = mean.dims().to_vec();
     shape[0] = draws;
@@ -78,6 +76,61 @@ fn draw_latents(
     let draw = |i: usize| Ok(distributions[i % count].sample(&noise.narrow(0, i, 1)?)?);
     let latents = Tensor::cat(&(0..draws).map(draw).collect::<Result<Vec<_>>>()?, 0)?;
     scale_latents(vae.config(), &latents)
+}
+
+/// What the VAE says of each picture, one after the other, as they are decoded. One that comes out of half precision with infinities or NaN is encoded once
+/// more in float32, with a warning; what is said of it is in the VAE's dtype all the same.
+///
+/// # Errors
+/// When shapes do not fit.
+pub(crate) fn encode_distributions(
+    vae: &AutoencoderKL,
+    pictures: &Tensor,
+) -> Result<Vec<DiagonalGaussianDistribution>> {
+    let mut in_float32 = InFloat32::new(vae);
+    let mut distributions = Vec::new();
+    for i in 0..pictures.dim(0)? {
+        let picture = pictures.narrow(0, i, 1)?;
+        let mut distribution = vae.encode(&picture)?;
+        if in_float32.may_help() && !is_finite(distribution.mean())? && is_finite(&picture)? {
+            in_float32.warn("encoded", i);
+            distribution = in_float32.vae()?.encode(&picture.to_dtype(DType::F32)?)?.to_dtype(vae.dtype())?;
+        }
+        distributions.push(distribution);
+    }
+    Ok(distributions)
+}
+
+/// A VAE in float32, made when it is first needed.
+struct InFloat32<'a> {
+    half: &'a AutoencoderKL,
+    single: Option<AutoencoderKL>,
+}
+
+impl<'a> InFloat32<'a> {
+    fn new(half: &'a AutoencoderKL) -> Self {
+        Self { half, single: None }
+    }
+
+    /// Whether the VAE computes in less than float32.
+    fn may_help(&self) -> bool {
+        self.half.dtype().size_in_bytes() < 4
+    }
+
+    fn vae(&mut self) -> Result<&AutoencoderKL> {
+        match &mut self.single {
+            Some(vae) => Ok(vae),
+            none => Ok(none.insert(self.half.to_dtype(DType::F32)?)),
+        }
+    }
+
+    fn warn(&self, done: &str, index: usize) {
+        tracing::warn!(
+            "{done} in {}, picture {} has values that are infinite or not numbers: it is {done} again in float32",
+            self.half.dtype().as_str(),
+            index + 1
+        );
+    }
 }
 
 /// A VAE's latents as a diffusion model sees them: times `scaling_factor`, and brought to mean 0 and deviation 1 where the config knows theirs.
@@ -137,37 +190,40 @@ fn check_repeats(what: &'static str, count: usize, batch: usize) -> Result<()> {
 ///
 /// Pictures are decoded one after the other: that takes no longer and a batch's memory less. One that comes out of half precision with
 /// infinities or NaN, because its numbers have become too large for float16 (SDXL's first VAE is known for it), is decoded once more in
-/// float32, with a warning (through `tracing`); its result is in the VAE's dtype all the same.
+/// float32, with a warning (through `tracing`); its result is in the VAE's dtype all the same. Latents that are no numbers themselves, because the diffusion model
+/// has overflowed, give a warning too: no decoder can mend those.
 ///
 /// # Errors
 /// When shapes do not fit.
 pub fn decode_latents(vae: &AutoencoderKL, latents: &Tensor) -> Result<Tensor> {
     // In the VAE's dtype, which may be a wider one.
     let scaled = unscale_latents(vae.config(), &latents.to_dtype(vae.dtype())?)?;
-    let mut in_float32 = None;
+    let mut in_float32 = InFloat32::new(vae);
     let mut pictures = Vec::new();
     for i in 0..latents.dim(0)? {
         let mut picture = vae.decode(&scaled.narrow(0, i, 1)?)?;
         let latents = latents.narrow(0, i, 1)?;
-        if vae.dtype().size_in_bytes() < 4 && !is_finite(&picture)? && is_finite(&latents)? {
-            tracing::warn!(
-                "decoded in {}, picture {} has values that are infinite or not numbers: it is decoded again in float32",
-                vae.dtype().as_str(),
-                i + 1
-            );
-            let vae_in_float32 = match &in_float32 {
-                Some(vae) => vae,
-                None => in_float32.insert(vae.to_dtype(DType::F32)?),
+        if !is_finite(&latents)? {
+            let advice = match latents.dtype().size_in_bytes() {
+                0..4 => ": the diffusion model needs a wider type",
+                _ => "",
             };
+            tracing::warn!(
+                "the latents of picture {}, in {}, are infinite or not numbers, so that it will be black{advice}",
+                i + 1,
+                latents.dtype().as_str()
+            );
+        } else if in_float32.may_help() && !is_finite(&picture)? {
+            in_float32.warn("decoded", i);
             let latents = unscale_latents(vae.config(), &latents.to_dtype(DType::F32)?)?;
-            picture = vae_in_float32.decode(&latents)?.to_dtype(vae.dtype())?;
+            picture = in_float32.vae()?.decode(&latents)?.to_dtype(vae.dtype())?;
         }
         pictures.push(picture);
     }
     Ok(Tensor::cat(&pictures, 0)?)
 }
 
-fn is_finite(x: &Tensor) -> Result<bool> {
+pub(crate) fn is_finite(x: &Tensor) -> Result<bool> {
     let values: Vec<f32> = x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
     Ok(values.into_iter().all(f32::is_finite))
 }

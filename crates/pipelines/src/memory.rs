@@ -15,22 +15,22 @@ const UNET_COPIES: f64 = 50.0;
 
 /// Bytes that painting takes besides the weights, roughly: what the largest layers of UNet and VAE hold at a time.
 ///
-/// `batch` is the number of pictures; with guidance the UNet sees each twice. `width` and `height` are in pixels.
+/// Each model comes with the dtype that it computes in. `batch` is the number of pictures; with guidance the UNet sees each twice. `width` and `height` are in pixels.
 pub fn working_memory(
-    unet: &UNet2DConditionConfig,
-    vae: &AutoencoderKLConfig,
-    dtype: DType,
+    (unet, unet_dtype): (&UNet2DConditionConfig, DType),
+    (vae, vae_dtype): (&AutoencoderKLConfig, DType),
     batch: usize,
     width: usize,
     height: usize,
 ) -> f64 {
-    let bytes = dtype.size_in_bytes() as f64;
+    let (unet_bytes, vae_bytes) = (unet_dtype.size_in_bytes() as f64, vae_dtype.size_in_bytes() as f64);
     let pixels = width as f64 * height as f64;
     let factor = vae.vae_scale_factor() as f64;
     let latent_pixels = pixels / (factor * factor);
     // Pictures are decoded one after the other.
-    let decoder = DECODER_COPIES * pixels * vae.block_out_channels[0] as f64 * bytes;
-    let unet = UNET_COPIES * 2.0 * batch as f64 * latent_pixels * unet.block_out_channels[0] as f64 * bytes;
+    let decoder = DECODER_COPIES * pixels * vae.block_out_channels[0] as f64 * vae_bytes;
+    let unet =
+        UNET_COPIES * 2.0 * batch as f64 * latent_pixels * unet.block_out_channels[0] as f64 * unet_bytes;
     let pictures = batch as f64 * pixels * 3.0 * 4.0;
     decoder.max(unet) + pictures
 }

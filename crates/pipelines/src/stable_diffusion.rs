@@ -368,7 +368,8 @@ impl StableDiffusionPipeline {
         let height = side("height", request.height, given.map(|size| size.0))?;
         let width = side("width", request.width, given.map(|size| size.1))?;
         let batch = request.batch_size();
-        let bytes = working_memory(self.unet.config(), self.vae.config(), self.dtype, batch, width, height);
+        let (unet, vae) = ((self.unet.config(), self.dtype), (self.vae.config(), self.vae.dtype()));
+        let bytes = working_memory(unet, vae, batch, width, height);
         check_memory(&self.device, bytes, &format!("{batch} picture(s) of {width}x{height} at a time"))?;
         Ok((width, height))
     }

@@ -16,7 +16,7 @@ pub use request::Unconditional;
 
 use crate::error::{Result, argument};
 use crate::image_processor::{denormalize, to_pictures};
-use crate::latents::prepare_latents;
+use crate::latents::{is_finite, prepare_latents};
 use crate::memory::{check_memory, unconditional_memory};
 use crate::stable_diffusion::Schedule;
 
@@ -110,7 +110,14 @@ impl UnconditionalPipeline {
         }
         let sample = prepare_latents(shape, self.scheduler.as_ref(), noise, self.dtype, &self.device)?;
         let sample = self.denoise(sample, request, noise, on_step_end)?;
-        denormalize(&self.decode(&sample)?)
+        let images = self.decode(&sample)?;
+        if !is_finite(&images)? {
+            tracing::warn!(
+                "computed in {}, values of the pictures are infinite or not numbers: the model needs a wider type",
+                self.dtype.as_str()
+            );
+        }
+        denormalize(&images)
     }
 
     /// Takes the steps that the scheduler is set to.

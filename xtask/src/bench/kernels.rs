@@ -28,7 +28,7 @@ pub(super) fn time(
     dtype: &'static str,
     peers: &[Peer],
     arguments: &BenchArguments,
-    add: &mut impl FnMut(Row),
+    add: &mut impl FnMut(Row) -> Result<()>,
 ) -> Result<()> {
     let file = workspace::root().join("xtask/bench/kernels.json");
     let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
@@ -63,7 +63,7 @@ pub(super) fn time(
             (row.tflops, row.share_of_peak) =
                 (Some(rate / 1e12), operations_per_second.map(|peak| rate / peak));
         }
-        add(row);
+        add(row)?;
     }
     Ok(())
 }

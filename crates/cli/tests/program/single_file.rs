@@ -91,10 +91,10 @@ fn weights_that_are_no_numbers_are_named() {
     checkpoint.write_safetensors(workplace.path("model.safetensors"), DType::F32);
     let run = workplace.succeed(paint("model.safetensors", "out.png"));
     let warnings: Vec<&str> = run.stderr.lines().filter(|line| line.starts_with("warning: ")).collect();
-    assert_eq!(
-        warnings,
-        [format!("warning: model.safetensors: values that are infinite or not numbers in {name}")]
-    );
+    let of_weights = format!("warning: model.safetensors: values that are infinite or not numbers in {name}");
+    let of_latents =
+        "warning: the latents of picture 1, in f32, are infinite or not numbers, so that it will be black";
+    assert_eq!(warnings, [&of_weights, of_latents]);
     let run = workplace.succeed(["convert", "model.safetensors", "folder"]);
     assert!(run.stderr.contains(&format!("warning: values that are infinite or not numbers in {name}")));
 }

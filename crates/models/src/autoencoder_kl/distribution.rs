@@ -1,4 +1,4 @@
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use crate::error::{Error, Result};
 
@@ -40,6 +40,14 @@ impl DiagonalGaussianDistribution {
         }
         let noise = noise.to_device(self.mean.device())?.to_dtype(self.mean.dtype())?;
         Ok((&self.mean + self.std()?.mul(&noise)?)?)
+    }
+
+    /// The same in another dtype.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
+        Ok(Self { mean: self.mean.to_dtype(dtype)?, logvar: self.logvar.to_dtype(dtype)? })
     }
 
     /// That of one picture, as a batch of one.

@@ -1,6 +1,7 @@
 //! Inpainting (diffusers' `pipelines/stable_diffusion/pipeline_stable_diffusion_inpaint.py` and `pipelines/stable_diffusion_xl/`'s).
 
 use candle_core::Tensor;
+use candle_diffusers_models::AutoencoderKL;
 use candle_diffusers_schedulers::NoiseSource;
 use image::{GrayImage, ImageBuffer, Pixel, RgbImage};
 
@@ -99,9 +100,10 @@ impl StableDiffusionPipeline {
         let from_noise = *strength >= 1.0 && denoising_start.is_none();
 
         // In diffusers' order: the picture, the noise, the masked picture.
+        let vae = self.encoding_vae()?;
         let latents = match is_trained_for_it && from_noise {
             true => None,
-            false => Some(self.encode_for_inpainting(&image, batch, noise)?),
+            false => Some(self.encode_for_inpainting(&vae, &image, batch, noise)?),
         };
         let factor = self.vae.config().vae_scale_factor();
         let (height, width) = (place.height / factor, place.width / factor);
@@ -109,7 +111,7 @@ impl StableDiffusionPipeline {
         let masked = match &image {
             Start::Pictures(pictures) => {
                 let masked = Start::Pictures(pictures.broadcast_mul(&mask.affine(-1.0, 1.0)?)?);
-                Some(self.encode_for_inpainting(&masked, batch, noise)?)
+                Some(self.encode_for_inpainting(&vae, &masked, batch, noise)?)
             }
             // Nobody sees them: models that were trained for it begin with pictures.
             Start::Latents(_) => None,
@@ -143,6 +145,7 @@ impl StableDiffusionPipeline {
     /// Latents of the batch: one draw for each picture, or those that are there.
     fn encode_for_inpainting(
         &self,
+        vae: &AutoencoderKL,
         image: &Start,
         batch: usize,
         noise: &mut dyn NoiseSource,
@@ -153,7 +156,7 @@ impl StableDiffusionPipeline {
             }
             Start::Pictures(pictures) => pictures.to_device(&self.device)?.to_dtype(self.dtype)?,
         };
-        repeat_all(&encode_each(&self.encoding_vae()?, &pictures, noise)?.to_dtype(self.dtype)?, batch)
+        repeat_all(&encode_each(vae, &pictures, noise)?.to_dtype(self.dtype)?, batch)
     }
 
     /// What can be told before any work, and where is painted.

@@ -8,7 +8,7 @@ use super::{InitImage, StableDiffusionPipeline, StableDiffusionPipelineOutput, T
 use crate::denoise::{Denoising, Guidance, Kept, StepCallback, denoise};
 use crate::error::{Result, argument};
 use crate::image_processor::{from_pictures, normalize};
-use crate::latents::{prepare_latents, repeat_all, scale_initial_latents};
+use crate::latents::{encode_distributions, prepare_latents, repeat_all, scale_initial_latents};
 
 /// What to change in which picture. It is painted anew from noise by a model that sees it all the time (its UNet takes 8 channels).
 #[derive(Clone, Debug)]
@@ -117,8 +117,8 @@ impl StableDiffusionPipeline {
             InitImage::Pictures(pictures) => {
                 let pictures = from_pictures(&pictures)?.to_device(&self.device)?.to_dtype(self.dtype)?;
                 let (pictures, vae) = (normalize(&pictures)?, self.encoding_vae()?);
-                let encode = |i: usize| Ok(vae.encode(&pictures.narrow(0, i, 1)?)?.mode().clone());
-                Tensor::cat(&(0..pictures.dim(0)?).map(encode).collect::<Result<Vec<_>>>()?, 0)?
+                let distributions = encode_distributions(&vae, &pictures)?;
+                Tensor::cat(&distributions.iter().map(|one| one.mode()).collect::<Vec<_>>(), 0)?
             }
         };
         let latents = match self.is_cosxl_edit {
