@@ -9,7 +9,7 @@ use super::{Recipe, TrainArguments};
 /// Flags, which recipes have a use for them, and what those are.
 type Flags = (&'static [&'static str], fn(Recipe) -> bool, &'static str);
 
-const FLAGS: [Flags; 8] = [
+const FLAGS: [Flags; 10] = [
     (
         &[
             "rank",
@@ -31,10 +31,16 @@ const FLAGS: [Flags; 8] = [
     ),
     (&["modifier_token", "freeze_model"], |recipe| recipe == Recipe::CustomDiffusion, "custom-diffusion"),
     (
-        &["learnable_property"],
+        &["learnable_property", "num_vectors"],
         Recipe::has_token,
-        "textual-inversion and pivotal-tuning, whose captions are made by it",
+        "textual-inversion and pivotal-tuning, whose new word it is about",
     ),
+    (
+        &["image_column", "caption_column", "proportion_empty_prompts"],
+        |recipe| recipe != Recipe::InstructPix2pix,
+        "other recipes; instruct-pix2pix has --edited-image-column, --edit-prompt-column and --conditioning-dropout-prob",
+    ),
+    (&["caption_column"], |recipe| recipe != Recipe::Unconditional, "models that paint from a text"),
     (
         &["max_train_steps_ti", "learning_rate_ti"],
         |recipe| recipe == Recipe::PivotalTuning,

@@ -31,6 +31,10 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
             arguments.thing.with_prior_preservation || arguments.thing.prior_loss_weight == 1.0,
             "--prior-loss-weight is how much the pictures of a class count: give --with-prior-preservation"
         );
+        ensure!(
+            arguments.thing.with_prior_preservation || arguments.thing.num_class_images == 100,
+            "--num-class-images is how many pictures of a class there should be: give --with-prior-preservation"
+        );
         if arguments.thing.with_prior_preservation && arguments.thing.concepts_list.is_none() {
             ensure!(
                 arguments.thing.class_data_dir.is_some() && arguments.thing.class_prompt.is_some(),
@@ -78,8 +82,8 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
     let has_token = arguments.word.placeholder_token.is_some() || arguments.word.initializer_token.is_some();
     if recipe == Recipe::CustomDiffusion {
         ensure!(
-            arguments.word.placeholder_token.is_none() && arguments.word.num_vectors == 1,
-            "--placeholder-token and --num-vectors are for textual-inversion and pivotal-tuning; custom-diffusion has --modifier-token"
+            arguments.word.placeholder_token.is_none(),
+            "--placeholder-token is for textual-inversion and pivotal-tuning; custom-diffusion has --modifier-token"
         );
         ensure!(
             !arguments.train_text_encoder,

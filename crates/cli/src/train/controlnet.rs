@@ -33,7 +33,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
         Some(begun) => TrainedControlNet::load(begun, &options)?,
         None => TrainedControlNet::from_unet(&repository, &options, generator.clone())?,
     };
-    let groups = vec![group(arguments, started, trained.parameters.clone(), arguments.steps.learning_rate)];
+    let groups = vec![group(arguments, started, trained.parameters.clone(), arguments.learning_rate())];
     let max_steps = data.max_steps(arguments);
     let trainer = new_trainer(arguments, groups, max_steps, generator)?;
     let denoising = denoising_options(arguments, &models)?;

@@ -39,7 +39,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     let custom = CustomDiffusion::attach(&mut models, &tokens, projections)?;
     // As the script, --scale-lr counts pictures of the class too.
     let is_twice = arguments.steps.scale_lr && arguments.thing.with_prior_preservation;
-    let learning_rate = arguments.steps.learning_rate * if is_twice { 2.0 } else { 1.0 };
+    let learning_rate = arguments.learning_rate() * if is_twice { 2.0 } else { 1.0 };
     let groups = vec![group(arguments, started, custom.parameters(), learning_rate)];
     let options =
         DenoisingOptions { train_text_encoder: !tokens.is_empty(), ..denoising_options(arguments, &models)? };

@@ -107,6 +107,7 @@ impl<'a> Session<'a> {
     fn resolved(&self) -> Result<toml::Table> {
         let mut table = toml::Table::try_from(self.arguments)?;
         table.insert("resolution".to_string(), i64::from(self.parts.data.resolution()).into());
+        table.insert("learning_rate".to_string(), self.arguments.learning_rate().into());
         // How long the word is learned has a flag of its own.
         if self.parts.stage != Stage::Word {
             table.insert("max_train_steps".to_string(), i64::try_from(self.parts.max_steps)?.into());

@@ -51,7 +51,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     }
     let (groups, loras) = match (arguments.recipe, &token) {
         (Recipe::TextualInversion, Some(token)) => {
-            let group = group(arguments, started, token.parameters(), arguments.steps.learning_rate);
+            let group = group(arguments, started, token.parameters(), arguments.learning_rate());
             (vec![group], Vec::new())
         }
         _ => choose_trained(arguments, started, &repository, &mut models, &options, &mut generator)?,

@@ -27,7 +27,7 @@ pub(super) fn choose_trained(
     generator: &mut TorchGenerator,
 ) -> Result<(Vec<ParameterGroup>, Vec<TrainedLora>)> {
     let group = |parameters, learning_rate: f64| group(arguments, started, parameters, learning_rate);
-    let text_rate = arguments.steps.text_encoder_lr.unwrap_or(arguments.steps.learning_rate);
+    let text_rate = arguments.steps.text_encoder_lr.unwrap_or(arguments.learning_rate());
     let config = |targets: &[&str]| LoraConfig {
         alpha: arguments.lora.lora_alpha.unwrap_or(arguments.lora.rank as f64),
         dropout: arguments.lora.lora_dropout,
@@ -47,7 +47,7 @@ pub(super) fn choose_trained(
             unet_config.target_modules = TargetModules::Pattern(pattern.clone());
         }
         let unet = TrainedLora::attach(&models.unet, "unet", &unet_config, generator)?;
-        groups.push(group(unet.parameters(), arguments.steps.learning_rate));
+        groups.push(group(unet.parameters(), arguments.learning_rate()));
         loras.push(unet);
         if arguments.train_text_encoder {
             let config = config(&TEXT_ENCODER_TARGETS);
@@ -66,7 +66,7 @@ pub(super) fn choose_trained(
     let options = &in_float32(options);
     let whole = trainable_unet(repository, "unet", options)?;
     models.unet = whole.model;
-    groups.push(group(whole.parameters, arguments.steps.learning_rate));
+    groups.push(group(whole.parameters, arguments.learning_rate()));
     if arguments.train_text_encoder {
         let TextEncoders::Clip(clip) = &mut models.text_encoders else {
             bail!(
@@ -87,9 +87,10 @@ pub(super) fn group(
     parameters: Vec<Parameter>,
     learning_rate: f64,
 ) -> ParameterGroup {
-    let batch = arguments.steps.train_batch_size * started.processes.size();
-    let scale = match arguments.steps.scale_lr {
-        true => (batch * arguments.steps.gradient_accumulation_steps) as f64,
+    let steps = &arguments.steps;
+    let pictures = [steps.train_batch_size, started.processes.size(), steps.gradient_accumulation_steps];
+    let scale = match steps.scale_lr {
+        true => pictures.iter().map(|count| *count as f64).product(),
         false => 1.0,
     };
     let weight_decay = arguments.optimizer.adam_weight_decay;

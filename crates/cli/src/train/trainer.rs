@@ -25,7 +25,7 @@ pub(super) fn new_trainer(
             num_cycles: arguments.steps.lr_num_cycles,
             power: arguments.steps.lr_power,
             // What polynomial falls to is measured by the first group's, as diffusers takes it from the optimizer.
-            learning_rate: groups.first().map_or(arguments.steps.learning_rate, |group| group.learning_rate),
+            learning_rate: groups.first().map_or(arguments.learning_rate(), |group| group.learning_rate),
             step_rules: arguments.steps.lr_step_rules.clone().unwrap_or_default(),
             ..Default::default()
         },

@@ -48,7 +48,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     let resolution = config["sample_size"].as_u64().unwrap_or(64) as u32;
     let resolution = arguments.pictures.resolution.unwrap_or(resolution);
     let data = Data::without_captions(arguments, resolution, started)?;
-    let groups = vec![group(arguments, started, whole.parameters, arguments.steps.learning_rate)];
+    let groups = vec![group(arguments, started, whole.parameters, arguments.learning_rate())];
     let max_steps = data.max_steps(arguments);
     let trainer = new_trainer(arguments, groups, max_steps, generator)?;
     let taught = Taught::Unconditional(Box::new(whole.model), config, options);

@@ -297,7 +297,11 @@ fn a_model_without_texts_is_trained_from_nothing_and_goes_on_as_a_folder() {
     let train = |flags: &[&str]| workplace.succeed([&fixed[..], flags].concat());
     let new =
         ["--model_config_name_or_path", config, "--checkpointing_steps", "1", "--scheduler", "DDIMScheduler"];
-    train(&[&new[..], &["--output_dir", "new", "--max_train_steps", "3"]].concat());
+    let look = ["--validation_steps", "2", "--num_validation_images", "3"];
+    let looked_at = [&new[..], &look, &["--num_inference_steps", "2"]].concat();
+    train(&[&looked_at[..], &["--output_dir", "new", "--max_train_steps", "3"]].concat());
+    let row = image::open(workplace.path("new/validation/000002.png")).unwrap();
+    assert_eq!(row.width(), 3 * row.height());
     let paint = |model: &str, output: &str| {
         workplace.succeed(["generate", "--model", model, "--steps", "3", "--seed", "1", "--output", output]);
         image::open(workplace.path(output)).unwrap().to_rgb8()

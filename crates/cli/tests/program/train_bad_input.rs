@@ -137,13 +137,25 @@ fn flags_that_do_not_go_together_are_refused() {
         (&["--mask_temperature", "2"], &["--mask-column"]),
         (&["--validation_epochs", "0"], &["--validation-epochs is 0"]),
         (&["--modifier_token", "<a>"], &["--modifier-token", "custom-diffusion"]),
+        (&["--freeze_model", "crossattn"], &["--freeze-model", "custom-diffusion"]),
+        (&["--ddpm_num_steps", "10"], &["--ddpm-num-steps", "is for unconditional"]),
+        (&["--learning_rate_ti", "1"], &["--learning-rate-ti", "pivotal-tuning", "--learning-rate"]),
+        (&["--num_vectors", "2"], &["--num-vectors", "textual-inversion"]),
+        (&["--edit_prompt_column", "text"], &["--edit-prompt-column", "instruct-pix2pix"]),
+        (&["--max_train_samples", "0"], &["max_train_samples", "0"]),
+        (&["--dataset_name", "owner/pictures"], &["--dataset-name", "--train-data-dir"]),
+        (&["--pretrained_vae_model_name_or_path", "data"], &["data", "config.json"]),
     ] {
         refuse(&workplace, &[&LORA[..], &out, flags].concat(), culprits);
     }
     let model = shapes().display().to_string();
     let whole =
         ["train", "text-to-image", "--train_data_dir", "data", "--pretrained_model_name_or_path", &model];
-    for flag in ["--use_dora", "--use_rslora"] {
-        refuse(&workplace, &[&whole[..], &out, &[flag]].concat(), &["is for LoRAs"]);
+    for flag in [&["--use_dora"][..], &["--use_rslora"], &["--rank", "8"], &["--lora_layers", "to_k"]] {
+        refuse(&workplace, &[&whole[..], &out, flag].concat(), &["is for LoRAs"]);
+    }
+    let thing = ["train", "dreambooth-lora", "--instance_data_dir", "data", "--instance_prompt", "a sks"];
+    for flag in ["--prior_loss_weight", "--num_class_images"] {
+        refuse(&workplace, &[&thing[..], &out, &[flag, "2"]].concat(), &["--with-prior-preservation"]);
     }
 }

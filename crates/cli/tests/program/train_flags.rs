@@ -312,12 +312,116 @@ fn flags_of_guides_that_change_nothing_say_so() {
         "--num_epochs",
         "1",
     ];
-    let flags = ["--enable_xformers_memory_efficient_attention", "--dataloader_num_workers=4"];
+    let flags =
+        ["--enable_xformers_memory_efficient_attention", "--dataloader_num_workers=4", "--push_to_hub"];
     let stderr = workplace.succeed([&fixed[..], &flags].concat()).stderr;
     assert!(stderr.contains("--enable-xformers-memory-efficient-attention changes nothing"), "{stderr}");
     assert!(stderr.contains("--dataloader-num-workers changes nothing"), "{stderr}");
+    assert!(stderr.contains("--push-to-hub changes nothing"), "{stderr}");
     assert_eq!(log(&workplace, "out").len(), 1);
     let run = workplace.run([&fixed[..], &["--mixed_precision", "fp16"]].concat());
     assert_eq!(run.status, Some(1));
     assert!(run.stderr.contains("fp16") && run.stderr.contains("give bf16"), "{}", run.stderr);
+}
+
+#[test]
+fn no_more_pictures_are_learned_from_than_asked_for() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 5);
+    let steps = |output: &str, flags: &[&str]| {
+        lora(&workplace, output, &[&["--num_train_epochs", "1"], flags].concat());
+        log(&workplace, output).len()
+    };
+    assert_eq!(steps("all", &[]), 5);
+    assert_eq!(steps("some", &["--max_train_samples", "2"]), 2);
+    assert_eq!(steps("more", &["--max_train_samples", "9"]), 5);
+}
+
+#[test]
+fn pictures_are_seen_through_the_vae_that_was_given() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    let (own, other) = (shapes().join("vae"), workplace.path("other"));
+    fs::create_dir(&other).unwrap();
+    fs::copy(own.join("config.json"), other.join("config.json")).unwrap();
+    let weights = "diffusion_pytorch_model.safetensors";
+    let mut tensors = candle_core::safetensors::load(own.join(weights), &Device::Cpu).unwrap();
+    let first = tensors.get_mut("encoder.conv_in.weight").unwrap();
+    *first = (&*first * 0.5).unwrap();
+    candle_core::safetensors::save(&tensors, other.join(weights)).unwrap();
+
+    let step = ["--max_train_steps", "1", "--learning_rate", "1e-3"];
+    let through = |output: &str, vae: &str| {
+        let vae = ["--pretrained_vae_model_name_or_path", vae];
+        values(&lora(&workplace, output, &[&step[..], &vae].concat()))
+    };
+    let plain = values(&lora(&workplace, "plain", &step));
+    assert!(through("own", own.to_str().unwrap()) == plain);
+    assert!(through("whole", shapes().to_str().unwrap()) == plain);
+    let changed = through("changed", "other");
+    assert!(changed != plain);
+    workplace.succeed(["convert", "other", "other.safetensors"]);
+    assert!(through("file", "other.safetensors") == changed);
+
+    // A whole model is written with it.
+    let model = shapes().display().to_string();
+    let flags =
+        ["--train_data_dir", "data", "--output_dir", "out", "--pretrained_model_name_or_path", &model];
+    let vae = ["--pretrained_vae_model_name_or_path", "other"];
+    workplace.succeed([&["train", "text-to-image"][..], &flags, &step, &vae].concat());
+    let written = candle_core::safetensors::load(workplace.path("out/model/vae").join(weights), &Device::Cpu);
+    let written = written.unwrap()["encoder.conv_in.weight"].clone();
+    let given = tensors["encoder.conv_in.weight"].to_dtype(written.dtype()).unwrap();
+    assert_eq!(
+        written.flatten_all().unwrap().to_vec1::<f32>().unwrap(),
+        given.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    );
+}
+
+#[test]
+fn a_whole_model_learns_a_thing_and_keeps_its_class() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    let model = shapes().display().to_string();
+    let train = |output: &str, flags: &[&str]| {
+        let fixed = [
+            "train",
+            "dreambooth",
+            "--pretrained_model_name_or_path",
+            &model,
+            "--instance_data_dir",
+            "data",
+            "--instance_prompt",
+            "a sks",
+            "--with_prior_preservation",
+            "--class_data_dir",
+            "class",
+            "--class_prompt",
+            "a shade",
+            "--num_class_images",
+            "2",
+            "--num_inference_steps",
+            "2",
+            "--train_text_encoder",
+            "--use_8bit_adam",
+            "--gradient_checkpointing",
+            "--checkpointing_steps",
+            "1",
+            "--output_dir",
+            output,
+        ];
+        workplace.succeed([&fixed[..], flags].concat());
+        let file = |name: &str| fs::read(workplace.path(output).join("model").join(name)).unwrap();
+        [file("unet/diffusion_pytorch_model.safetensors"), file("text_encoder/model.safetensors")]
+    };
+    let whole = train("whole", &["--max_train_steps", "2"]);
+    train("resumed", &["--max_train_steps", "1"]);
+    let resume = ["--max_train_steps", "2", "--resume_from_checkpoint", "latest"];
+    assert!(train("resumed", &resume) == whole);
+    let rates: Vec<f64> =
+        log(&workplace, "whole").iter().map(|line| line["learning_rate"].as_f64().unwrap()).collect();
+    assert_eq!(rates, [5e-6; 2], "diffusers' script has this where nothing is said");
+    let class = fs::read_dir(workplace.path("class")).unwrap().count();
+    assert_eq!(class, 2);
+    workplace.succeed(["generate", "a sks", "--model", "whole/model", "--steps", "2"]);
 }

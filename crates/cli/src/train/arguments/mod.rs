@@ -114,6 +114,11 @@ pub(crate) struct TrainArguments {
 }
 
 impl TrainArguments {
+    /// How large a step is: as was said, or as diffusers' script for the recipe has it.
+    pub(crate) fn learning_rate(&self) -> f64 {
+        self.steps.learning_rate.unwrap_or(self.recipe.learning_rate())
+    }
+
     /// Whether pictures are painted while training. A model that needs no text paints when that is asked for by a number.
     pub(crate) fn is_looked_at(&self) -> bool {
         let watch = &self.watch;

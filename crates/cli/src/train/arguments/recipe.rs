@@ -33,6 +33,21 @@ impl Recipe {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_string())
     }
 
+    /// The default of diffusers' script.
+    pub(crate) fn learning_rate(self) -> f64 {
+        match self {
+            Self::Dreambooth | Self::Controlnet => 5e-6,
+            Self::DreamboothLora => 5e-4,
+            Self::CustomDiffusion => 1e-5,
+            Self::TextToImageLora
+            | Self::TextToImage
+            | Self::TextualInversion
+            | Self::PivotalTuning
+            | Self::Unconditional
+            | Self::InstructPix2pix => 1e-4,
+        }
+    }
+
     pub(crate) fn is_lora(self) -> bool {
         matches!(self, Self::TextToImageLora | Self::DreamboothLora | Self::PivotalTuning)
     }

@@ -21,9 +21,9 @@ pub(crate) struct StepArguments {
     /// Steps in all
     #[arg(long, value_name = "N", help_heading = STEPS)]
     pub(crate) max_train_steps: Option<u64>,
-    /// How large a step is
-    #[arg(long, value_name = "X", default_value_t = 1e-4, help_heading = STEPS)]
-    pub(crate) learning_rate: f64,
+    /// How large a step is [default: that of diffusers' script: 1e-4; dreambooth and controlnet 5e-6, dreambooth-lora 5e-4, custom-diffusion 1e-5]
+    #[arg(long, value_name = "X", help_heading = STEPS)]
+    pub(crate) learning_rate: Option<f64>,
     /// How large a step of the text encoder is [default: --learning-rate]
     #[arg(long, value_name = "X", requires = "train_text_encoder", help_heading = STEPS)]
     pub(crate) text_encoder_lr: Option<f64>,
