@@ -16,6 +16,7 @@ mod lr_schedule;
 mod masked_loss;
 mod noise_and_loss;
 mod picture_transforms;
+mod pivotal_tuning;
 mod sgd;
 mod stable_diffusion;
 mod ten_steps;
