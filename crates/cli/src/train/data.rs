@@ -122,9 +122,9 @@ impl Data {
         1 + usize::from(self.class.is_some())
     }
 
-    /// Whether all pictures are cut alike each time.
+    /// Whether all pictures are cut alike each time, those of the class too.
     pub(super) fn is_fixed(&self) -> bool {
-        self.own.is_fixed()
+        self.own.is_fixed() && self.class.as_ref().is_none_or(|class| class.is_fixed())
     }
 
     /// How many pictures there are, with those of the class.
@@ -159,15 +159,13 @@ impl Data {
 
     /// All batches from the one after `taken`.
     pub(super) fn reader(&self, taken: u64) -> Result<Reader> {
-        let loader = |dataset: &Arc<Dataset>| {
+        let batches = |dataset: &Arc<Dataset>, first_key: u64| -> Result<KeyedBatches> {
             let position = position(dataset, &self.batches, taken);
-            BatchLoader::new(dataset.clone(), self.batches, position, AHEAD)
+            let loader = BatchLoader::new(dataset.clone(), self.batches, position, AHEAD)?;
+            Ok(KeyedBatches { loader, first_key: dataset.is_fixed().then_some(first_key) })
         };
-        Ok(Reader {
-            fixed: self.own.is_fixed(),
-            own: loader(&self.own)?,
-            class: self.class.as_ref().map(loader).transpose()?,
-        })
+        let class = self.class.as_ref().map(|class| batches(class, CLASS_KEYS)).transpose()?;
+        Ok(Reader { own: batches(&self.own, 0)?, class })
     }
 }
 
@@ -190,26 +188,37 @@ fn position(dataset: &Dataset, options: &BatchOptions, batches: u64) -> Position
 
 /// Reads batches ahead.
 pub(super) struct Reader {
-    /// Pictures are cut alike each time.
-    fixed: bool,
-    own: BatchLoader,
-    class: Option<BatchLoader>,
+    own: KeyedBatches,
+    class: Option<KeyedBatches>,
+}
+
+/// Batches of pictures of one kind.
+struct KeyedBatches {
+    loader: BatchLoader,
+    /// Numbers the pictures where they are cut alike each time.
+    first_key: Option<u64>,
+}
+
+impl KeyedBatches {
+    fn next(&mut self) -> Result<Vec<Example>> {
+        examples(&self.loader.next_batch()?, self.first_key)
+    }
 }
 
 impl Reader {
     /// The next batch: pictures to learn from, then as many of the class.
     pub(super) fn next(&mut self) -> Result<Vec<Example>> {
-        let mut examples = examples(&self.own.next_batch()?, self.fixed.then_some(0))?;
+        let mut examples = self.own.next()?;
         if let Some(class) = &mut self.class {
-            examples.extend(self::examples(&class.next_batch()?, self.fixed.then_some(CLASS_KEYS))?);
+            examples.extend(class.next()?);
         }
         Ok(examples)
     }
 
     /// How long steps have waited for pictures.
     pub(super) fn waited(&self) -> Duration {
-        let class = self.class.as_ref().map_or(Duration::ZERO, |class| class.waiting().waited);
-        self.own.waiting().waited + class
+        let class = self.class.as_ref().map_or(Duration::ZERO, |class| class.loader.waiting().waited);
+        self.own.loader.waiting().waited + class
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 
 use image::{Rgb, RgbImage};
 
-use crate::program::Workplace;
+use crate::program::{Workplace, copy_folder};
 use crate::train::pictures;
 
 const LORA: [&str; 9] = [
@@ -61,6 +61,45 @@ fn encoders_are_freed_where_nothing_needs_them() {
     for flags in [&["--train_text_encoder"][..], &["--random_flip"], &["--max_train_steps", "1"]] {
         assert!(!train(&LORA, "kept", flags).0, "{flags:?}");
     }
+}
+
+#[test]
+fn pictures_of_a_class_that_are_cut_anew_each_time_are_not_kept() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    pictures(&workplace, "class", 2);
+    // Those of the thing fill the square; of this one, each crop is another.
+    let wide = RgbImage::from_fn(256, 64, |x, _| Rgb([x as u8, 0, 90]));
+    wide.save(workplace.path("class/0.png")).unwrap();
+    let train = |output: &str, flags: &[&str]| {
+        let dreambooth = [
+            "train",
+            "dreambooth-lora",
+            "--instance_data_dir",
+            "data",
+            "--instance_prompt",
+            "a sks",
+            "--with_prior_preservation",
+            "--class_data_dir",
+            "class",
+            "--class_prompt",
+            "a shade",
+            "--num_class_images",
+            "2",
+            "--max_train_steps",
+            "4",
+            "--checkpointing_steps",
+            "2",
+            "--output_dir",
+            output,
+        ];
+        let run = workplace.succeed([&dreambooth[..], flags].concat());
+        assert!(!run.stderr.contains(FREED), "{}", run.stderr);
+        fs::read(workplace.path(output).join("pytorch_lora_weights.safetensors")).unwrap()
+    };
+    let whole = train("whole", &[]);
+    copy_folder(&workplace.path("whole"), &workplace.path("resumed"));
+    assert!(train("resumed", &["--resume_from_checkpoint", "checkpoint-2"]) == whole);
 }
 
 #[test]
