@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 use candle_diffusers_models::{DiagonalGaussianDistribution, TextTime, UNetConditions};
-use candle_diffusers_pipelines::{PromptEmbeds, StableDiffusionPipeline, TextToImage, scale_latents};
+use candle_diffusers_pipelines::{
+    PooledPromptEmbeds, PromptEmbeds, StableDiffusionPipeline, TextToImage, scale_latents,
+};
 use candle_diffusers_schedulers::{Scheduler, scheduler_from_other};
 
 use super::Encoded;
@@ -324,7 +326,7 @@ impl<'a> Denoising<'a> {
             Some(known) => Ok(known),
             None => {
                 self.options.encoded.check_encoders("a caption")?;
-                let made = encode(&[caption])?;
+                let made = detached(encode(&[caption])?);
                 self.options.encoded.keep_text(caption, &made)?;
                 Ok(made)
             }
@@ -332,6 +334,20 @@ impl<'a> Denoising<'a> {
         let embeds = captions.iter().map(known).collect::<Result<Vec<_>>>()?;
         let embeds: Vec<&PromptEmbeds> = embeds.iter().collect();
         Ok(PromptEmbeds::cat(&embeds)?)
+    }
+}
+
+/// Embeddings by themselves: what is kept holds nothing of the text encoder, and no gradient is sought there, for a word that was learned before is a variable still.
+fn detached(embeds: PromptEmbeds) -> PromptEmbeds {
+    let detach = |tensor: Option<Tensor>| tensor.map(|tensor| tensor.detach());
+    let pooled = |pooled: PooledPromptEmbeds| PooledPromptEmbeds {
+        prompt: pooled.prompt.detach(),
+        negative: detach(pooled.negative),
+    };
+    PromptEmbeds {
+        prompt: embeds.prompt.detach(),
+        negative: detach(embeds.negative),
+        pooled: embeds.pooled.map(pooled),
     }
 }
 

@@ -210,3 +210,21 @@ fn a_second_token_learns_beside_the_first() {
     assert!(gradients.get(&first.parameters()[0].var).is_none());
     assert!(gradients.get(&second.parameters()[0].var).is_some());
 }
+
+#[test]
+fn a_word_gets_no_gradient_where_embeddings_are_kept() {
+    let fixture = Fixture::open(format!("{FOLDER}/textual_inversion.safetensors"));
+    let mut models = models("text_to_image/sd1");
+    let token = TrainedToken::attach(&mut models, &options("<ring>", "circle", 1)).unwrap();
+    let captions = vec!["a <ring>".to_string(); 4];
+    let examples = examples(fixture.get("pictures"), &captions, 0, 1);
+    let has_gradient = |train_text_encoder: bool| {
+        let options = DenoisingOptions { train_text_encoder, ..Default::default() };
+        let denoising = Denoising::new(&models, options).unwrap();
+        let loss = denoising.loss(&examples, &mut TorchGenerator::new(0)).unwrap();
+        let gradients = loss.backward().unwrap();
+        gradients.get(&token.parameters()[0].var).is_some()
+    };
+    assert!(has_gradient(true));
+    assert!(!has_gradient(false));
+}
