@@ -137,3 +137,36 @@ fn a_folder_keeps_it_for_other_runs_and_is_never_stale() {
     assert_eq!((run.status, run.stderr.lines().count()), (Some(1), 1), "{}", run.stderr);
     assert!(run.stderr.contains("cache/picture-") && run.stderr.contains("remove it"), "{}", run.stderr);
 }
+
+#[test]
+fn words_that_learned_something_else_do_not_share_what_a_folder_keeps() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    for index in 0..2 {
+        fs::write(workplace.path(&format!("data/{index}.txt")), "a <shade>").unwrap();
+    }
+    let train = |output: &str, flags: &[&str]| {
+        let pivotal = [
+            "train",
+            "pivotal-tuning",
+            "--train_data_dir",
+            "data",
+            "--placeholder_token",
+            "<shade>",
+            "--initializer_token",
+            "red",
+            "--max_train_steps_ti",
+            "2",
+            "--max_train_steps",
+            "2",
+            "--output_dir",
+            output,
+        ];
+        workplace.succeed([&pivotal[..], flags].concat());
+        fs::read(workplace.path(output).join("pytorch_lora_weights.safetensors")).unwrap()
+    };
+    let (cache, fast) = (["--encoder_cache_dir", "cache"], ["--learning_rate_ti", "1e-1"]);
+    let slow = train("slow", &cache);
+    let plain = train("plain", &fast);
+    assert!(plain != slow && train("fast", &[cache, fast].concat()) == plain);
+}

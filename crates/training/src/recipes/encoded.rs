@@ -7,9 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
-use candle_diffusers_models::DiagonalGaussianDistribution;
+use candle_diffusers_loaders::ClipTokenizer;
 use candle_diffusers_models::layers::Layers;
-use candle_diffusers_pipelines::{PooledPromptEmbeds, PromptEmbeds, StableDiffusionPipeline, TextToImage};
+use candle_diffusers_models::{ClipTextModel, DiagonalGaussianDistribution};
+use candle_diffusers_pipelines::{
+    PooledPromptEmbeds, PromptEmbeds, StableDiffusionPipeline, TextEncoders, TextToImage,
+};
 use candle_diffusers_schedulers::{NoiseSource, TorchGenerator};
 use sha2::{Digest, Sha256};
 
@@ -33,7 +36,8 @@ impl PartialEq for Encoded {
 }
 
 /// Where what was made of pictures and texts is on the disk. Its names follow from what it was made of, and by which models, so that nothing that has changed is taken for
-/// what it was: of a picture from its pixels as they are cut, of models from what they make of something that is always the same.
+/// what it was: of a picture from its pixels as they are cut, of models from what they make of something that is always the same, and of words that were added to them from
+/// their vectors.
 #[derive(Debug)]
 struct Folder {
     path: PathBuf,
@@ -67,7 +71,8 @@ impl Encoded {
         let embeds = models.encode_prompt(&request)?;
         let pooled = embeds.pooled.as_ref().map(|pooled| &pooled.prompt);
         let parts: Vec<&Tensor> = [&embeds.prompt].into_iter().chain(pooled).collect();
-        let text_encoders = digest(&parts)?;
+        let mut text_encoders = digest(&parts)?;
+        text_encoders.extend(added_words(models)?);
         let folder = Folder { path, vae, text_encoders, device: models.device.clone() };
         Ok(Self { folder: Some(folder), ..Default::default() })
     }
@@ -218,6 +223,29 @@ fn digest(tensors: &[&Tensor]) -> Result<Vec<u8>> {
         values.iter().for_each(|value| digest.update(value.to_le_bytes()));
     }
     Ok(digest.finalize().to_vec())
+}
+
+/// What the words are known by that were added to the models, none of which is in the text that text encoders are known by; nothing where there are none.
+fn added_words(models: &StableDiffusionPipeline) -> Result<Vec<u8>> {
+    let encoders: Vec<(&ClipTokenizer, &ClipTextModel)> = match &models.text_encoders {
+        TextEncoders::Clip(clip) => vec![(&clip.tokenizer, &clip.text_encoder)],
+        TextEncoders::Xl(encoders) => {
+            let first = encoders.first.iter().map(|clip| (&clip.tokenizer, &clip.text_encoder));
+            let second = &encoders.second;
+            first.chain([(&second.tokenizer, second.text_encoder.text_model())]).collect()
+        }
+    };
+    let mut known_by = Vec::new();
+    for (tokenizer, text_encoder) in encoders {
+        let words = tokenizer.loaded_tokens();
+        if words.is_empty() {
+            continue;
+        }
+        let ids: Vec<u32> = words.iter().filter_map(|word| tokenizer.token_to_id(word)).collect();
+        known_by.extend(Sha256::digest(format!("{words:?}")));
+        known_by.extend(digest(&[&text_encoder.token_embeddings(&ids)?])?);
+    }
+    Ok(known_by)
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {
