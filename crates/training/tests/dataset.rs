@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use candle_diffusers_training::dataset::{
     Batch, BatchLoader, BatchOptions, BucketOptions, Buckets, Captions, Dataset, DatasetOptions, Flip,
-    Position, TransformOptions,
+    Position, TransformOptions, has_captions,
 };
 use image::{DynamicImage, ImageFormat, RgbImage};
 use tempfile::TempDir;
@@ -267,8 +267,15 @@ fn bad_folders_are_refused_with_what_is_wrong() {
     let folder = folder(&["a.png", "b.png"]);
     let message = refused(folder.path(), options(Captions::default()));
     let expected = "FOLDER: has no metadata.csv or metadata.jsonl, and no captions in text files for a.png, b.png; write them, \
-                    or give one prompt for all";
+                    as cat.txt for cat.png";
     assert_eq!(message, expected);
+    fs::write(folder.path().join("licence.txt"), "free").unwrap();
+    assert!(!has_captions(folder.path(), "text").unwrap());
+    fs::write(folder.path().join("a.txt"), "a cat").unwrap();
+    assert!(has_captions(folder.path(), "text").unwrap());
+    let message = refused(folder.path(), options(Captions::default()));
+    let expected = "no captions in text files for b.png; write them, or remove those of the others where one prompt is given for all";
+    assert!(message.ends_with(expected), "{message}");
     let with_mask = DatasetOptions { picture_columns: vec!["mask".into()], ..options(prompt()) };
     let message = refused(folder.path(), with_mask.clone());
     assert_eq!(

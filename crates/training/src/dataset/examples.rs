@@ -88,7 +88,7 @@ pub(super) fn find(
     with_sizes(folder, examples, options.skip_broken, warnings)
 }
 
-/// Whether `folder` itself says what its pictures show: by a `metadata.csv` or `metadata.jsonl` with this column, or else by text files.
+/// Whether `folder` itself says what its pictures show: by a `metadata.csv` or `metadata.jsonl` with this column, or else by text files that are named as pictures are.
 ///
 /// # Errors
 /// When the folder or its metadata cannot be read.
@@ -100,9 +100,8 @@ pub fn has_captions(folder: impl AsRef<Path>, column: &str) -> Result<bool> {
         problem: format!("cannot be read: {error}"),
     })?;
     let metadata = Metadata::find(&files)?;
-    let is_text = |file: &PathBuf| file.extension().is_some_and(|ending| ending == "txt");
     Ok(match metadata.is_empty() {
-        true => files.iter().any(is_text),
+        true => files.iter().any(|file| has_picture_name(file) && caption_file(file).is_file()),
         false => metadata.iter().any(|metadata| metadata.has(column)),
     })
 }
@@ -169,7 +168,7 @@ fn from_files(folder: &Path, pictures: &[&PathBuf], options: &DatasetOptions) ->
             Captions::OneOf(prompts) => Ok(Some(prompts.clone())),
             Captions::None => Ok(Some(Vec::new())),
             Captions::Folder { .. } => {
-                let file = picture.with_extension("txt");
+                let file = caption_file(picture);
                 if !file.is_file() {
                     return Ok(None);
                 }
@@ -202,11 +201,20 @@ fn from_files(folder: &Path, pictures: &[&PathBuf], options: &DatasetOptions) ->
     if without.is_empty() {
         return Ok(examples);
     }
+    let advice = match examples.is_empty() {
+        true => "write them, as cat.txt for cat.png",
+        false => "write them, or remove those of the others where one prompt is given for all",
+    };
     let problem = format!(
-        "has no metadata.csv or metadata.jsonl, and no captions in text files for {}; write them, or give one prompt for all",
+        "has no metadata.csv or metadata.jsonl, and no captions in text files for {}; {advice}",
         listed(without.into_iter())
     );
     Err(Error::Folder { folder: folder.display().to_string(), problem })
+}
+
+/// Where the caption of a picture is without metadata: `cat.txt` for `cat.png`.
+fn caption_file(picture: &Path) -> PathBuf {
+    picture.with_extension("txt")
 }
 
 /// `cat.mask.png` for `cat.png` and for `cat.src.jpg`.
