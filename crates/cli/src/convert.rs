@@ -18,6 +18,7 @@ pub(crate) fn run(arguments: &ConvertArguments, progress: &Progress) -> Result<(
         write: write_options(arguments),
         lora_format: arguments.lora_format.map(Into::into),
         embedding_format: arguments.embedding_format.map(Into::into),
+        ..Default::default()
     };
     let shown = progress.bytes("converting");
     let report = convert(&arguments.source, &arguments.destination, &options, &|written| {

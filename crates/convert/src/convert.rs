@@ -20,6 +20,8 @@ use crate::{
 pub struct ConvertOptions {
     /// How the source is understood.
     pub read: ReadOptions,
+    /// The variant of a folder's weights that is read, for instance `fp16`, where there are such; that of `write` where `None`.
+    pub source_variant: Option<String>,
     /// The scheduler of a pipeline; as the source says or its family usually has where `None`.
     pub scheduler: Option<SchedulerChoice>,
     /// How the destination is written.
@@ -78,7 +80,7 @@ pub fn convert(
     }
     check_no_embedding_format(source, options)?;
     let (mut model, opened): (Model, Box<dyn Source>) = if source.is_dir() {
-        let variant = options.write.variant.as_deref();
+        let variant = options.source_variant.as_deref().or(options.write.variant.as_deref());
         let (model, opened) = Model::from_folder_with(source, variant, &options.read)?;
         (model, Box::new(opened))
     } else {

@@ -374,3 +374,21 @@ fn metadata_tells_what_the_model_predicts() {
     );
     assert_eq!(predicts("diffusers.configs", "{"), "v_prediction");
 }
+
+#[test]
+fn a_variant_that_is_read_is_not_written() {
+    let place = tempfile::tempdir().unwrap();
+    let at = |name: &str| place.path().join(name);
+    write_case(&Case::read("small_sd1"), &at("model.safetensors"));
+    let write = WriteOptions { variant: Some("half".to_string()), ..WriteOptions::default() };
+    run(&at("model.safetensors"), &at("folder"), &ConvertOptions { write, ..ConvertOptions::default() })
+        .unwrap();
+    let stem = "unet/diffusion_pytorch_model";
+    for other in ["", ".other"] {
+        fs::write(at(&format!("folder/{stem}{other}.safetensors")), "other weights").unwrap();
+    }
+    let options = ConvertOptions { source_variant: Some("half".to_string()), ..ConvertOptions::default() };
+    run(&at("folder"), &at("plain"), &options).unwrap();
+    let unet = |folder: &str, variant: &str| tensors(&at(&format!("{folder}/{stem}{variant}.safetensors")));
+    assert_eq!(unet("plain", ""), unet("folder", ".half"));
+}

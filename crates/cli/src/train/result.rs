@@ -136,6 +136,7 @@ fn write_whole(session: &Session, repository: &Repository) -> Result<()> {
     let model = folder.join("model");
     // All of it in the dtype of what was trained: diffusers computes with each part in that of its file.
     let options = ConvertOptions {
+        source_variant: session.arguments.variant.clone(),
         write: WriteOptions { overwrite: true, dtype: Some(Dtype::F32), ..Default::default() },
         ..Default::default()
     };

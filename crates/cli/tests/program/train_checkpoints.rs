@@ -141,3 +141,32 @@ fn a_model_of_the_hubs_cache_is_written_whole() {
     let paint = ["generate", "a red circle", "--model", "out/model", "--steps", "2", "--output", "out.png"];
     workplace.succeed(paint);
 }
+
+#[test]
+fn a_model_of_several_variants_is_written_as_it_was_read() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    let model = shapes().display().to_string();
+    workplace.succeed(["convert", &model, "half", "--dtype", "f16", "--variant", "fp16"]);
+    for weights in ["unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"] {
+        let path = format!("half/{weights}.bf16.safetensors");
+        fs::write(workplace.path(&path), "weights of another variant").unwrap();
+    }
+    let flags = [
+        "train",
+        "text-to-image",
+        "--pretrained_model_name_or_path",
+        "half",
+        "--variant",
+        "fp16",
+        "--train_data_dir",
+        "data",
+        "--output_dir",
+        "out",
+        "--max_train_steps",
+        "1",
+    ];
+    workplace.succeed(flags);
+    let paint = ["generate", "a red circle", "--model", "out/model", "--steps", "2", "--output", "out.png"];
+    workplace.succeed(paint);
+}
