@@ -7,15 +7,17 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use serde_json::Value;
-use tempfile::{Builder, NamedTempFile};
+use tempfile::{Builder, NamedTempFile, TempDir};
 
 use crate::error::{Error, Result};
 
 /// The file of a checkpoint that a run goes on from.
 const STATE: &str = "training_state.safetensors";
 const PREFIX: &str = "checkpoint-";
-/// What the names of folders begin with that are not whole yet.
+/// What the names of folders begin with that are not whole yet, or not any more.
 const PARTIAL: &str = ".checkpoint-";
+/// What a checkpoint is called in such a folder that is to be removed.
+const OLD: &str = "old";
 
 /// The checkpoints of a run.
 #[derive(Clone, Debug)]
@@ -35,7 +37,7 @@ pub struct Checkpoint {
 
 impl Checkpoints {
     /// Those in `folder` (`output_dir`), which the first checkpoint makes if it is missing; of which only the newest `limit` are kept
-    /// (`checkpoints_total_limit`). What a run that was killed has left half-written is removed.
+    /// (`checkpoints_total_limit`). What a run that was killed has left half-written or half-removed is removed.
     ///
     /// # Errors
     /// When the folder cannot be read, or the limit is 0.
@@ -56,12 +58,15 @@ impl Checkpoints {
         Ok(checkpoints)
     }
 
-    /// The steps that there are checkpoints of, in order.
+    /// The steps that there are checkpoints of, in order. A folder without a state is none.
     ///
     /// # Errors
     /// When the folder cannot be read.
     pub fn steps(&self) -> Result<Vec<u64>> {
-        let step = |entry: fs::DirEntry| entry.file_name().to_str()?.strip_prefix(PREFIX)?.parse().ok();
+        let step = |entry: fs::DirEntry| {
+            let step: u64 = entry.file_name().to_str()?.strip_prefix(PREFIX)?.parse().ok()?;
+            entry.path().join(STATE).is_file().then_some(step)
+        };
         let mut steps: Vec<u64> = self.entries()?.into_iter().filter_map(step).collect();
         steps.sort_unstable();
         Ok(steps)
@@ -93,20 +98,22 @@ impl Checkpoints {
         more: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<PathBuf> {
         fs::create_dir_all(&self.folder).map_err(|error| io(&self.folder, error))?;
-        let partial = Builder::new()
-            .prefix(PARTIAL)
-            .tempdir_in(&self.folder)
-            .map_err(|error| io(&self.folder, error))?;
+        let partial = self.partial_folder()?;
+        let whole = partial.path().join("whole");
+        fs::create_dir(&whole).map_err(|error| io(&whole, error))?;
         let tensors: BTreeMap<_, _> =
             checkpoint.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
-        write_tensors(&partial.path().join(STATE), &tensors, checkpoint.fields.clone())?;
-        more(partial.path())?;
-        sync_all(partial.path())?;
-        let path = self.path(step);
-        if path.exists() {
-            fs::remove_dir_all(&path).map_err(|error| io(&path, error))?;
+        write_tensors(&whole.join(STATE), &tensors, checkpoint.fields.clone())?;
+        more(&whole)?;
+        sync_all(&whole)?;
+        let (path, old) = (self.path(step), partial.path().join(OLD));
+        if path.is_dir() {
+            fs::rename(&path, &old).map_err(|error| io(&path, error))?;
         }
-        fs::rename(partial.keep(), &path).map_err(|error| io(&path, error))?;
+        if let Err(error) = fs::rename(&whole, &path) {
+            fs::rename(&old, &path).ok();
+            return Err(io(&path, error));
+        }
         sync(&self.folder)?;
         self.forget(step)?;
         Ok(path)
@@ -119,9 +126,17 @@ impl Checkpoints {
         steps.sort_by_key(|step| (*step <= newest, *step));
         for step in &steps[..steps.len().saturating_sub(limit)] {
             let path = self.path(*step);
-            fs::remove_dir_all(&path).map_err(|error| io(&path, error))?;
+            let partial = self.partial_folder()?;
+            fs::rename(&path, partial.path().join(OLD)).map_err(|error| io(&path, error))?;
+            partial.close().map_err(|error| io(&path, error))?;
         }
         Ok(())
+    }
+
+    /// A folder that is removed with what is in it: by the next run where this one is killed. What is to be removed goes there first, so that a part of it never has its
+    /// old name.
+    fn partial_folder(&self) -> Result<TempDir> {
+        Builder::new().prefix(PARTIAL).tempdir_in(&self.folder).map_err(|error| io(&self.folder, error))
     }
 
     /// The folder that `resume_from_checkpoint` names: `latest`, of which there may be none yet, or the name or path of one.
@@ -237,4 +252,37 @@ fn sync(path: &Path) -> Result<()> {
 
 fn io(path: &Path, error: std::io::Error) -> Error {
     Error::File { file: path.display().to_string(), problem: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+        let mut names: Vec<String> = fs::read_dir(folder).unwrap().map(name).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_folder_without_its_state_is_no_checkpoint() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(folder.path(), Some(2)).unwrap();
+        let tensors = HashMap::from([("a".to_string(), Tensor::new(&[1f32], &Device::Cpu).unwrap())]);
+        let checkpoint = Checkpoint { tensors, fields: BTreeMap::new() };
+        let write = |step| checkpoints.write(step, &checkpoint, |_| Ok(())).unwrap();
+        write(1);
+        // What was left of one that was being removed when the run was killed.
+        fs::create_dir(folder.path().join("checkpoint-2")).unwrap();
+        fs::write(folder.path().join("checkpoint-2/learned_embeds.safetensors"), "").unwrap();
+        assert_eq!(checkpoints.steps().unwrap(), [1]);
+        assert_eq!(checkpoints.find("latest").unwrap(), Some(checkpoints.path(1)));
+        // Another takes its place, and nothing else is left behind.
+        write(2);
+        assert_eq!(names(&checkpoints.path(2)), [STATE]);
+        write(3);
+        assert_eq!(checkpoints.steps().unwrap(), [2, 3]);
+        assert_eq!(names(folder.path()), ["checkpoint-2", "checkpoint-3"]);
+    }
 }
