@@ -203,11 +203,17 @@ fn write_noise_schedule(session: &Session, folder: &Path) -> Result<()> {
     fs::write(&path, format!("{config:#}\n")).with_context(|| format!("writing {}", path.display()))
 }
 
+/// Gives a folder its name. It lies in a temporary one, where what had the name before goes to be removed: not under its name, where a run that is killed would leave a
+/// part of it.
 fn put_in_place(whole: &Path, model: &Path) -> Result<()> {
+    let old = whole.with_file_name("old");
     if model.exists() {
-        fs::remove_dir_all(model).with_context(|| format!("replacing {}", model.display()))?;
+        fs::rename(model, &old).with_context(|| format!("replacing {}", model.display()))?;
     }
-    fs::rename(whole, model).with_context(|| format!("writing {}", model.display()))?;
+    if let Err(error) = fs::rename(whole, model) {
+        fs::rename(&old, model).ok();
+        return Err(error).with_context(|| format!("writing {}", model.display()));
+    }
     terminal::note(&format!("wrote {}", model.display()));
     Ok(())
 }
