@@ -4,8 +4,9 @@ use candle_core::{Device, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::cpu::{Float, by_float, fill, values};
-use crate::dtype::{per_channel, product_dtype};
+use crate::dtype::product_dtype;
 use crate::gradient::{record, tracks};
+use crate::parameters::{check_per_feature, per_channel};
 use crate::product::{self, PackedWeight, conv2d_weight_gradient};
 use crate::reduction::sum_channels;
 
@@ -30,7 +31,10 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, params: Conv2d
     if product::computes(x, weight, bias) {
         return with_plain_weight(x, weight, bias, params);
     }
-    let (_, _, kernel_height, kernel_width) = weight.dims4()?;
+    let (out_channels, _, kernel_height, kernel_width) = weight.dims4()?;
+    if let Some(bias) = bias {
+        check_per_feature("conv2d", "bias", bias, out_channels)?;
+    }
     let (dtype, result_dtype) = (product_dtype(x), x.dtype());
     let (x, padding) = pad_for_backward(x.to_dtype(dtype)?, kernel_height, kernel_width, params)?;
     let product = x.conv2d(&weight.to_dtype(dtype)?, padding, params.stride, 1, 1)?;

@@ -1,6 +1,6 @@
 //! In which dtype an operation computes.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 /// The dtype in which products of `x` are computed: candle has no bfloat16 products on the CPU, so there they are
 /// computed in float32 and rounded once, which is also what bfloat16 hardware does.
@@ -17,9 +17,4 @@ pub(crate) fn sum_dtype(x: &Tensor) -> DType {
         DType::F16 | DType::BF16 => DType::F32,
         dtype => dtype,
     }
-}
-
-/// `bias` of shape `(channels)` as something that adds to `(batch, channels, height, width)`.
-pub(crate) fn per_channel(bias: &Tensor) -> Result<Tensor> {
-    bias.reshape((1, bias.elem_count(), 1, 1))
 }

@@ -12,6 +12,7 @@ mod layout;
 mod linear;
 mod memory;
 mod norm;
+mod parameters;
 mod product;
 mod reduction;
 mod softmax;

@@ -2,6 +2,7 @@ use candle_core::{D, Result, Tensor};
 
 use crate::dtype::product_dtype;
 use crate::gradient::{record, tracks};
+use crate::parameters::check_per_feature;
 use crate::product::{self, PackedWeight, linear_weight_gradient};
 use crate::reduction::sum_rows;
 
@@ -20,6 +21,9 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     }
     if product::computes(x, weight, bias) {
         return with_plain_weight(x, weight, bias);
+    }
+    if let Some(bias) = bias {
+        check_per_feature("linear", "bias", bias, out_features)?;
     }
     let (batch, rows) = (shape[0], shape[1..shape.len() - 1].iter().product::<usize>());
     let dtype = product_dtype(x);

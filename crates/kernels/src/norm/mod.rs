@@ -16,9 +16,10 @@ pub use self::read_through::GroupNormSilu;
 use crate::Level;
 use crate::activation::{Silu, silu};
 use crate::cpu::computes;
-use crate::dtype::{per_channel, sum_dtype};
+use crate::dtype::sum_dtype;
 use crate::elementwise::{add_per_channel, check_vectors, floats};
 use crate::gradient::{record, tracks};
+use crate::parameters::{check_per_feature, per_channel};
 
 /// Group normalisation (Wu and He, 2018), as `torch.nn.functional.group_norm`.
 ///
@@ -28,8 +29,8 @@ use crate::gradient::{record, tracks};
 /// # Errors
 /// When `groups` does not divide the channels, or shapes do not fit.
 pub fn group_norm(x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    check_groups(x, groups)?;
-    if is_on_cpu(x, x.dims()[1], weight, bias) {
+    check_group_norm("group_norm", x, groups, weight, bias)?;
+    if is_on_cpu(x, weight, bias) {
         return fused_group_norm(x, None, groups, [weight, bias], eps, false);
     }
     plain_group_norm(x, groups, weight, bias, eps)
@@ -46,8 +47,8 @@ pub fn group_norm_silu(
     bias: &Tensor,
     eps: f64,
 ) -> Result<Tensor> {
-    check_groups(x, groups)?;
-    if is_on_cpu(x, x.dims()[1], weight, bias) {
+    check_group_norm("group_norm_silu", x, groups, weight, bias)?;
+    if is_on_cpu(x, weight, bias) {
         return fused_group_norm(x, None, groups, [weight, bias], eps, true);
     }
     silu(&plain_group_norm(x, groups, weight, bias, eps)?)
@@ -67,9 +68,9 @@ pub fn add_group_norm_silu(
     bias: &Tensor,
     eps: f64,
 ) -> Result<Tensor> {
-    check_groups(x, groups)?;
+    check_group_norm("add_group_norm_silu", x, groups, weight, bias)?;
     check_vectors("add_group_norm_silu", x, vectors)?;
-    if is_on_cpu(x, x.dims()[1], weight, bias) && computes(&[x, vectors]) {
+    if is_on_cpu(x, weight, bias) && computes(&[x, vectors]) {
         return fused_group_norm(x, Some(vectors), groups, [weight, bias], eps, true);
     }
     group_norm_silu(&add_per_channel(x, vectors)?, groups, weight, bias, eps)
@@ -86,7 +87,8 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
     let Some(&features) = x.dims().last() else {
         candle_core::bail!("layer_norm: a single number has no dimension to normalise");
     };
-    if is_on_cpu(x, features, weight, bias) {
+    check_parameters("layer_norm", features, weight, bias)?;
+    if is_on_cpu(x, weight, bias) {
         return fused_layer_norm(x, weight, bias, eps);
     }
     let normed = normalize_last_dim(&x.to_dtype(sum_dtype(x))?, eps)?;
@@ -95,18 +97,28 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
     normed.broadcast_mul(&weight)?.broadcast_add(&bias)?.to_dtype(x.dtype())
 }
 
-fn check_groups(x: &Tensor, groups: usize) -> Result<()> {
+fn check_group_norm(
+    operation: &str,
+    x: &Tensor,
+    groups: usize,
+    weight: &Tensor,
+    bias: &Tensor,
+) -> Result<()> {
     let dims = x.dims();
     if dims.len() < 2 || groups == 0 || !dims[1].is_multiple_of(groups) {
-        candle_core::bail!("group_norm: {groups} groups do not divide the channels of an input {dims:?}");
+        candle_core::bail!("{operation}: {groups} groups do not divide the channels of an input {dims:?}");
     }
-    Ok(())
+    check_parameters(operation, dims[1], weight, bias)
 }
 
-/// Whether this crate's code computes a norm of `x` with a weight and a bias, of any dtype, for every feature.
-fn is_on_cpu(x: &Tensor, features: usize, weight: &Tensor, bias: &Tensor) -> bool {
-    let fits = |tensor: &Tensor| tensor.dims() == [features] && matches!(tensor.device(), Device::Cpu);
-    computes(&[x]) && fits(weight) && fits(bias)
+fn check_parameters(operation: &str, features: usize, weight: &Tensor, bias: &Tensor) -> Result<()> {
+    check_per_feature(operation, "weight", weight, features)?;
+    check_per_feature(operation, "bias", bias, features)
+}
+
+/// Whether this crate's code computes a norm of `x` with a weight and a bias, of any dtype.
+fn is_on_cpu(x: &Tensor, weight: &Tensor, bias: &Tensor) -> bool {
+    computes(&[x]) && [weight, bias].iter().all(|tensor| matches!(tensor.device(), Device::Cpu))
 }
 
 /// The norm of `x`, to which vectors are added before where there are any, then silu or nothing.

@@ -2,7 +2,7 @@ use candle_core::{Result, Tensor};
 
 use super::cpu::GroupNorm;
 use super::normalize::Normalize;
-use super::{add_group_norm_silu, check_groups, check_vectors, group_norm_silu, is_on_cpu};
+use super::{add_group_norm_silu, check_group_norm, check_vectors, group_norm_silu, is_on_cpu};
 use crate::Level;
 use crate::activation::Silu;
 use crate::elementwise::floats;
@@ -48,12 +48,13 @@ impl GroupNormSilu<'_> {
     /// Those of [`apply`](Self::apply).
     pub(crate) fn channels(&self, x: &Tensor) -> Result<Option<Vec<Normalize<Silu>>>> {
         let Self { vectors, groups, weight, bias, eps } = *self;
-        check_groups(x, groups)?;
+        let operation = if vectors.is_some() { "add_group_norm_silu" } else { "group_norm_silu" };
+        check_group_norm(operation, x, groups, weight, bias)?;
         if let Some(vectors) = vectors {
-            check_vectors("add_group_norm_silu", x, vectors)?;
+            check_vectors(operation, x, vectors)?;
         }
         let added = vectors.filter(|vectors| vectors.device().is_cpu()).map(floats).transpose()?;
-        if !is_on_cpu(x, x.dims()[1], weight, bias) || added.is_some() != vectors.is_some() {
+        if !is_on_cpu(x, weight, bias) || added.is_some() != vectors.is_some() {
             return Ok(None);
         }
         let norm = GroupNorm { x, added, groups, weight: floats(weight)?, bias: floats(bias)?, eps };

@@ -2,7 +2,7 @@ use candle_core::{DType, Result, Tensor};
 
 use super::cpu::{self, GroupNorm, Nothing};
 use super::moments::{MomentsOf, PIECE};
-use super::{add_group_norm_silu, group_norm, layer_norm};
+use super::{GroupNormSilu, add_group_norm_silu, group_norm, group_norm_silu, layer_norm};
 use crate::activation::Silu;
 use crate::cpu::run_at;
 use crate::cpu::testing::{as_view, assert_near, bound, doubles, levels, numbers};
@@ -152,5 +152,33 @@ fn nothing_to_normalise_and_misuse() -> Result<()> {
     let problem = add_group_norm_silu(&numbers(&[3, 4, 2], 1), &numbers(&[2, 4], 1), 2, &weight, &bias, 1e-5);
     let problem = problem.unwrap_err().to_string();
     assert!(problem.contains("a vector of [2, 4]") && problem.contains("of [3, 4, 2]"), "{problem}");
+    Ok(())
+}
+
+#[test]
+fn parameters_of_another_shape_are_errors_with_both() -> Result<()> {
+    let (x, vectors, fitting) = (numbers(&[3, 4, 2], 1), numbers(&[3, 4], 2), numbers(&[4], 3));
+    for shape in [&[1][..], &[4, 1], &[]] {
+        let other = numbers(shape, 4);
+        for (name, weight, bias) in [("weight", &other, &fitting), ("bias", &fitting, &other)] {
+            // By this crate's code, and by candle's operations.
+            for dtype in [DType::F32, DType::F64] {
+                let (x, vectors) = (x.to_dtype(dtype)?, vectors.to_dtype(dtype)?);
+                let read_through = GroupNormSilu { vectors: None, groups: 2, weight, bias, eps: 1e-5 };
+                let problems = [
+                    ("group_norm", group_norm(&x, 2, weight, bias, 1e-5).err()),
+                    ("group_norm_silu", group_norm_silu(&x, 2, weight, bias, 1e-5).err()),
+                    ("group_norm_silu", read_through.channels(&x).err()),
+                    ("add_group_norm_silu", add_group_norm_silu(&x, &vectors, 2, weight, bias, 1e-5).err()),
+                    ("layer_norm", layer_norm(&x.transpose(1, 2)?, weight, bias, 1e-5).err()),
+                ];
+                for (operation, problem) in problems {
+                    let problem = problem.unwrap().to_string();
+                    let expected = format!("{operation}: the {name} is {shape:?}, expected [4]");
+                    assert!(problem.contains(&expected), "{problem}");
+                }
+            }
+        }
+    }
     Ok(())
 }

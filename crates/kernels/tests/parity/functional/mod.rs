@@ -127,6 +127,14 @@ fn shapes_that_do_not_fit_are_errors() {
     let params = Conv2dParams { stride: 1, padding: 0 };
     assert!(linear(&zeros(&[2, 5]), &zeros(&[3, 4]), None).is_err());
     assert!(linear(&zeros(&[4]), &zeros(&[3, 4]), None).is_err());
+    // By candle's operations, which would repeat a single number.
+    let doubles = |shape: &[usize]| zeros(shape).to_dtype(DType::F64).unwrap();
+    let bias = doubles(&[1]);
+    let problem = linear(&doubles(&[2, 4]), &doubles(&[3, 4]), Some(&bias)).unwrap_err().to_string();
+    assert!(problem.contains("linear: the bias is [1], expected [3]"), "{problem}");
+    let (picture, weight) = (doubles(&[1, 4, 4, 4]), doubles(&[3, 4, 3, 3]));
+    let problem = conv2d(&picture, &weight, Some(&bias), params).unwrap_err().to_string();
+    assert!(problem.contains("conv2d: the bias is [1], expected [3]"), "{problem}");
     assert!(conv2d(&zeros(&[1, 2, 4, 4]), &zeros(&[3, 4, 3, 3]), None, params).is_err());
     assert!(conv2d(&zeros(&[1, 4, 2, 2]), &zeros(&[3, 4, 3, 3]), None, params).is_err());
     assert!(group_norm(&zeros(&[1, 6, 2]), 4, &zeros(&[6]), &zeros(&[6]), 1e-5).is_err());
