@@ -36,7 +36,7 @@ pub(super) trait Arithmetic {
 }
 
 /// Products of float32.
-struct Single<V>(PhantomData<V>);
+pub(super) struct Single<V>(PhantomData<V>);
 
 impl<V: Vector> Arithmetic for Single<V> {
     type Vector = V;
@@ -70,7 +70,7 @@ impl<V: Vector> Arithmetic for Single<V> {
 
 /// Products of bfloat16, two at a time, summed in float32. Weights are rounded to bfloat16 too; their sum is taken before that.
 #[cfg(target_arch = "x86_64")]
-struct Pairs;
+pub(super) struct Pairs;
 
 #[cfg(target_arch = "x86_64")]
 impl Arithmetic for Pairs {

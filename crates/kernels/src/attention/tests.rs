@@ -5,6 +5,10 @@
 use candle_core::{DType, Device, Tensor, Var};
 use candle_diffusers_test_support::values;
 
+#[cfg(target_arch = "x86_64")]
+use super::arithmetic::Pairs;
+use super::arithmetic::{Arithmetic, Single};
+use super::vector::{Four, Vector};
 use super::*;
 
 /// Numbers from -2 to 2 that look random.
@@ -379,4 +383,37 @@ fn gradients_of_those_that_are_wanted() {
         check_gradients(DType::F32, 1e-5, [2, 33, 35, 2, 12], false, wanted);
         check_gradients(DType::BF16, 2e-2, [2, 33, 35, 2, 12], true, wanted);
     }
+}
+
+/// `Vector::exp2` without fused multiply-add.
+fn exp2(polynomial: &[f32], x: f32) -> f32 {
+    let mut lanes = [0f32; Four::LANES];
+    // SAFETY: any processor has this level, and the pointer is to as many numbers as it has lanes.
+    unsafe { Four::splat(x).exp2(polynomial).store(lanes.as_mut_ptr()) };
+    lanes[0]
+}
+
+/// Numbers from -3/2 to -1/2, from which whole numbers leave all of -1/2 to 1/2.
+#[test]
+fn errors_of_exp2_are_the_stated_ones() {
+    let check = |name: &str, polynomial: &[f32], exact_bound: f64, bound: f64| {
+        let [mut exact, mut plain, mut fused] = [0f64; 3];
+        let error = |found: f64, x: f32| (found / f64::from(x).exp2() - 1.0).abs();
+        for index in 0..=1 << 16 {
+            let x = -0.5 - index as f32 / (1 << 16) as f32;
+            let r = x + 1.0;
+            let doubles = polynomial.iter().map(|number| f64::from(*number));
+            let sum = doubles.fold(0.0, |sum, next| sum * f64::from(r) + next);
+            exact = exact.max(error(sum * f64::from(r) + 1.0, r));
+            plain = plain.max(error(f64::from(exp2(polynomial, x)), x));
+            let sum = polynomial.iter().fold(0f32, |sum, next| sum.mul_add(r, *next));
+            fused = fused.max(error(f64::from(sum.mul_add(r, 1.0)), r));
+        }
+        println!("{name}: {exact:.2e}, with rounded steps {plain:.2e}, fused {fused:.2e}");
+        assert!(exact < exact_bound, "{name}: {exact:e}");
+        assert!(plain.max(fused) < bound, "{name}: {plain:e}, fused {fused:e}");
+    };
+    check("float32", Single::<Four>::EXP2, 1.6e-8, 1.2e-7);
+    #[cfg(target_arch = "x86_64")]
+    check("bfloat16", Pairs::EXP2, 2.85e-6, 3e-6);
 }
