@@ -1,4 +1,4 @@
-//! Matrix products of float32 on the CPU: what `linear` and `conv2d` are computed with. The crate's README says how it works.
+//! Matrix products of float32 and half precision on the CPU: what `linear` and `conv2d` are computed with. The crate's README says how it works.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;

@@ -285,8 +285,8 @@ impl PackedWeight {
         super::conv2d::upsample_conv2d(x, self, bias, params)
     }
 
-    /// [`conv2d`](Self::conv2d) plus `addend`, which has the shape and dtype of the result; where nothing is to be differentiated and all products are computed,
-    /// in one pass over memory and rounded once.
+    /// [`conv2d`](Self::conv2d) plus `addend`, which has the shape and dtype of the result; where nothing is to be differentiated, in one
+    /// pass over memory and rounded once.
     ///
     /// # Errors
     /// Those of [`conv2d`](Self::conv2d), and when `addend` is of another shape or dtype.
