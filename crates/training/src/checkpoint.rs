@@ -5,7 +5,8 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
+use candle_diffusers_loaders::Repository;
 use serde_json::Value;
 use tempfile::{Builder, NamedTempFile, TempDir};
 
@@ -169,15 +170,19 @@ impl Checkpoint {
     /// # Errors
     /// When it cannot be read.
     pub fn read(folder: &Path) -> Result<Self> {
-        let path = folder.join(STATE);
-        let bytes = fs::read(&path).map_err(|error| io(&path, error))?;
-        let damaged = |error: safetensors::SafeTensorError| Error::File {
-            file: path.display().to_string(),
-            problem: error.to_string(),
-        };
-        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).map_err(damaged)?;
-        let fields = header.metadata().clone().unwrap_or_default().into_iter().collect();
-        let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)?;
+        // Mapped, and let go tensor by tensor: an optimizer's state of a whole model is as large as two more models.
+        let checkpoint = Repository::folder(folder)?.open_checkpoint(STATE)?;
+        let (mut tensors, mut fields) = (HashMap::new(), BTreeMap::new());
+        for file in checkpoint.files() {
+            fields.extend(file.metadata().clone());
+            for info in file.tensors() {
+                let bytes = file.bytes(&info.name).unwrap_or_default();
+                let dtype = DType::try_from(info.dtype)?;
+                let tensor = Tensor::from_raw_buffer(bytes, dtype, &info.shape, &Device::Cpu)?;
+                tensors.insert(info.name.clone(), tensor);
+                file.release(&info.name);
+            }
+        }
         Ok(Self { tensors, fields })
     }
 }
