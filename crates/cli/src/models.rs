@@ -113,5 +113,9 @@ pub(crate) fn load_pipeline(
     let _shown = progress.activity(format!("loading {}", repository.name()));
     let scheduler = arguments.scheduler.as_deref().and_then(scheduler_names::resolve);
     let scheduler = scheduler.as_ref().map(|(class_name, overrides)| (*class_name, overrides));
-    Ok(StableDiffusionPipeline::load_with(repository, &options, Replacements { scheduler, shared })?)
+    Ok(StableDiffusionPipeline::load_with(
+        repository,
+        &options,
+        Replacements { scheduler, shared, ..Default::default() },
+    )?)
 }

@@ -102,8 +102,8 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
     }
     if recipe == Recipe::TextualInversion {
         ensure!(
-            !arguments.train_text_encoder && arguments.steps.mixed_precision == MixedPrecision::No,
-            "textual inversion trains the new word alone, in float32; leave out --train-text-encoder and --mixed-precision"
+            !arguments.train_text_encoder,
+            "textual inversion trains the new word alone; leave out --train-text-encoder"
         );
     } else if recipe.is_whole() {
         ensure!(

@@ -56,6 +56,10 @@ pub(super) fn load(
     let is_xl = ModelIndex::load(repository)?.class_name.starts_with("StableDiffusionXL");
     let vae_options = if is_xl { in_float32(&options) } else { options.clone() };
     let mut replacements = Replacements::default();
+    if arguments.recipe.has_token() {
+        // As in diffusers' scripts: half precision would round the vectors that are learned in each step.
+        replacements.text_encoder_dtype = Some(DType::F32);
+    }
     replacements.shared.vae = match &arguments.pretrained_vae_model_name_or_path {
         Some(name) => Some(load_other_vae(&open_component(name, progress)?, repository, &vae_options)?),
         None if is_xl => Some(load_vae(repository, "vae", &vae_options)?),

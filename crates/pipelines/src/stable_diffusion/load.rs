@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use candle_core::DType;
 use candle_diffusers_loaders::lora::LoraAdapters;
 use candle_diffusers_loaders::{
     LoadOptions, ModelIndex, ReadOptions, Repository, check_variant, load_unet, load_vae,
@@ -60,15 +61,17 @@ impl StableDiffusionPipeline {
         Task::of(repository, &unet_config, &vae_config)?;
         let is_cosxl_edit = read_flag(&index, "is_cosxl_edit", false)?;
         let requires_aesthetics_score = read_flag(&index, "requires_aesthetics_score", false)?;
+        let text_dtype = replacements.text_encoder_dtype.unwrap_or(options.dtype);
+        let text_options = LoadOptions { dtype: text_dtype, ..options.clone() };
         let (text_encoders, sample_size, vae_dtype) = match family {
             Family::Clip => {
                 let sample_size = trained_size(&unet_json, &unet_config);
-                (load_clip(repository, options)?, sample_size, options.dtype)
+                (load_clip(repository, &text_options)?, sample_size, options.dtype)
             }
             Family::Xl => {
                 let vae_dtype = vae_config.decode_dtype(options.dtype);
                 let shared = replacements.shared.text_encoder_2;
-                (load_xl(repository, &index, options, shared)?, unet_config.sample_size, vae_dtype)
+                (load_xl(repository, &index, &text_options, shared)?, unet_config.sample_size, vae_dtype)
             }
         };
         check_text(repository, &unet_config, &text_encoders, requires_aesthetics_score)?;
@@ -104,6 +107,8 @@ impl StableDiffusionPipeline {
 pub struct Replacements<'a> {
     /// A scheduler of this class with the folder's settings, but for these fields: see [`StableDiffusionPipeline::set_scheduler`].
     pub scheduler: Option<(&'a str, &'a Map<String, Value>)>,
+    /// What the text encoders compute in, where it is not what the other models do; what they make of a text comes in the pipeline's dtype all the same.
+    pub text_encoder_dtype: Option<DType>,
     /// Models of another pipeline.
     pub shared: SharedParts,
 }
