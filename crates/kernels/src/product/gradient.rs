@@ -21,7 +21,7 @@ pub(crate) fn linear_weight_gradient(gradient: &Tensor, x: &Tensor) -> Result<Te
     linear_weight_gradient_at(Level::current()?, gradient, x)
 }
 
-fn linear_weight_gradient_at(level: Level, gradient: &Tensor, x: &Tensor) -> Result<Tensor> {
+pub(super) fn linear_weight_gradient_at(level: Level, gradient: &Tensor, x: &Tensor) -> Result<Tensor> {
     let kernel = Microkernel::new(level);
     match (x.dtype(), Microkernel::of_pairs(level)) {
         (DType::BF16, Some(pairs)) => linear_by::<bf16, Pair>(&pairs, gradient, x),
@@ -105,7 +105,16 @@ pub(crate) fn conv2d_weight_gradient(
     kernel_size: [usize; 2],
     params: Conv2dParams,
 ) -> Result<Tensor> {
-    let level = Level::current()?;
+    conv2d_weight_gradient_at(Level::current()?, gradient, x, kernel_size, params)
+}
+
+pub(super) fn conv2d_weight_gradient_at(
+    level: Level,
+    gradient: &Tensor,
+    x: &Tensor,
+    kernel_size: [usize; 2],
+    params: Conv2dParams,
+) -> Result<Tensor> {
     let kernel = Microkernel::new(level);
     match (x.dtype(), Microkernel::of_pairs(level)) {
         (DType::BF16, Some(pairs)) => conv2d_by::<bf16, Pair>(&pairs, gradient, x, kernel_size, params),

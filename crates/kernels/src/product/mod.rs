@@ -11,6 +11,8 @@ mod avx512bf16;
 mod conv2d;
 mod file_numbers;
 mod gradient;
+#[cfg(test)]
+mod gradient_tests;
 mod level;
 mod linear;
 mod microkernel;

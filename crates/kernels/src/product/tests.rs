@@ -11,7 +11,7 @@ use super::{Level, PackedWeight};
 use crate::{Activation, Conv2dParams};
 
 /// Of the largest sum of absolute products: each of a few hundred to a few thousand float32 additions rounds by 6e-8 at most.
-const BOUND: f64 = 1e-6;
+pub(super) const BOUND: f64 = 1e-6;
 
 /// Those that the machine has, and those that tests compute in plain code where it does not.
 pub(super) fn levels() -> impl Iterator<Item = Level> {
