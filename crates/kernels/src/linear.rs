@@ -56,7 +56,11 @@ fn with_plain_weight(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resu
     let kept_x = weight_tracks.then(|| x.detach());
     record("linear", output, &[Some(x), Some(weight), bias], move |gradient| {
         let for_x = match &kept_weight {
-            Some(weight) => Some(PackedWeight::pack(&weight.t()?)?.linear(gradient, None)?),
+            Some(weight) => {
+                // Transposed as it lies in panels, on all cores; a plain copy would be made on one.
+                let weight = PackedWeight::pack(weight)?;
+                Some(weight.with_transposed(|weight| weight.linear(gradient, None))?)
+            }
             None => None,
         };
         let for_weight = match &kept_x {
