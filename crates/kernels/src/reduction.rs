@@ -12,12 +12,15 @@ const PIECE: usize = 4096;
 
 /// The sum of the rows of `(..., features)`, of the dtype of `x`.
 pub(crate) fn sum_rows(x: &Tensor) -> Result<Tensor> {
+    sum_rows_at(Level::current()?, x)
+}
+
+fn sum_rows_at(level: Level, x: &Tensor) -> Result<Tensor> {
     let x = x.contiguous()?;
     let features = x.dims().last().copied().unwrap_or(1);
     by_float!(x.dtype(), T => {
         let x_values = values::<T>(&x)?;
         let values = x_values.get()?;
-        let level = Level::current()?;
         let mut sums = vec![0f64; features];
         // As many rows a task as make a piece, so that tasks do not depend on the number of threads.
         let rows = TASK.div_ceil(features.max(1)).max(64);
@@ -35,6 +38,10 @@ pub(crate) fn sum_rows(x: &Tensor) -> Result<Tensor> {
 
 /// The sum of each channel of each item of `(batch, channels, ...)`, `batch * channels` numbers.
 pub(crate) fn sum_pixels(x: &Tensor) -> Result<Vec<f64>> {
+    sum_pixels_at(Level::current()?, x)
+}
+
+fn sum_pixels_at(level: Level, x: &Tensor) -> Result<Vec<f64>> {
     let x = x.contiguous()?;
     let pixels: usize = x.dims().iter().skip(2).product();
     let channels: usize = x.dims().iter().take(2).product();
@@ -43,7 +50,6 @@ pub(crate) fn sum_pixels(x: &Tensor) -> Result<Vec<f64>> {
     }
     by_float!(x.dtype(), T => {
         let x_values = values::<T>(&x)?;
-        let level = Level::current()?;
         let planes = x_values.get()?.par_chunks(pixels).with_min_len(TASK.div_ceil(pixels));
         Ok(planes.map(|values| run_at(level, SumOf(values))).collect())
     })
@@ -104,5 +110,82 @@ impl<T: Float> Work for SumOf<'_, T> {
             }
         }
         sum
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::DType;
+
+    use super::*;
+    use crate::cpu::testing::{as_view, doubles, levels, numbers};
+
+    const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+    /// Of the sum of the absolute numbers: what float32's additions may round.
+    const BOUND: f64 = 1e-6;
+
+    /// For each of `count` sums, that of the numbers whose place `of` gives to it, and that of their absolute values.
+    fn plain(x: &Tensor, count: usize, of: impl Fn(usize) -> usize) -> Vec<(f64, f64)> {
+        let mut sums = vec![(0f64, 0f64); count];
+        for (place, value) in doubles(x).into_iter().enumerate() {
+            let (sum, scale) = &mut sums[of(place)];
+            *sum += value;
+            *scale += value.abs();
+        }
+        sums
+    }
+
+    #[test]
+    fn rows_at_odd_sizes() -> Result<()> {
+        // The last ones are several tasks.
+        for shape in
+            [&[1, 1][..], &[1, 31], &[3, 17], &[2, 17, 3], &[33, 33], &[31, 1], &[700, 33], &[20_000, 1]]
+        {
+            for dtype in DTYPES {
+                let x = as_view(&numbers(shape, 1).to_dtype(dtype)?);
+                let features = shape[shape.len() - 1];
+                let expected = plain(&x, features, |place| place % features);
+                // Half of a unit in the last place, and of the smallest number.
+                let (round, smallest) = match dtype {
+                    DType::F16 => (2f64.powi(-11), 1e-7),
+                    DType::BF16 => (2f64.powi(-8), 1e-7),
+                    _ => (0.0, 0.0),
+                };
+                for level in levels() {
+                    let found = sum_rows_at(level, &x)?;
+                    assert_eq!((found.dims(), found.dtype()), (&[features][..], dtype));
+                    for (found, (sum, scale)) in doubles(&found).into_iter().zip(&expected) {
+                        let bound = BOUND * scale + round * sum.abs() * 1.01 + smallest;
+                        let name = format!("{level:?}, {shape:?} of {dtype:?}");
+                        assert!((found - sum).abs() <= bound, "{name}: {found}, expected {sum}");
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn pixels_at_odd_sizes() -> Result<()> {
+        // The last one is several pieces a channel.
+        for shape in
+            [&[1, 1, 1, 1][..], &[2, 3, 17, 31], &[3, 17, 33, 1], &[1, 33, 3], &[3, 31], &[2, 3, 71, 67]]
+        {
+            for dtype in DTYPES {
+                let x = as_view(&numbers(shape, 1).to_dtype(dtype)?);
+                let (channels, pixels) = (shape[0] * shape[1], shape[2..].iter().product::<usize>());
+                let expected = plain(&x, channels, |place| place / pixels);
+                for level in levels() {
+                    let found = sum_pixels_at(level, &x)?;
+                    assert_eq!(found.len(), channels);
+                    for (found, (sum, scale)) in found.into_iter().zip(&expected) {
+                        let name = format!("{level:?}, {shape:?} of {dtype:?}");
+                        assert!((found - sum).abs() <= BOUND * scale, "{name}: {found}, expected {sum}");
+                    }
+                }
+            }
+        }
+        assert_eq!(sum_pixels(&numbers(&[2, 3, 0, 5], 1))?, [0.0; 6]);
+        Ok(())
     }
 }
