@@ -125,9 +125,10 @@ impl<T: Float> Work for SumPixels<'_, T> {
 }
 
 /// For each of `new` pixels the one of `old` that it shows: in float32, as torch counts them, which is another one at some sizes than exact numbers would say.
+/// Where there is none, it is the first, which nobody reads.
 fn sources(old: usize, new: usize) -> Vec<usize> {
     let step = old as f32 / new as f32;
-    (0..new).map(|index| ((index as f32 * step) as usize).min(old - 1)).collect()
+    (0..new).map(|index| ((index as f32 * step) as usize).min(old.saturating_sub(1))).collect()
 }
 
 /// Writes each row with its pixels as often as `from_column` says, and copies what it has just written where a row comes again.
