@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor, Var};
-use candle_diffusers_kernels::{add, linear};
+use candle_diffusers_kernels::add;
 use candle_diffusers_models::layers::{Layer, LayerAdapter, Operation};
 use candle_diffusers_schedulers::{NoiseSource, TorchGenerator};
 
@@ -81,11 +81,11 @@ impl LayerAdapter for TrainedLayer {
             None => None,
         };
         let input = dropped.as_ref().unwrap_or(input);
-        let change = match layer.operation() {
-            Operation::Linear => linear(&linear(input, &down, None)?, &up, None)?,
-            operation => operation.pointwise().forward(&operation.forward(input, &down, None)?, &up, None)?,
-        };
-        let change = if self.scaling == 1.0 { change } else { (change * self.scaling)? };
+        let operation = layer.operation();
+        let hidden = operation.forward(input, &down, None)?;
+        // Here there are only as many features as the rank; the change itself would be passed over once more, on one core.
+        let hidden = if self.scaling == 1.0 { hidden } else { (hidden * self.scaling)? };
+        let change = operation.pointwise().forward(&hidden, &up, None)?;
         let Some(magnitude) = &self.magnitude else { return Ok(add(&output, &change)?) };
         magnitude.forward(layer, dropped.as_ref(), &output, &change, &self.delta()?)
     }
