@@ -297,8 +297,10 @@ impl<'a> Session<'a> {
         if !self.arguments.is_looked_at() {
             return Ok(());
         }
-        let Parts { trainer, taught, .. } = &mut self.parts;
+        let Parts { trainer, taught, learned, .. } = &mut self.parts;
         let step = trainer.steps_done();
+        // The pictures are of what has been learned, without dropout.
+        learned.loras.iter().for_each(TrainedLora::end_step);
         let _shown = self.progress.activity("painting to see how the model changes");
         if let Some(ema) = &mut trainer.ema {
             ema.store(&trainer.groups)?;

@@ -77,7 +77,7 @@ impl LayerAdapter for TrainedLayer {
         let (down, up) = (self.down.to_dtype(input.dtype())?, self.up.to_dtype(input.dtype())?);
         // What is left of the input, where something is left out.
         let dropped = match &self.dropout {
-            Some(dropout) => Some((input * dropout.draw(input)?)?),
+            Some(dropout) => dropout.draw(input)?.map(|kept| input * kept).transpose()?,
             None => None,
         };
         let input = dropped.as_ref().unwrap_or(input);

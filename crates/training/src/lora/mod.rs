@@ -78,6 +78,13 @@ impl TrainedLora {
         }
     }
 
+    /// Ends the dropout of a step: nothing is left out until the next one begins, as where the model paints what it has learned. Batches may then be of any size.
+    pub fn end_step(&self) {
+        if let Some(dropout) = &self.dropout {
+            dropout.end_step();
+        }
+    }
+
     /// What is trained, in float32.
     pub fn parameters(&self) -> Vec<Parameter> {
         let parameter = |name: &str, part: &str, var: &Var| Parameter {
