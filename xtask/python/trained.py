@@ -6,6 +6,7 @@ For each recipe PROGRAM takes a few steps on the small model in SHAPES, and pain
 and paints the same picture: no pixel may be further off than 2 of 255, and it must not be the picture of the model without them.
 """
 
+import io
 import json
 import os
 import pathlib
@@ -18,9 +19,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import diffusers
 import numpy as np
+import safetensors.torch
 import torch
 import transformers
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 PROGRAM, SHAPES, WORK = sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3])
 PROMPT = "a large red circle in the center on a blue background"
@@ -141,16 +144,17 @@ def cases_with_words(data):
     flags = ("--model", SHAPES, "--embedding", file, "--lora", folder / LORA)
     yield "pivotal tuning", ours(WORK / "out.png", *flags, prompt=prompt), theirs(pipeline, prompt)
 
-    token = ("--modifier_token", "<new1>", "--initializer_token", "square", "--freeze_model", "crossattn")
-    instance = ("--instance_data_dir", data, "--instance_prompt", "a <new1> square")
-    folder = train("custom-diffusion", WORK / "custom", *instance, "--learning_rate", "1e-2", *token)
-    file, prompt = folder / "<new1>.safetensors", "a large red <new1> on a blue background"
-    pipeline = shapes()
-    # Without the pipeline, this version reads the file and leaves the UNet as it was.
-    pipeline.unet.load_attn_procs(folder, weight_name="pytorch_custom_diffusion_weights.safetensors", _pipeline=pipeline)
-    pipeline.load_textual_inversion(file, token="<new1>")
-    flags = ("--model", SHAPES, "--embedding", file, "--lora", folder / LORA)
-    yield "Custom Diffusion", ours(WORK / "out.png", *flags, prompt=prompt), theirs(pipeline, prompt)
+    for name, frozen in (("Custom Diffusion", "crossattn"), ("Custom Diffusion, keys and values", "crossattn_kv")):
+        token = ("--modifier_token", "<new1>", "--initializer_token", "square", "--freeze_model", frozen)
+        instance = ("--instance_data_dir", data, "--instance_prompt", "a <new1> square")
+        folder = train("custom-diffusion", WORK / name, *instance, "--learning_rate", "1e-2", *token)
+        file, prompt = folder / "<new1>.safetensors", "a large red <new1> on a blue background"
+        pipeline = shapes()
+        # Without the pipeline, this version reads the file and leaves the UNet as it was.
+        pipeline.unet.load_attn_procs(folder, weight_name="pytorch_custom_diffusion_weights.safetensors", _pipeline=pipeline)
+        pipeline.load_textual_inversion(file, token="<new1>")
+        flags = ("--model", SHAPES, "--embedding", file, "--lora", folder / LORA)
+        yield name, ours(WORK / "out.png", *flags, prompt=prompt), theirs(pipeline, prompt)
 
 
 def cases_of_xl(data):
@@ -167,6 +171,23 @@ def cases_of_xl(data):
     model = train("text-to-image", WORK / "XL whole", *begun, "--train_data_dir", WORK / "pairs", "--learning_rate", "1e-2") / "model"
     pipeline = diffusers.DiffusionPipeline.from_pretrained(model)
     yield "whole UNet of XL", ours(WORK / "out.png", "--model", model, *size), theirs(pipeline, PROMPT, **small)
+
+    token = ("--placeholder_token", "<thing>", "--initializer_token", "circle", "--learning_rate", "1.0")
+    folder = train("textual-inversion", WORK / "XL word", *begun, "--train_data_dir", data, *token)
+    file, prompt = folder / "learned_embeds.safetensors", "a large red <thing> on a blue background"
+    pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(base, **FLOAT32)
+    vectors = safetensors.torch.load_file(file)
+    for key, suffix in (("clip_l", ""), ("clip_g", "_2")):
+        models = {"text_encoder": getattr(pipeline, f"text_encoder{suffix}"), "tokenizer": getattr(pipeline, f"tokenizer{suffix}")}
+        pipeline.load_textual_inversion(vectors[key], token="<thing>", **models)
+    flags = ("--model", base, *size, "--embedding", f"{file}:<thing>")
+    yield "textual inversion of XL", ours(WORK / "out.png", *flags, prompt=prompt), theirs(pipeline, prompt, **small)
+
+    file = WORK / "pairs/negative-1.png"
+    net = train("controlnet", WORK / "XL net", *begun, "--train_data_dir", WORK / "pairs", "--learning_rate", "1e-2") / "controlnet"
+    pipeline = diffusers.StableDiffusionXLControlNetPipeline.from_pretrained(base, controlnet=diffusers.ControlNetModel.from_pretrained(net), **FLOAT32)
+    flags = ("--model", base, *size, "--control", f"{net}:{file}")
+    yield "ControlNet of XL", ours(WORK / "out.png", *flags), theirs(pipeline, PROMPT, image=Image.open(file), **small)
 
 
 def cases(data):
@@ -207,6 +228,24 @@ def cases(data):
     yield "unconditional", ours(WORK / "out.png", "--model", model, prompt=None), theirs(pipeline)
 
 
+def check_events(data):
+    """TensorBoard itself reads what is written for it: numbers of each step, and pictures."""
+    flags = ("--report_to", "tensorboard", "--validation_prompt", PROMPT, "--validation_steps", 2, "--num_validation_images", 1, "--num_inference_steps", 2)
+    folder = dreambooth(data, WORK / "events", "dreambooth-lora", *flags) / "logs"
+    read = EventAccumulator(str(folder))
+    read.Reload()
+    losses = read.Scalars("loss")
+    log = [json.loads(line) for line in (folder.parent / "log.jsonl").read_text().splitlines()]
+    assert [event.step for event in losses] == [line["step"] for line in log], losses
+    assert all(abs(event.value - line["loss"]) < 1e-6 for event, line in zip(losses, log)), losses
+    tag, *_ = read.Tags()["images"]
+    steps = [event.step for event in read.Images(tag)]
+    assert steps == [2, 3], steps
+    picture = Image.open(io.BytesIO(read.Images(tag)[0].encoded_image_string))
+    assert picture.size == (64, 64), picture.size
+    print(f"TensorBoard reads {sorted(read.Tags()['scalars'])} and {len(steps)} pictures")
+
+
 def main():
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
@@ -223,6 +262,7 @@ def main():
         print(f"{name:<36}{difference:>26}{'' if is_right else '  FAILED'}", flush=True)
         if not is_right:
             failed.append(name)
+    check_events(data)
     shutil.rmtree(WORK, ignore_errors=True)
     sys.exit(f"not as the reference has them: {', '.join(failed)}" if failed else 0)
 

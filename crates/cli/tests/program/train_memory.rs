@@ -6,11 +6,12 @@ use image::{Rgb, RgbImage};
 
 use crate::program::{Workplace, shapes};
 
-const RECIPES: [&[&str]; 4] = [
+const RECIPES: [&[&str]; 5] = [
     &["text-to-image-lora", "--train_text_encoder", "--lora_dropout", "0.2"],
     &["text-to-image", "--use_8bit_adam", "--train_text_encoder"],
     &["instruct-pix2pix"],
     &["controlnet"],
+    &["textual-inversion", "--placeholder_token", "<shade>", "--initializer_token", "red"],
 ];
 
 fn workplace() -> Workplace {
