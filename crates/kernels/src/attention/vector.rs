@@ -122,56 +122,61 @@ mod x86 {
 
     use super::{ROUND, Vector, evaluate};
 
-    #[expect(
-        clippy::undocumented_unsafe_blocks,
-        reason = "in each the caller promises that the processor has AVX2 and FMA and that the pointer is valid"
-    )]
     impl Vector for __m256 {
         const LANES: usize = 8;
         const ROWS: usize = 6;
 
         #[inline(always)]
         unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: the caller promises AVX2 and FMA, and a pointer that is valid for 8 numbers.
             unsafe { _mm256_loadu_ps(from) }
         }
 
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
+            // SAFETY: the caller promises AVX2 and FMA, and a pointer that is valid for 8 numbers.
             unsafe { _mm256_storeu_ps(to, self) }
         }
 
         #[inline(always)]
         unsafe fn splat(value: f32) -> Self {
+            // SAFETY: the caller promises AVX2 and FMA.
             unsafe { _mm256_set1_ps(value) }
         }
 
         #[inline(always)]
         unsafe fn add(self, other: Self) -> Self {
+            // SAFETY: the caller promises AVX2 and FMA.
             unsafe { _mm256_add_ps(self, other) }
         }
 
         #[inline(always)]
         unsafe fn sub(self, other: Self) -> Self {
+            // SAFETY: the caller promises AVX2 and FMA.
             unsafe { _mm256_sub_ps(self, other) }
         }
 
         #[inline(always)]
         unsafe fn mul(self, other: Self) -> Self {
+            // SAFETY: the caller promises AVX2 and FMA.
             unsafe { _mm256_mul_ps(self, other) }
         }
 
         #[inline(always)]
         unsafe fn mul_add(self, factor: Self, term: Self) -> Self {
+            // SAFETY: the caller promises AVX2 and FMA.
             unsafe { _mm256_fmadd_ps(self, factor, term) }
         }
 
         #[inline(always)]
         unsafe fn max(self, other: Self) -> Self {
+            // SAFETY: the caller promises AVX2 and FMA.
             unsafe { _mm256_max_ps(self, other) }
         }
 
         #[inline(always)]
         unsafe fn exp2(self, polynomial: &[f32]) -> Self {
+            // SAFETY: the caller promises AVX2 and FMA.
             unsafe {
                 let x = Self::splat(-127.0).max(self);
                 let shifted = x.add(Self::splat(ROUND));
@@ -184,57 +189,62 @@ mod x86 {
         }
     }
 
-    #[expect(
-        clippy::undocumented_unsafe_blocks,
-        reason = "in each the caller promises that the processor has AVX-512F and that the pointer is valid"
-    )]
     impl Vector for __m512 {
         const LANES: usize = 16;
         const ROWS: usize = 14;
 
         #[inline(always)]
         unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: the caller promises AVX-512F, and a pointer that is valid for 16 numbers.
             unsafe { _mm512_loadu_ps(from) }
         }
 
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
+            // SAFETY: the caller promises AVX-512F, and a pointer that is valid for 16 numbers.
             unsafe { _mm512_storeu_ps(to, self) }
         }
 
         #[inline(always)]
         unsafe fn splat(value: f32) -> Self {
+            // SAFETY: the caller promises AVX-512F.
             unsafe { _mm512_set1_ps(value) }
         }
 
         #[inline(always)]
         unsafe fn add(self, other: Self) -> Self {
+            // SAFETY: the caller promises AVX-512F.
             unsafe { _mm512_add_ps(self, other) }
         }
 
         #[inline(always)]
         unsafe fn sub(self, other: Self) -> Self {
+            // SAFETY: the caller promises AVX-512F.
             unsafe { _mm512_sub_ps(self, other) }
         }
 
         #[inline(always)]
         unsafe fn mul(self, other: Self) -> Self {
+            // SAFETY: the caller promises AVX-512F.
             unsafe { _mm512_mul_ps(self, other) }
         }
 
         #[inline(always)]
         unsafe fn mul_add(self, factor: Self, term: Self) -> Self {
+            // SAFETY: the caller promises AVX-512F.
             unsafe { _mm512_fmadd_ps(self, factor, term) }
         }
 
         #[inline(always)]
         unsafe fn max(self, other: Self) -> Self {
+            // SAFETY: the caller promises AVX-512F.
             unsafe { _mm512_max_ps(self, other) }
         }
 
         #[inline(always)]
         unsafe fn exp2(self, polynomial: &[f32]) -> Self {
             const TO_NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+            // SAFETY: the caller promises AVX-512F.
             unsafe {
                 // 2^-200 comes out as 0; negative infinity less itself would be NaN.
                 let x = Self::splat(-200.0).max(self);
