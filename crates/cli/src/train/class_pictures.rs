@@ -54,7 +54,8 @@ fn fill(
             ..Default::default()
         };
         let seed = arguments.steps.seed.wrapping_add(index as u64);
-        let picture = paint(models, request, &mut seeded_generators(seed, 1))?;
+        let picture = paint(models, request, &mut seeded_generators(seed, 1))?
+            .context("interrupted; the same command paints the pictures of the class that are missing")?;
         let path = folder.join(format!("{index}-seed-{seed}.png"));
         Outputs::new(&path, 1)?.write(0, &picture, prompt)?;
     }

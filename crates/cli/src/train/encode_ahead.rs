@@ -1,11 +1,11 @@
 //! All pictures and captions encoded before the first step, so that what encodes them need not stay in memory.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use candle_diffusers_training::recipes::Denoising;
 
-use super::TrainArguments;
 use super::session::Parts;
 use super::taught::Taught;
+use super::{TrainArguments, interrupt};
 use crate::progress::Progress;
 use crate::terminal;
 
@@ -33,6 +33,10 @@ pub(super) fn encode_ahead(arguments: &TrainArguments, progress: &Progress, part
     let count = parts.data.len();
     let bar = progress.steps("encoding pictures and captions", count);
     for first in (0..count).step_by(TOGETHER) {
+        ensure!(
+            !interrupt::has_come(),
+            "interrupted while pictures were encoded, before the first step; the same command begins again"
+        );
         bar.set_done(first, count);
         denoising.encode_ahead(&parts.data.examples(first..(first + TOGETHER).min(count))?)?;
     }

@@ -12,6 +12,7 @@ mod custom_diffusion;
 mod data;
 mod encode_ahead;
 mod instruct_pix2pix;
+mod interrupt;
 mod model;
 mod noise_schedule;
 mod painting;

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -18,12 +17,9 @@ use super::processes::Started;
 use super::report::Report;
 use super::taught::Taught;
 use super::validation::Validation;
-use super::{TrainArguments, result};
+use super::{TrainArguments, interrupt, result};
 use crate::progress::{Progress, Shown};
 use crate::terminal;
-
-/// Whether an interrupt has asked the run to stop.
-static STOP: AtomicBool = AtomicBool::new(false);
 
 /// How often the validation prompt is painted where nothing is said.
 const VALIDATION_STEPS: u64 = 100;
@@ -181,8 +177,7 @@ impl<'a> Session<'a> {
 
     /// Takes the steps that are left.
     fn train(&mut self) -> Result<()> {
-        // Where no handler can be set, an interrupt ends the run, which goes on from its last checkpoint.
-        ctrlc::set_handler(|| STOP.store(true, Ordering::SeqCst)).ok();
+        interrupt::listen();
         let accumulated = self.arguments.steps.gradient_accumulation_steps as u64;
         let begun = self.parts.trainer.steps_done();
         let log = || Report::open(self.arguments, &self.parts.folder, begun);
@@ -225,25 +220,19 @@ impl<'a> Session<'a> {
                 }
                 spent += start.elapsed();
                 let is_last = report.step == self.parts.max_steps;
-                let stop = self.started.any(STOP.load(Ordering::SeqCst))?;
-                let is_time = is_last || stop || report.step % self.arguments.watch.checkpointing_steps == 0;
-                if is_time && self.started.is_first() {
+                let stopped = self.started.any(interrupt::has_come())?;
+                if is_last || stopped || self.is_kept(report.step) {
                     self.write_checkpoint()?;
                 }
-                if stop && !is_last {
-                    break Some(report.step);
-                }
-                if is_last || self.is_looked_at(report.step) {
-                    break None;
+                if is_last || stopped || self.is_looked_at(report.step) {
+                    break stopped;
                 }
             };
             drop(teacher);
-            if let Some(step) = stopped {
-                bail!("interrupted after step {step}; --resume-from-checkpoint latest goes on");
-            }
-            if let Some(log) = &mut log {
+            if !stopped && let Some(log) = &mut log {
                 self.validate(&mut validation, log)?;
             }
+            self.end_if_interrupted(stopped)?;
         }
         let (waited, seconds) = (reader.waited().as_secs_f64(), spent.as_secs_f64());
         let share = if spent.is_zero() { 0.0 } else { waited / seconds * 100.0 };
@@ -269,7 +258,29 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Ends the run where an interrupt has come before the last step; with a checkpoint of the step that was taken, which there is if `stopped`. Painting takes long, so that one
+    /// may have come since the step.
+    fn end_if_interrupted(&self, stopped: bool) -> Result<()> {
+        let step = self.parts.trainer.steps_done();
+        if step == self.parts.max_steps || !(stopped || self.started.any(interrupt::has_come())?) {
+            return Ok(());
+        }
+        if !stopped && !self.is_kept(step) {
+            self.write_checkpoint()?;
+        }
+        bail!("interrupted after step {step}; --resume-from-checkpoint latest goes on");
+    }
+
+    /// Whether there is a checkpoint of this step in any case.
+    fn is_kept(&self, step: u64) -> bool {
+        step.is_multiple_of(self.arguments.watch.checkpointing_steps)
+    }
+
+    /// Writes a checkpoint, in the first process.
     fn write_checkpoint(&self) -> Result<()> {
+        if !self.started.is_first() {
+            return Ok(());
+        }
         let step = self.parts.trainer.steps_done();
         let taken = step * self.arguments.steps.gradient_accumulation_steps as u64;
         let checkpoint = self.parts.trainer.checkpoint(self.parts.data.position(taken), self.settings()?)?;
@@ -292,7 +303,7 @@ impl<'a> Session<'a> {
         self.arguments.is_looked_at() && (is_turn(steps) || is_turn(epochs))
     }
 
-    /// Paints as the model is now; with its average where there is one.
+    /// Paints as the model is now, with its average where there is one; nothing where an interrupt comes.
     fn validate(&mut self, validation: &mut Validation, log: &mut Report) -> Result<()> {
         if !self.arguments.is_looked_at() {
             return Ok(());
@@ -310,7 +321,10 @@ impl<'a> Session<'a> {
         if let Some(ema) = &mut trainer.ema {
             ema.restore(&trainer.groups)?;
         }
-        log.validation(step, &row?)
+        match row? {
+            Some(row) => log.validation(step, &row),
+            None => Ok(()),
+        }
     }
 }
 

@@ -37,14 +37,15 @@ impl Validation {
         Self { folder, steps }
     }
 
-    /// Paints the prompts: `STEP.png` is a row, and `all.png` has all rows so far, one below the other.
+    /// Paints the prompts: `STEP.png` is a row, and `all.png` has all rows so far, one below the other. Nothing where an interrupt comes before the row is
+    /// done.
     pub(super) fn paint(
         &mut self,
         arguments: &TrainArguments,
         taught: &mut Taught,
         step: u64,
-    ) -> Result<RgbImage> {
-        let grid = paint(arguments, taught)?;
+    ) -> Result<Option<RgbImage>> {
+        let Some(grid) = paint(arguments, taught)? else { return Ok(None) };
         fs::create_dir_all(&self.folder).with_context(|| format!("writing {}", self.folder.display()))?;
         let row = grid.join(grid.len());
         let write =
@@ -59,7 +60,7 @@ impl Validation {
         };
         let rows = self.steps.iter().map(read).collect::<Result<Vec<_>>>()?;
         write(&self.folder.join(ALL), &stack(&rows))?;
-        Ok(row)
+        Ok(Some(row))
     }
 
     fn row(&self, step: u64) -> PathBuf {
@@ -67,8 +68,8 @@ impl Validation {
     }
 }
 
-/// All pictures of each prompt, and of one prompt for each picture that it is about.
-fn paint(arguments: &TrainArguments, taught: &mut Taught) -> Result<Grid> {
+/// All pictures of each prompt, and of one prompt for each picture that it is about. Nothing where an interrupt comes.
+fn paint(arguments: &TrainArguments, taught: &mut Taught) -> Result<Option<Grid>> {
     let watch = &arguments.watch;
     if let Taught::Unconditional(..) = taught {
         return paint_without_text(arguments, taught);
@@ -84,23 +85,25 @@ fn paint(arguments: &TrainArguments, taught: &mut Taught) -> Result<Grid> {
             TextToImage { prompts: vec![prompt.clone()], schedule: watch.schedule(), ..Default::default() };
         for index in 0..watch.num_validation_images as u64 {
             let mut noise = seeded_generators(arguments.steps.seed.wrapping_add(index), 1);
-            grid.add(&taught.paint(request.clone(), picture, &mut noise)?, prompt);
+            let Some(painted) = taught.paint(request.clone(), picture, &mut noise)? else { return Ok(None) };
+            grid.add(&painted, prompt);
         }
     }
-    Ok(grid)
+    Ok(Some(grid))
 }
 
-/// What the model makes of noise.
-fn paint_without_text(arguments: &TrainArguments, taught: &Taught) -> Result<Grid> {
+/// What the model makes of noise. Nothing where an interrupt comes.
+fn paint_without_text(arguments: &TrainArguments, taught: &Taught) -> Result<Option<Grid>> {
     let watch = &arguments.watch;
     let request =
         Unconditional { schedule: watch.num_inference_steps.map(Schedule::Steps), ..Default::default() };
     let mut grid = Grid::default();
     for index in 0..watch.num_validation_images as u64 {
         let mut noise = seeded_generators(arguments.steps.seed.wrapping_add(index), 1);
-        grid.add(&taught.paint_without_text(&request, &mut noise)?, "");
+        let Some(painted) = taught.paint_without_text(&request, &mut noise)? else { return Ok(None) };
+        grid.add(&painted, "");
     }
-    Ok(grid)
+    Ok(Some(grid))
 }
 
 /// Pictures one below the other, smaller where the whole would be too high.

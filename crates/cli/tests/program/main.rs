@@ -32,6 +32,8 @@ mod train_bad_input;
 mod train_checkpoints;
 mod train_encoded;
 mod train_flags;
+#[cfg(unix)]
+mod train_interrupts;
 mod train_memory;
 mod train_pairs;
 mod train_reports;
