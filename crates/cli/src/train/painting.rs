@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use anyhow::{Context, Result, bail};
-use candle_core::{DType, Device};
+use candle_core::DType;
 use candle_diffusers_models::UNet2DModel;
 use candle_diffusers_pipelines::{
     Control, InitImage, Inpainting, InstructPix2Pix, StableDiffusionPipeline, StepEnd, TextToImage,
@@ -50,7 +50,7 @@ impl Taught {
     ) -> Result<Option<RgbImage>> {
         let Self::Unconditional(unet, _, options) = self else { bail!("this model paints from a text") };
         let scheduler = UnconditionalDenoising::new(unet, options)?.scheduler().config();
-        let (unet, device) = (UNet2DModel::clone(unet), Device::Cpu);
+        let (unet, device) = (UNet2DModel::clone(unet), unet.device());
         let mut models = UnconditionalPipeline::new(unet, &scheduler, device, DType::F32)?;
         finished(models.generate(request, noise, &mut |_| Ok(unless_interrupted()))?)
     }

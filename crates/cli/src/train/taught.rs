@@ -51,11 +51,11 @@ impl Taught {
                 Box::new(move |examples, generator| denoising.loss(examples, generator))
             }
             Self::Unconditional(unet, _, options) => {
-                let denoising = UnconditionalDenoising::new(unet, options)?;
+                let (denoising, device) = (UnconditionalDenoising::new(unet, options)?, unet.device());
                 Box::new(move |examples, generator| {
                     let pictures: Vec<&Tensor> =
                         examples.iter().map(|example| &example.pixel_values).collect();
-                    denoising.loss(&Tensor::stack(&pictures, 0)?, generator)
+                    denoising.loss(&Tensor::stack(&pictures, 0)?.to_device(&device)?, generator)
                 })
             }
         })

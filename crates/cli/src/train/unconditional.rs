@@ -27,6 +27,8 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
         compute_dtype: arguments.steps.mixed_precision.compute_dtype(),
     };
     let generator = TorchGenerator::new(arguments.steps.seed);
+    let load =
+        LoadOptions { device: started.device()?, variant: arguments.variant.clone(), ..Default::default() };
     let (whole, config) = match &arguments.pretrained_model_name_or_path {
         Some(model) => {
             let repository = Repository::folder(model)?;
@@ -37,12 +39,11 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
                 "{} has a {class}; unconditional teaches models that paint without a text, with a UNet2DModel",
                 repository.name()
             );
-            let load = LoadOptions { variant: arguments.variant.clone(), ..Default::default() };
             (trainable_unet_2d(&repository, "unet", &load)?, config)
         }
         None => {
             let config = read_config(arguments)?;
-            (new_unet_2d(&config, generator.clone(), &LoadOptions::default())?, config)
+            (new_unet_2d(&config, generator.clone(), &load)?, config)
         }
     };
     let resolution = config["sample_size"].as_u64().unwrap_or(64) as u32;

@@ -54,6 +54,11 @@ impl Conv2d {
         Self::new(in_channels, out_channels, kernel, params, vb)
     }
 
+    /// The layer, to look at and to change.
+    pub(crate) fn layer(&self) -> &Layer {
+        &self.layer
+    }
+
     /// `(batch, in_channels, height, width)` to `(batch, out_channels, height', width')`.
     ///
     /// # Errors

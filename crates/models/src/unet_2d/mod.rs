@@ -4,7 +4,7 @@ mod blocks;
 mod config;
 mod time;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
 
 use blocks::{BlockConfig, DownBlock, MidBlock, UpBlock};
@@ -76,6 +76,11 @@ impl UNet2DModel {
     /// The config that the model was built from.
     pub fn config(&self) -> &UNet2DConfig {
         &self.config
+    }
+
+    /// Where its weights are.
+    pub fn device(&self) -> Device {
+        self.conv_in.layer().device()
     }
 
     /// Predicts noise (or whatever the model was trained to predict).
