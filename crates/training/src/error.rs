@@ -110,6 +110,18 @@ pub enum Error {
         /// NaN or an infinity.
         loss: f32,
     },
+    /// A parameter that nothing can be computed with: the run is of no use from there on.
+    #[error(
+        "{parameter} is {value:e} after step {step}: lower the learning rate, or go on from an earlier checkpoint with a lower one"
+    )]
+    UnusableParameter {
+        /// Counted from 1.
+        step: u64,
+        /// The parameter.
+        parameter: String,
+        /// NaN, an infinity, or a number that is far too large.
+        value: f32,
+    },
     /// A checkpoint that was made with other settings.
     #[error(
         "{checkpoint} was made with {found}; this run has {expected}: give the same settings, or begin anew"

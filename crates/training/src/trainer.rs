@@ -18,7 +18,7 @@ use crate::parameters::{ParameterGroup, check_parameters, parameters};
 use crate::processes::{
     BatchShare, OneProcess, Processes, RandomSource, ShareOfRandom, Shared, sum_over_processes,
 };
-use crate::values::{digest, read, to_cpu_f32};
+use crate::values::{digest, read, to_cpu_f32, unusable};
 
 /// What a step is made of.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -159,6 +159,21 @@ impl Trainer {
             return Ok(());
         }
         Err(Error::LossNotFinite { step: self.step + 1, loss })
+    }
+
+    /// Whether the parameters can be computed with. They are all read for it, so that it is for those that are to be kept.
+    ///
+    /// # Errors
+    /// When one is no number, or so large that its square is none in float32.
+    pub fn check_usable(&self) -> Result<()> {
+        for parameter in parameters(&self.groups) {
+            let found = read(&to_cpu_f32(&parameter.var)?, |values| Ok(unusable(values)))?;
+            if let Some(value) = found {
+                let (step, parameter) = (self.step, parameter.name.clone());
+                return Err(Error::UnusableParameter { step, parameter, value });
+            }
+        }
+        Ok(())
     }
 
     /// A number of the step, the parameters and the generator: where it is the same in all processes, they take the same steps.

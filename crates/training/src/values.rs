@@ -111,6 +111,12 @@ pub(crate) fn digest(values: &[f32]) -> Vec<u64> {
     values.par_chunks(PIECE).map(piece).collect()
 }
 
+/// The first value that is no number, or whose square is none in float32.
+pub(crate) fn unusable(values: &[f32]) -> Option<f32> {
+    let first = |piece: &[f32]| piece.iter().copied().find(|value| !(value * value).is_finite());
+    values.par_chunks(PIECE).find_map_first(first)
+}
+
 /// The tensor as contiguous float32 on the CPU; itself where it is that already.
 pub(crate) fn to_cpu_f32(tensor: &Tensor) -> Result<Tensor> {
     Ok(tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?)

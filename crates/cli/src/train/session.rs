@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use candle_diffusers_loaders::Repository;
 use candle_diffusers_training::recipes::{CustomDiffusion, TrainedToken};
-use candle_diffusers_training::{Checkpoint, Checkpoints, StepReport, TrainedLora, Trainer};
+use candle_diffusers_training::{Checkpoint, Checkpoints, Error, StepReport, TrainedLora, Trainer};
 
 use super::data::Data;
 use super::encode_ahead::encode_ahead;
@@ -94,6 +94,7 @@ impl<'a> Session<'a> {
             ema.copy_to(&self.parts.trainer.groups)?;
         }
         if self.started.is_first() {
+            self.check_weights()?;
             result::write(self, repository)?;
         }
         Ok(())
@@ -206,7 +207,7 @@ impl<'a> Session<'a> {
                     Ok(examples) => teacher(&examples, generator),
                     Err(error) => {
                         failure = Some(error);
-                        Err(candle_diffusers_training::Error::ReadingEnded)
+                        Err(Error::ReadingEnded)
                     }
                 });
                 if let Some(error) = failure {
@@ -242,13 +243,20 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    fn with_last_checkpoint(&self, error: candle_diffusers_training::Error) -> anyhow::Error {
-        let candle_diffusers_training::Error::LossNotFinite { step: failed, .. } = error else {
-            return error.into();
+    /// Fails where the weights are of no use, before anything is written that looks as if they were.
+    fn check_weights(&self) -> Result<()> {
+        self.parts.trainer.check_usable().map_err(|error| self.with_last_checkpoint(error))
+    }
+
+    fn with_last_checkpoint(&self, error: Error) -> anyhow::Error {
+        let ruined = match error {
+            // The weights after the step before gave this loss; those after the one before that gave a number.
+            Error::LossNotFinite { step, .. } => step.saturating_sub(1),
+            Error::UnusableParameter { step, .. } => step,
+            _ => return error.into(),
         };
-        // The weights after the step before gave this loss; those after the one before that gave a number.
         let mut steps = self.checkpoints.steps().unwrap_or_default();
-        steps.retain(|step| step + 1 < failed);
+        steps.retain(|step| *step < ruined);
         match steps.last() {
             Some(step) => {
                 let folder = self.checkpoints.path(*step);
@@ -281,6 +289,7 @@ impl<'a> Session<'a> {
         if !self.started.is_first() {
             return Ok(());
         }
+        self.check_weights()?;
         let step = self.parts.trainer.steps_done();
         let taken = step * self.arguments.steps.gradient_accumulation_steps as u64;
         let checkpoint = self.parts.trainer.checkpoint(self.parts.data.position(taken), self.settings()?)?;

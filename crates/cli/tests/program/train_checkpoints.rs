@@ -29,13 +29,18 @@ fn the_last_good_checkpoint_is_named() {
         run.stderr
     };
     // The fourth step ruins the weights: the fifth's loss tells, and the fourth's checkpoint holds them.
-    let rates = ["--lr_scheduler", "piecewise_constant", "--lr_step_rules", "1:3,1e34:8,1"];
-    let stderr = run("late", &rates);
+    let rates = |rules| ["--lr_scheduler", "piecewise_constant", "--lr_step_rules", rules];
+    let stderr = run("late", &rates("1:3,1e21:8,1"));
     assert!(stderr.contains("loss of step 5"), "{stderr}");
     assert!(stderr.contains("the last good checkpoint is late/checkpoint-3"), "{stderr}");
+    // So much that it is seen before the checkpoint is written.
+    let stderr = run("far", &rates("1:3,1e34:8,1"));
+    assert!(stderr.contains("after step 4"), "{stderr}");
+    assert!(stderr.contains("the last good checkpoint is far/checkpoint-3"), "{stderr}");
+    assert_eq!(checkpoints(&workplace, "far"), ["checkpoint-1", "checkpoint-2", "checkpoint-3"]);
     // Nothing was good here.
     let stderr = run("at-once", &["--learning_rate", "1e30"]);
-    assert!(stderr.contains("loss of step 2") && !stderr.contains("last good"), "{stderr}");
+    assert!(stderr.contains("after step 1") && !stderr.contains("last good"), "{stderr}");
 }
 
 #[test]
