@@ -29,6 +29,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     let limit = arguments.watch.checkpoints_total_limit;
     started.first_before_others(|| Ok(Checkpoints::new(&arguments.output_dir, limit)?))?;
     let (mut models, _) = model::load(arguments, &repository, started.device()?, progress)?;
+    CustomDiffusion::check_tokens(&mut models, &tokens)?;
     started.first_alone(|| class_pictures::paint_missing(arguments, &concepts, &mut models, progress))?;
     data.open_classes(arguments, &concepts)?;
 

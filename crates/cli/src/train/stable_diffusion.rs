@@ -10,7 +10,7 @@ use super::data::Data;
 use super::processes::Started;
 use super::session::{Learned, Parts, Session, Stage, WORD_FOLDER};
 use super::taught::Taught;
-use super::trained::{attach_token, choose_trained, denoising_options, group};
+use super::trained::{attach_token, check_trained, choose_trained, denoising_options, group};
 use super::trainer::new_trainer;
 use super::{Recipe, TrainArguments, class_pictures, concepts, model};
 use crate::progress::Progress;
@@ -23,6 +23,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     let limit = arguments.watch.checkpoints_total_limit;
     started.first_before_others(|| Ok(Checkpoints::new(&arguments.output_dir, limit)?))?;
     let (mut models, options) = model::load(arguments, &repository, started.device()?, progress)?;
+    check_trained(arguments, &models)?;
     started.first_alone(|| class_pictures::paint_missing(arguments, &concepts, &mut models, progress))?;
     data.open_classes(arguments, &concepts)?;
 

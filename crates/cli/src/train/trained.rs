@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use candle_diffusers_loaders::{LoadOptions, Repository};
 use candle_diffusers_models::layers::Layers;
 use candle_diffusers_pipelines::{StableDiffusionPipeline, TextEncoders};
@@ -17,6 +17,20 @@ use super::model::in_float32;
 use super::processes::Started;
 use super::{InitLoraWeights, TrainArguments};
 
+const NO_WHOLE_TEXT_ENCODER: &str = "--train-text-encoder trains the whole text encoder of Stable Diffusion 1 and 2 only; for XL train a LoRA";
+
+/// Tells what [`choose_trained`] cannot do before long work is done.
+pub(super) fn check_trained(arguments: &TrainArguments, models: &StableDiffusionPipeline) -> Result<()> {
+    if arguments.recipe.is_lora() {
+        return Ok(TrainedLora::check(&models.unet, "unet", &unet_lora(arguments))?);
+    }
+    ensure!(
+        !arguments.train_text_encoder || matches!(models.text_encoders, TextEncoders::Clip(_)),
+        NO_WHOLE_TEXT_ENCODER
+    );
+    Ok(())
+}
+
 /// Puts a LoRA beside the models, or variables in place of their weights.
 pub(super) fn choose_trained(
     arguments: &TrainArguments,
@@ -28,29 +42,13 @@ pub(super) fn choose_trained(
 ) -> Result<(Vec<ParameterGroup>, Vec<TrainedLora>)> {
     let group = |parameters, learning_rate: f64| group(arguments, started, parameters, learning_rate);
     let text_rate = arguments.steps.text_encoder_lr.unwrap_or(arguments.learning_rate());
-    let config = |targets: &[&str]| LoraConfig {
-        alpha: arguments.lora.lora_alpha.unwrap_or(arguments.lora.rank as f64),
-        dropout: arguments.lora.lora_dropout,
-        init: match arguments.lora.init_lora_weights {
-            InitLoraWeights::Gaussian => LoraInit::Gaussian,
-            InitLoraWeights::True => LoraInit::Kaiming,
-        },
-        use_rslora: arguments.lora.use_rslora,
-        use_dora: arguments.lora.use_dora,
-        ..LoraConfig::new(arguments.lora.rank, targets)
-    };
     let (mut groups, mut loras) = (Vec::new(), Vec::new());
     if arguments.recipe.is_lora() {
-        let targets: Vec<&str> = arguments.lora.lora_layers.iter().map(String::as_str).collect();
-        let mut unet_config = config(&targets);
-        if let Some(pattern) = &arguments.lora.target_modules {
-            unet_config.target_modules = TargetModules::Pattern(pattern.clone());
-        }
-        let unet = TrainedLora::attach(&models.unet, "unet", &unet_config, generator)?;
+        let unet = TrainedLora::attach(&models.unet, "unet", &unet_lora(arguments), generator)?;
         groups.push(group(unet.parameters(), arguments.learning_rate()));
         loras.push(unet);
         if arguments.train_text_encoder {
-            let config = config(&TEXT_ENCODER_TARGETS);
+            let config = lora(arguments, &TEXT_ENCODER_TARGETS);
             let lora_models = models.text_encoders.lora_models(&models.unet);
             let first = lora_models.text_encoder.map(|model| model as &dyn Layers);
             let second = lora_models.text_encoder_2.map(|model| model as &dyn Layers);
@@ -69,15 +67,37 @@ pub(super) fn choose_trained(
     groups.push(group(whole.parameters, arguments.learning_rate()));
     if arguments.train_text_encoder {
         let TextEncoders::Clip(clip) = &mut models.text_encoders else {
-            bail!(
-                "--train-text-encoder trains the whole text encoder of Stable Diffusion 1 and 2 only; for XL train a LoRA"
-            );
+            bail!(NO_WHOLE_TEXT_ENCODER);
         };
         let whole = trainable_text_encoder(repository, "text_encoder", options)?;
         clip.text_encoder = whole.model;
         groups.push(group(whole.parameters, text_rate));
     }
     Ok((groups, loras))
+}
+
+/// The LoRA of the UNet that was asked for.
+fn unet_lora(arguments: &TrainArguments) -> LoraConfig {
+    let targets: Vec<&str> = arguments.lora.lora_layers.iter().map(String::as_str).collect();
+    let mut config = lora(arguments, &targets);
+    if let Some(pattern) = &arguments.lora.target_modules {
+        config.target_modules = TargetModules::Pattern(pattern.clone());
+    }
+    config
+}
+
+fn lora(arguments: &TrainArguments, targets: &[&str]) -> LoraConfig {
+    LoraConfig {
+        alpha: arguments.lora.lora_alpha.unwrap_or(arguments.lora.rank as f64),
+        dropout: arguments.lora.lora_dropout,
+        init: match arguments.lora.init_lora_weights {
+            InitLoraWeights::Gaussian => LoraInit::Gaussian,
+            InitLoraWeights::True => LoraInit::Kaiming,
+        },
+        use_rslora: arguments.lora.use_rslora,
+        use_dora: arguments.lora.use_dora,
+        ..LoraConfig::new(arguments.lora.rank, targets)
+    }
 }
 
 /// Parameters with their share of the run's settings.

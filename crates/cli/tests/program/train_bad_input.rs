@@ -4,7 +4,7 @@ use std::fs;
 
 use image::{Rgb, RgbImage};
 
-use crate::program::{Workplace, shapes};
+use crate::program::{PARITY, Workplace, shapes};
 use crate::train::pictures;
 
 const LORA: [&str; 4] = ["train", "text-to-image-lora", "--train_data_dir", "data"];
@@ -158,4 +158,47 @@ fn flags_that_do_not_go_together_are_refused() {
     for flag in ["--prior_loss_weight", "--num_class_images"] {
         refuse(&workplace, &[&thing[..], &out, &[flag, "2"]].concat(), &["--with-prior-preservation"]);
     }
+}
+
+#[test]
+fn what_cannot_be_trained_is_told_before_pictures_of_its_class_are_painted() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    fs::create_dir(workplace.path("class")).unwrap();
+    let class = [
+        "--instance_data_dir",
+        "data",
+        "--instance_prompt",
+        "a sks",
+        "--with_prior_preservation",
+        "--class_data_dir",
+        "class",
+        "--class_prompt",
+        "a circle",
+        "--num_class_images",
+        "2",
+        "--num_inference_steps",
+        "2",
+        "--max_train_steps",
+        "1",
+        "--output_dir",
+        "out",
+    ];
+    for (recipe, flags, culprits) in [
+        ("dreambooth-lora", &["--rank", "0"], &["rank is 0"][..]),
+        ("dreambooth-lora", &["--target_modules", "to_("], &["target_modules", "to_("]),
+        ("dreambooth-lora", &["--target_modules", "nothing"], &["target_modules", "nothing", "such as"]),
+        ("custom-diffusion", &["--modifier_token", "red"], &["placeholder_token", "red"]),
+    ] {
+        refuse(&workplace, &[&["train", recipe][..], &class, flags].concat(), culprits);
+        assert_eq!(fs::read_dir(workplace.path("class")).unwrap().count(), 0, "{recipe} {flags:?}");
+    }
+    let model = format!("{PARITY}/stable_diffusion_xl/base");
+    let xl = ["--pretrained_model_name_or_path", &model, "--resolution", "32", "--train_text_encoder"];
+    refuse(
+        &workplace,
+        &[&["train", "dreambooth"][..], &class, &xl].concat(),
+        &["--train-text-encoder", "XL"],
+    );
+    assert_eq!(fs::read_dir(workplace.path("class")).unwrap().count(), 0);
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
-use candle_diffusers_models::layers::Layers;
+use candle_diffusers_models::layers::{Layer, Layers};
 use candle_diffusers_schedulers::TorchGenerator;
 
 use crate::checkpoint::save_tensors;
@@ -43,31 +43,24 @@ impl TrainedLora {
         config: &LoraConfig,
         generator: &mut TorchGenerator,
     ) -> Result<Self> {
-        config.check()?;
+        let chosen = choose(model, component, config)?;
         let share = config.dropout;
         let dropout = (share > 0.0).then(|| Arc::new(Dropout::new(share)));
-        let mut layers = Vec::new();
-        let all = model.layers();
-        let chooser = config.target_modules.chooser()?;
-        for (name, layer) in all.iter().filter(|(name, _)| chooser.chooses(name)) {
-            let trained = Arc::new(TrainedLayer::new(layer, config, dropout.clone(), generator)?);
+        let mut layers = Vec::with_capacity(chosen.len());
+        for (name, layer) in chosen {
+            let trained = Arc::new(TrainedLayer::new(&layer, config, dropout.clone(), generator)?);
             layer.set_adapter(Some(trained.clone()));
-            layers.push((name.clone(), trained));
-        }
-        if layers.is_empty() {
-            let found = config.target_modules.to_string();
-            let example = all.first().map_or("", |(name, _)| name.as_str());
-            let expected = match config.target_modules {
-                TargetModules::Ends(_) => {
-                    format!("ends of names of the {component}'s layers, such as {example}")
-                }
-                TargetModules::Pattern(_) => {
-                    format!("an expression for whole names of the {component}'s layers, such as {example}")
-                }
-            };
-            return Err(Error::Field { field: "target_modules", found, expected });
+            layers.push((name, trained));
         }
         Ok(Self { component, layers, scaling: config.scaling(), dropout })
+    }
+
+    /// Whether [`attach`](Self::attach) can do what the config says: for before long work.
+    ///
+    /// # Errors
+    /// When a setting is out of range, or no layer is chosen.
+    pub fn check(model: &dyn Layers, component: &str, config: &LoraConfig) -> Result<()> {
+        choose(model, component, config).map(drop)
     }
 
     /// Begins the dropout of a step, which follows from `seed` alone, so that a run can go on from any step. `batches` is which part of the whole batches this
@@ -129,6 +122,26 @@ impl TrainedLora {
         }
         Ok(tensors)
     }
+}
+
+/// The layers that the config chooses, by their names: at least one.
+fn choose(model: &dyn Layers, component: &str, config: &LoraConfig) -> Result<Vec<(String, Layer)>> {
+    config.check()?;
+    let chooser = config.target_modules.chooser()?;
+    let mut layers = model.layers();
+    let example = layers.first().map(|(name, _)| name.clone()).unwrap_or_default();
+    layers.retain(|(name, _)| chooser.chooses(name));
+    if !layers.is_empty() {
+        return Ok(layers);
+    }
+    let found = config.target_modules.to_string();
+    let expected = match config.target_modules {
+        TargetModules::Ends(_) => format!("ends of names of the {component}'s layers, such as {example}"),
+        TargetModules::Pattern(_) => {
+            format!("an expression for whole names of the {component}'s layers, such as {example}")
+        }
+    };
+    Err(Error::Field { field: "target_modules", found, expected })
 }
 
 /// Writes what was trained as one LoRA file in diffusers' layout, whole or not at all.

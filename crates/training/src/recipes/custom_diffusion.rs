@@ -66,23 +66,23 @@ impl CustomDiffusion {
                 "the UNet has no cross-attention to train; Custom Diffusion is for Stable Diffusion";
             return Err(Error::Parameters(problem.to_string()));
         }
-        let mut attached = Vec::new();
-        for token in tokens {
-            match TrainedToken::attach(models, token) {
-                Ok(token) => attached.push(token),
-                Err(error) => {
-                    let names: Vec<&str> = attached.iter().map(TrainedToken::token).collect();
-                    if !names.is_empty() {
-                        models.unload_textual_inversion(&names)?;
-                    }
-                    return Err(error);
-                }
-            }
-        }
+        let attached = attach_tokens(models, tokens)?;
         for (_, layer, projection) in &projections {
             layer.set_adapter(Some(projection.clone()));
         }
         Ok(Self { tokens: attached, projections, untouched, trained })
+    }
+
+    /// Whether [`attach`](Self::attach) can add the words: for before long work. The models stay what they are.
+    ///
+    /// # Errors
+    /// Those of [`TrainedToken::attach`].
+    pub fn check_tokens(
+        models: &mut StableDiffusionPipeline,
+        tokens: &[TextualInversionOptions],
+    ) -> Result<()> {
+        let attached = attach_tokens(models, tokens)?;
+        detach_tokens(models, &attached)
     }
 
     /// What is trained, in float32.
@@ -153,6 +153,34 @@ impl CustomDiffusion {
         }
         save_tensors(path, &tensors, [("format".to_string(), "pt".to_string())])
     }
+}
+
+/// Adds the words to the models: all or none.
+fn attach_tokens(
+    models: &mut StableDiffusionPipeline,
+    tokens: &[TextualInversionOptions],
+) -> Result<Vec<TrainedToken>> {
+    let mut attached = Vec::new();
+    for token in tokens {
+        match TrainedToken::attach(models, token) {
+            Ok(token) => attached.push(token),
+            Err(error) => {
+                detach_tokens(models, &attached)?;
+                return Err(error);
+            }
+        }
+    }
+    Ok(attached)
+}
+
+/// Takes words away again.
+fn detach_tokens(models: &mut StableDiffusionPipeline, tokens: &[TrainedToken]) -> Result<()> {
+    let names: Vec<&str> = tokens.iter().map(TrainedToken::token).collect();
+    // None would be all that there are.
+    if !names.is_empty() {
+        models.unload_textual_inversion(&names)?;
+    }
+    Ok(())
 }
 
 /// What has become of a layer's tensor, in float32 on the CPU.
