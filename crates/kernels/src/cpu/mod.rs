@@ -13,7 +13,7 @@ pub(crate) mod testing;
 use candle_core::{DType, Device, Tensor};
 
 pub(crate) use convert::{convert, convert_to_fresh, to_floats};
-pub(crate) use float::{Chunk, Float, LANES, by_float, load_tail, store, store_tail};
+pub(crate) use float::{Chunk, Float, LANES, by_float, chunk_by_chunk, load_tail, store, store_tail};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use instructions::{Avx2, Avx512};
 pub(crate) use instructions::{Instructions, Plain};

@@ -255,7 +255,11 @@ pub(super) fn layer_norm_gradients(
         let write = |output: &mut [MaybeUninit<T>]| {
             let tasks = output.par_chunks_mut(in_task).zip(numbers.par_chunks(in_task)).zip(slopes.par_chunks(in_task));
             let tasks = tasks.map(|((output, x), gradient)| {
-                run_at(level, LayerNormGradients { x, gradient, output, weight, eps, wants_parameters })
+                // By themselves, as forwards.
+                let moments: Vec<Moments> =
+                    x.chunks_exact(width).map(|x| run_at(level, MomentsOf(x))).collect();
+                let moments = &moments[..];
+                run_at(level, LayerNormGradients { x, gradient, output, weight, moments, eps, wants_parameters })
             });
             parts = tasks.collect::<Vec<_>>();
         };
@@ -278,6 +282,8 @@ struct LayerNormGradients<'a, T> {
     gradient: &'a [T],
     output: &'a mut [MaybeUninit<T>],
     weight: &'a [f32],
+    /// Those of each row.
+    moments: &'a [Moments],
     eps: f64,
     wants_parameters: bool,
 }
@@ -292,9 +298,8 @@ impl<T: Float> Work for LayerNormGradients<'_, T> {
         let length = if self.wants_parameters { width } else { 0 };
         let mut parameters = [vec![0f32; length], vec![0f32; length]];
         let (weights, weights_tail) = self.weight.as_chunks::<LANES>();
-        let rows = self.x.chunks_exact(width).zip(self.gradient.chunks_exact(width));
-        for ((x, gradient), output) in rows.zip(self.output.chunks_exact_mut(width)) {
-            let moments = MomentsOf(x).run(instructions);
+        let rows = self.x.chunks_exact(width).zip(self.gradient.chunks_exact(width)).zip(self.moments);
+        for (((x, gradient), moments), output) in rows.zip(self.output.chunks_exact_mut(width)) {
             let scale = moments.inverse_deviation(self.eps);
             let center = moments.mean as f32;
             let rest = ((f64::from(center) - moments.mean) * scale) as f32;

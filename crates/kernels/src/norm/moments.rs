@@ -1,4 +1,4 @@
-use crate::cpu::{Float, Instructions, LANES, Work};
+use crate::cpu::{Float, Instructions, LANES, Work, chunk_by_chunk};
 
 /// So many numbers are read twice, the second time from the first cache.
 pub(super) const PIECE: usize = 4096;
@@ -74,6 +74,7 @@ fn sums<T: Float>(values: &[T], center: f32, instructions: impl Instructions) ->
     let mut squares = [[0f32; LANES]; SUMS];
     let (blocks, rest) = values.as_chunks::<{ SUMS * LANES }>();
     for block in blocks {
+        chunk_by_chunk();
         let (chunks, _) = block.as_chunks::<LANES>();
         for index in 0..SUMS {
             let chunk = T::load(&chunks[index], instructions);
