@@ -119,7 +119,7 @@ pub(crate) fn store<T: Float>(
 }
 
 /// Keeps the compiler from working at many chunks of a loop at once, a lane of each beside the other: it then gathers and scatters their numbers one by one, which took
-/// a layer norm eight times as long.
+/// a layer norm several times as long.
 #[inline(always)]
 pub(crate) fn chunk_by_chunk() {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]

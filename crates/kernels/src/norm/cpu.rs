@@ -153,7 +153,7 @@ pub(super) fn layer_norm(level: Level, x: &Tensor, weight: &[f32], bias: &[f32],
             let tasks = output.par_chunks_mut(rows_of_task).zip(values.par_chunks(rows_of_task));
             tasks.for_each(|(output, x)| {
                 for (x, output) in x.chunks_exact(width).zip(output.chunks_exact_mut(width)) {
-                    // By itself: inlined into what follows, the compiler gathers the numbers of many rows one by one, which takes eight times as long.
+                    // By itself: inlined into what follows, the compiler gathers the numbers of many chunks one by one.
                     let moments = run_at(level, MomentsOf(x));
                     run_at(level, LayerNormRow { x, output, weight, bias, moments, eps });
                 }
