@@ -5,9 +5,15 @@ use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
 use super::backward_step::{BackwardStep, backward_step};
-use super::step::{Step, step};
+use super::step::{Panels, Products, Step, step};
+#[cfg(target_arch = "x86_64")]
+use super::tiles::Tiles;
 use super::vector::{Four, Vector};
 use crate::Level;
+#[cfg(all(target_arch = "x86_64", test))]
+use crate::product::amx::model;
+#[cfg(target_arch = "x86_64")]
+use crate::product::amx::{Configured, Processor};
 
 pub(super) trait Arithmetic {
     type Vector: Vector;
@@ -130,6 +136,13 @@ pub(super) struct Kernel {
     pub(super) panel: usize,
     /// How many numbers a unit of the factors has: 1 of float32 or 2 of bfloat16.
     pub(super) unit: usize,
+    /// Of a step's [`Products`].
+    pub(super) rows: usize,
+    /// Of a step's [`Products`].
+    pub(super) depth: usize,
+    /// Whether a thread must be [`configured`](Self::configured) for it.
+    #[cfg(target_arch = "x86_64")]
+    needs_tiles: bool,
     step: unsafe fn(&mut Step<'_>),
     backward_step: unsafe fn(&mut BackwardStep<'_>),
 }
@@ -143,7 +156,16 @@ impl Kernel {
             && Level::Avx512Bf16.is_available()
             && is_x86_feature_detected!("avx512bw")
         {
-            return Self::new::<Pairs>(step_pairs, backward_step_pairs);
+            if level == Level::Amx && level.is_available() {
+                let kernel = Self::new::<Tiles<Processor>>(step_tiles, backward_step_pairs);
+                return Self { needs_tiles: true, ..kernel };
+            }
+            // So that all around the tiles is tested everywhere.
+            #[cfg(test)]
+            if level == Level::Amx {
+                return Self::new::<Tiles<model::Model>>(step_tiles_of_model, backward_step_pairs);
+            }
+            return Self::new::<Panels<Pairs>>(step_pairs, backward_step_pairs);
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = is_bfloat16;
@@ -155,20 +177,41 @@ impl Kernel {
         match level {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 | Level::Avx512Bf16 | Level::Amx if Level::Avx512.is_available() => {
-                Self::new::<Single<__m512>>(step_avx512, backward_step_avx512)
+                Self::new::<Panels<Single<__m512>>>(step_avx512, backward_step_avx512)
             }
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 if level.is_available() => Self::new::<Single<__m256>>(step_avx2, backward_step_avx2),
-            _ => Self::new::<Single<Four>>(step::<Single<Four>>, backward_step::<Single<Four>>),
+            Level::Avx2 if level.is_available() => {
+                Self::new::<Panels<Single<__m256>>>(step_avx2, backward_step_avx2)
+            }
+            _ => {
+                Self::new::<Panels<Single<Four>>>(step::<Panels<Single<Four>>>, backward_step::<Single<Four>>)
+            }
         }
     }
 
-    /// The steps are the arithmetic's, and the processor has what it needs.
-    fn new<A: Arithmetic>(
+    /// The steps are of these products and their arithmetic, and the processor has what they need.
+    fn new<P: Products>(
         step: unsafe fn(&mut Step<'_>),
         backward_step: unsafe fn(&mut BackwardStep<'_>),
     ) -> Self {
-        Self { queries: 2 * A::Vector::LANES, panel: A::Vector::ROWS, unit: A::UNIT, step, backward_step }
+        Self {
+            queries: 2 * <P::Arithmetic as Arithmetic>::Vector::LANES,
+            panel: <P::Arithmetic as Arithmetic>::Vector::ROWS,
+            unit: P::Arithmetic::UNIT,
+            rows: P::ROWS,
+            depth: P::DEPTH,
+            #[cfg(target_arch = "x86_64")]
+            needs_tiles: false,
+            step,
+            backward_step,
+        }
+    }
+
+    /// What a thread holds while it takes steps.
+    pub(super) fn configured(&self) -> impl Sized + use<> {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: who made this kernel has asked whether the processor has tiles, if it needs them.
+        return self.needs_tiles.then(|| unsafe { Configured::new() });
     }
 
     pub(super) fn backward_step(&self, mut step: BackwardStep<'_>) {
@@ -188,7 +231,7 @@ impl Kernel {
 #[target_feature(enable = "avx2,fma")]
 unsafe fn step_avx2(arguments: &mut Step<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { step::<Single<__m256>>(arguments) }
+    unsafe { step::<Panels<Single<__m256>>>(arguments) }
 }
 
 /// # Safety
@@ -197,7 +240,7 @@ unsafe fn step_avx2(arguments: &mut Step<'_>) {
 #[target_feature(enable = "avx512f")]
 unsafe fn step_avx512(arguments: &mut Step<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { step::<Single<__m512>>(arguments) }
+    unsafe { step::<Panels<Single<__m512>>>(arguments) }
 }
 
 /// # Safety
@@ -206,7 +249,25 @@ unsafe fn step_avx512(arguments: &mut Step<'_>) {
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 unsafe fn step_pairs(arguments: &mut Step<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { step::<Pairs>(arguments) }
+    unsafe { step::<Panels<Pairs>>(arguments) }
+}
+
+/// # Safety
+/// The processor must have AVX-512F, BW and BF16, and tiles that this thread has configured.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn step_tiles(arguments: &mut Step<'_>) {
+    // SAFETY: the caller's promise.
+    unsafe { step::<Tiles<Processor>>(arguments) }
+}
+
+/// # Safety
+/// The processor must have AVX-512F, BW and BF16.
+#[cfg(all(target_arch = "x86_64", test))]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn step_tiles_of_model(arguments: &mut Step<'_>) {
+    // SAFETY: the caller's promise.
+    unsafe { step::<Tiles<model::Model>>(arguments) }
 }
 
 /// # Safety

@@ -103,8 +103,35 @@ struct Attention<'a> {
 
 /// Keys and values of a head, in blocks of [`KEYS`], each as a [`Step`] takes it.
 struct Packed {
-    keys: Vec<f32>,
-    values: Vec<f32>,
+    keys: Lines,
+    values: Lines,
+}
+
+/// Numbers that begin with a cache line.
+struct Lines {
+    room: Vec<f32>,
+    places: Range<usize>,
+}
+
+impl Lines {
+    fn zeros(length: usize) -> Self {
+        let room = vec![0f32; length + LINE];
+        let start = first_line(&room);
+        Self { room, places: start..start + length }
+    }
+
+    fn numbers(&self) -> &[f32] {
+        &self.room[self.places.clone()]
+    }
+
+    fn numbers_mut(&mut self) -> &mut [f32] {
+        &mut self.room[self.places.clone()]
+    }
+}
+
+/// Where the first cache line begins in a vector, which has one more than it needs.
+fn first_line(room: &[f32]) -> usize {
+    room.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE)
 }
 
 /// Where results go; each task writes those of its own queries and head.
@@ -168,39 +195,67 @@ impl Attention<'_> {
         Ok(output)
     }
 
-    /// How many units a query or a key has.
+    /// How many units a query or a key has, with those that a [`Step`] wants besides.
     fn depth(&self) -> usize {
-        self.dim.div_ceil(self.kernel.unit)
+        self.units(self.dim)
+    }
+
+    /// How many units so many numbers have that are summed over, with those that a [`Step`] wants besides.
+    fn units(&self, numbers: usize) -> usize {
+        numbers.div_ceil(self.kernel.unit).next_multiple_of(self.kernel.depth)
+    }
+
+    /// How many features a result has, with those that a [`Step`] wants besides.
+    fn features(&self) -> usize {
+        self.dim.next_multiple_of(self.kernel.rows)
     }
 
     fn pack(&self, head: [usize; 2]) -> Packed {
-        let (depth, unit) = (self.depth(), self.kernel.unit);
-        let mut keys = vec![0f32; self.key_tokens * depth];
-        let mut values = vec![0f32; self.key_tokens.div_ceil(unit) * self.dim];
-        let blocks = keys.par_chunks_mut(KEYS * depth).zip(values.par_chunks_mut(KEYS / unit * self.dim));
-        blocks.enumerate().for_each(|(block, (keys, values))| {
-            self.pack_block(head, block * KEYS..self.key_tokens.min((block + 1) * KEYS), keys, values);
+        let (depth, features) = (self.depth(), self.features());
+        let key_length = self.key_tokens.next_multiple_of(self.kernel.rows) * depth;
+        let value_length = self.units(self.key_tokens) * features;
+        let mut packed = Packed { keys: Lines::zeros(key_length), values: Lines::zeros(value_length) };
+        let keys = packed.keys.numbers_mut().par_chunks_mut(KEYS * depth);
+        let values = packed.values.numbers_mut().par_chunks_mut(self.units(KEYS) * features);
+        keys.zip(values).enumerate().for_each(|(block, (keys, values))| {
+            let tokens = block * KEYS..self.key_tokens.min((block + 1) * KEYS);
+            if self.kernel.rows > 1 {
+                self.pack_rows(head, tokens, keys, values);
+            } else {
+                self.pack_block(head, tokens, keys, values);
+            }
         });
-        Packed { keys, values }
+        packed
     }
 
-    fn pack_block(
-        &self,
-        [item, head]: [usize; 2],
-        tokens: Range<usize>,
-        keys: &mut [f32],
-        values: &mut [f32],
-    ) {
+    /// For products whose left factors lie in rows.
+    fn pack_rows(&self, head: [usize; 2], tokens: Range<usize>, keys: &mut [f32], values: &mut [f32]) {
+        for (token, row) in tokens.clone().zip(keys.chunks_exact_mut(self.depth())) {
+            self.read_units(&self.key, head, token, row);
+        }
+        let units = self.units(tokens.len());
+        let mut rows = vec![0f32; units * self.dim];
+        self.read_values(head, tokens, &mut rows);
+        transpose(&rows, self.dim, &mut values[..self.dim * units]);
+    }
+
+    /// For products whose left factors lie in panels.
+    fn pack_block(&self, head: [usize; 2], tokens: Range<usize>, keys: &mut [f32], values: &mut [f32]) {
         let depth = self.depth();
         let mut rows = vec![0f32; self.kernel.panel * depth];
         for panel in shares(tokens.len(), self.kernel.panel) {
             let rows = &mut rows[..panel.len() * depth];
             for (token, row) in panel.clone().zip(rows.chunks_exact_mut(depth)) {
-                self.read_units(&self.key, [item, head], tokens.start + token, row);
+                self.read_units(&self.key, head, tokens.start + token, row);
             }
             transpose(rows, depth, &mut keys[panel.start * depth..panel.end * depth]);
         }
-        for (token, row) in tokens.clone().step_by(self.kernel.unit).zip(values.chunks_exact_mut(self.dim)) {
+        self.read_values(head, tokens, values);
+    }
+
+    /// `(units of tokens, dim)`
+    fn read_values(&self, [item, head]: [usize; 2], tokens: Range<usize>, rows: &mut [f32]) {
+        for (token, row) in tokens.clone().step_by(self.kernel.unit).zip(rows.chunks_exact_mut(self.dim)) {
             match self.kernel.unit {
                 1 => self.value.read(item, token, head, row),
                 _ => self.value.read_neighbours(item, token, token + 1 < tokens.end, head, row),
@@ -209,6 +264,8 @@ impl Attention<'_> {
     }
 
     fn read_units(&self, tokens: &Tokens<'_>, [item, head]: [usize; 2], token: usize, row: &mut [f32]) {
+        let (row, rest) = row.split_at_mut(self.dim.div_ceil(self.kernel.unit));
+        rest.fill(0.0);
         match self.kernel.unit {
             1 => tokens.read(item, token, head, row),
             _ => tokens.read_pairs(item, token, head, row),
@@ -227,13 +284,15 @@ impl Attention<'_> {
             // Made once and not with each task. Taken while in use.
             static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
         }
-        let (lanes, depth, dim) = (self.kernel.queries, self.depth(), self.dim);
+        let (lanes, depth, dim) = (self.kernel.queries, self.depth(), self.features());
+        let (keys, values) = (packed.keys.numbers(), packed.values.numbers());
         let (held_query, held) = (depth * lanes, (depth + dim + 2) * lanes);
         let group = queries.len().div_ceil(lanes).min(STEPS);
-        let length = group * held + 2 * KEYS * lanes + lanes * dim;
+        let length = group * held + 2 * KEYS * lanes + lanes * depth.max(dim);
+        let _configured = self.kernel.configured();
         let mut scratch = SCRATCH.take();
         scratch.resize(scratch.len().max(length + LINE), 0.0);
-        let start = scratch.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+        let start = first_line(&scratch);
         let (held_numbers, rest) = scratch[start..start + length].split_at_mut(group * held);
         let (scores, rest) = rest.split_at_mut(KEYS * lanes);
         let (mask_tile, rows) = rest.split_at_mut(KEYS * lanes);
@@ -252,11 +311,11 @@ impl Attention<'_> {
                 transpose(rows, depth, &mut held[..held_query]);
             }
             for block in (0..self.key_tokens).step_by(KEYS) {
-                let keys = block..self.key_tokens.min(block + KEYS);
+                let tokens = block..self.key_tokens.min(block + KEYS);
                 for (start, held) in starts.clone().zip(held_numbers.chunks_exact_mut(held)) {
                     let mask = self.mask.as_ref().map(|mask| {
                         let queries = start..queries.end.min(start + lanes);
-                        mask.read(head, queries, keys.clone(), lanes, mask_tile);
+                        mask.read(head, queries, tokens.clone(), lanes, mask_tile);
                         &*mask_tile
                     });
                     let (query, state) = held.split_at_mut(held_query);
@@ -265,10 +324,10 @@ impl Attention<'_> {
                     self.kernel.step(Step {
                         depth,
                         dim,
-                        keys: keys.len(),
+                        keys: tokens.len(),
                         query,
-                        key: &packed.keys[keys.start * depth..],
-                        value: &packed.values[keys.start / self.kernel.unit * dim..],
+                        key: &keys[tokens.start * depth..],
+                        value: &values[tokens.start / self.kernel.unit * dim..],
                         mask,
                         scale: self.scale,
                         scores,
@@ -295,7 +354,7 @@ impl Attention<'_> {
                 transpose(output, lanes, rows);
                 let results = rows.chunks_exact(dim).zip(&*greatest);
                 for (query, (row, log_sum)) in (start..queries.end.min(start + lanes)).zip(results) {
-                    write(query, row, *log_sum);
+                    write(query, &row[..self.dim], *log_sum);
                 }
             }
         }

@@ -5,6 +5,8 @@ mod fused;
 mod step;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 mod tokens;
 mod vector;
 

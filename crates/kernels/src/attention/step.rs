@@ -4,6 +4,8 @@
 //! Everything is kept transposed: queries are the lanes of vectors, keys and features are rows. So greatest scores and sums of weights are taken
 //! without looking across a vector, and the weights are laid out as a factor of the second product as they are computed.
 
+use std::marker::PhantomData;
+
 use super::arithmetic::Arithmetic;
 use super::vector::Vector;
 
@@ -12,22 +14,22 @@ use super::vector::Vector;
 /// A factor consists of units, which are 32 bits: a float32, or two neighbouring bfloat16, of features in `query` and `key` and of keys in
 /// `value`.
 pub(super) struct Step<'a> {
-    /// How many units a query and a key have.
+    /// How many units a query and a key have, a multiple of [`Products::DEPTH`].
     pub(super) depth: usize,
-    /// How many features a value has.
+    /// How many features a value has, a multiple of [`Products::ROWS`].
     pub(super) dim: usize,
     pub(super) keys: usize,
     /// `(depth, queries)`.
     pub(super) query: &'a [f32],
-    /// Panels of [`shares`] of the keys, each `(depth, keys of the panel)`.
+    /// As the [`Products`] take them.
     pub(super) key: &'a [f32],
-    /// `(units of keys, dim)`.
+    /// As the [`Products`] take them.
     pub(super) value: &'a [f32],
     /// `(keys, queries)`, added to the scaled scores.
     pub(super) mask: Option<&'a [f32]>,
     /// Not negative.
     pub(super) scale: f32,
-    /// Room for `(keys, queries)`.
+    /// Room for `(keys, queries)`, the keys in multiples of [`Products::ROWS`] and of as many as [`Products::DEPTH`] units have.
     pub(super) scores: &'a mut [f32],
     pub(super) state: State<'a>,
 }
@@ -51,75 +53,146 @@ pub(super) fn shares(count: usize, most: usize) -> impl Iterator<Item = std::ops
     (0..parts).map(move |part| count * part / parts..count * (part + 1) / parts)
 }
 
+/// How the two products of a step are computed, and in which order their left factors lie.
+pub(super) trait Products {
+    type Arithmetic: Arithmetic;
+    /// Keys and features come in multiples of so many, zeros for what is not there.
+    const ROWS: usize;
+    /// Units that are summed over come in multiples of so many, zeros for what is not there.
+    const DEPTH: usize;
+
+    /// `scores = key * query`, `(keys, queries)`.
+    ///
+    /// # Safety
+    /// The processor must have what the products need. `key` must be valid for reads of `keys * depth` units, `query` of `depth * queries`, and
+    /// `scores` for writes of `keys * queries` numbers.
+    unsafe fn scores(keys: usize, depth: usize, key: *const f32, query: *const f32, scores: *mut f32);
+
+    /// `output = output * corrections + value * weights`, `(dim, queries)`.
+    ///
+    /// # Safety
+    /// As above: `value` has `units * dim` units, `weights` `units * queries`, and `output` `dim * queries` numbers.
+    unsafe fn add_values(
+        dim: usize,
+        units: usize,
+        value: *const f32,
+        weights: *const f32,
+        output: *mut f32,
+        corrections: [<Self::Arithmetic as Arithmetic>::Vector; 2],
+    );
+}
+
+/// Products by vectors: keys are panels of [`shares`], each `(depth, keys of the panel)`, and values `(units of keys, dim)`.
+pub(super) struct Panels<A>(PhantomData<A>);
+
+impl<A: Arithmetic> Products for Panels<A> {
+    type Arithmetic = A;
+    const ROWS: usize = 1;
+    const DEPTH: usize = 1;
+
+    #[inline(always)]
+    unsafe fn scores(keys: usize, depth: usize, key: *const f32, query: *const f32, scores: *mut f32) {
+        for panel in shares(keys, A::Vector::ROWS) {
+            // SAFETY: panels lie one after the other; all of them are what the caller promises.
+            unsafe {
+                let scores = scores.add(panel.start * 2 * A::Vector::LANES);
+                let key = key.add(panel.start * depth);
+                product::<A>(panel.len(), depth, key, panel.len(), query, scores, None);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_values(
+        dim: usize,
+        units: usize,
+        value: *const f32,
+        weights: *const f32,
+        output: *mut f32,
+        corrections: [A::Vector; 2],
+    ) {
+        for features in shares(dim, A::Vector::ROWS) {
+            // SAFETY: some of the features that the caller promises.
+            unsafe {
+                let value = value.add(features.start);
+                let output = output.add(features.start * 2 * A::Vector::LANES);
+                product::<A>(features.len(), units, value, dim, weights, output, Some(corrections));
+            }
+        }
+    }
+}
+
+type VectorOf<P> = <<P as Products>::Arithmetic as Arithmetic>::Vector;
+
 /// # Safety
-/// The processor must have what the arithmetic needs.
+/// The processor must have what the products need.
 #[inline(always)]
-pub(super) unsafe fn step<A: Arithmetic>(step: &mut Step<'_>) {
-    let queries = 2 * A::Vector::LANES;
+pub(super) unsafe fn step<P: Products>(step: &mut Step<'_>) {
+    let lanes = VectorOf::<P>::LANES;
+    let queries = 2 * lanes;
     let Step { depth, dim, keys, .. } = *step;
-    let units = keys.div_ceil(A::UNIT);
-    assert!(step.query.len() >= depth * queries && step.key.len() >= depth * keys);
-    assert!(step.value.len() >= units * dim && step.scores.len() >= units * A::UNIT * queries);
+    let unit = P::Arithmetic::UNIT;
+    let (rows, units) = (keys.next_multiple_of(P::ROWS), keys.div_ceil(unit).next_multiple_of(P::DEPTH));
+    assert!(depth.is_multiple_of(P::DEPTH) && dim.is_multiple_of(P::ROWS));
+    assert!(step.query.len() >= depth * queries && step.key.len() >= depth * rows);
+    assert!(step.value.len() >= units * dim && step.scores.len() >= rows.max(units * unit) * queries);
     assert!(step.mask.is_none_or(|mask| mask.len() >= keys * queries));
     let State { greatest, sum, output } = &mut step.state;
     assert!(greatest.len() >= queries && sum.len() >= queries && output.len() >= dim * queries);
 
-    let (query, scores) = (step.query.as_ptr(), step.scores.as_mut_ptr());
-    for panel in shares(keys, A::Vector::ROWS) {
-        // SAFETY: panels lie one after the other; all of them have `depth * keys` units, and the scores `keys * queries`.
-        unsafe {
-            let key = step.key.as_ptr().add(panel.start * depth);
-            let scores = scores.add(panel.start * queries);
-            product::<A>(panel.len(), depth, key, panel.len(), query, scores, None);
-        }
-    }
+    let scores = step.scores.as_mut_ptr();
+    // SAFETY: all of these have the lengths that are asserted above.
+    unsafe { P::scores(rows, depth, step.key.as_ptr(), step.query.as_ptr(), scores) };
 
     let (greatest, sum, output) = (greatest.as_mut_ptr(), sum.as_mut_ptr(), output.as_mut_ptr());
-    // SAFETY: all of these have the lengths that are asserted above, for `keys` rows and two vectors of queries.
+    // SAFETY: all of these have the lengths that are asserted above, for rows of two vectors of queries.
     unsafe {
         // 2^(x log2 e) is e^x.
-        let mut base = A::Vector::splat(step.scale * std::f32::consts::LOG2_E);
+        let mut base = VectorOf::<P>::splat(step.scale * std::f32::consts::LOG2_E);
         if let Some(mask) = step.mask {
-            let scale = A::Vector::splat(step.scale);
-            for place in (0..keys * queries).step_by(A::Vector::LANES) {
-                let score = A::Vector::load(scores.add(place));
-                score.mul_add(scale, A::Vector::load(mask.as_ptr().add(place))).store(scores.add(place));
+            let scale = VectorOf::<P>::splat(step.scale);
+            for place in (0..keys * queries).step_by(lanes) {
+                let score = VectorOf::<P>::load(scores.add(place));
+                let mask = VectorOf::<P>::load(mask.as_ptr().add(place));
+                score.mul_add(scale, mask).store(scores.add(place));
             }
-            base = A::Vector::splat(std::f32::consts::LOG2_E);
+            base = VectorOf::<P>::splat(std::f32::consts::LOG2_E);
         }
 
-        let before = [A::Vector::load(greatest), A::Vector::load(greatest.add(A::Vector::LANES))];
-        let greatest_now = greatest_of::<A::Vector>(keys, scores, before);
+        let before = [VectorOf::<P>::load(greatest), VectorOf::<P>::load(greatest.add(lanes))];
+        let greatest_now = greatest_of::<VectorOf<P>>(keys, scores, before);
 
-        let mut sums = [A::Vector::splat(0.0); 2];
-        for unit in 0..units {
+        let zero = VectorOf::<P>::splat(0.0);
+        let mut sums = [zero; 2];
+        for row in 0..keys.div_ceil(unit) {
             for half in 0..2 {
-                let first = scores.add(unit * A::UNIT * queries + half * A::Vector::LANES);
-                let first_weight = weight::<A>(first, greatest_now[half], base);
+                let first = scores.add(row * unit * queries + half * lanes);
+                let first_weight = weight::<P::Arithmetic>(first, greatest_now[half], base);
                 sums[half] = sums[half].add(first_weight);
-                let mut second_weight = A::Vector::splat(0.0);
-                if A::UNIT == 2 && unit * A::UNIT + 1 < keys {
-                    second_weight = weight::<A>(first.add(queries), greatest_now[half], base);
+                let mut second_weight = zero;
+                if unit == 2 && row * unit + 1 < keys {
+                    second_weight = weight::<P::Arithmetic>(first.add(queries), greatest_now[half], base);
                     sums[half] = sums[half].add(second_weight);
                 }
                 // A unit comes to a row that has been read.
-                let place = unit * queries + half * A::Vector::LANES;
-                A::unit(first_weight, second_weight).store(scores.add(place));
+                let place = row * queries + half * lanes;
+                P::Arithmetic::unit(first_weight, second_weight).store(scores.add(place));
             }
         }
+        for place in (keys.div_ceil(unit) * queries..units * queries).step_by(lanes) {
+            zero.store(scores.add(place));
+        }
 
-        let mut corrections = [A::Vector::splat(1.0); 2];
+        let mut corrections = [zero; 2];
         for half in 0..2 {
-            let start = half * A::Vector::LANES;
-            corrections[half] = before[half].sub(greatest_now[half]).mul(base).exp2(A::EXP2);
+            let start = half * lanes;
+            let difference = before[half].sub(greatest_now[half]);
+            corrections[half] = difference.mul(base).exp2(P::Arithmetic::EXP2);
             greatest_now[half].store(greatest.add(start));
-            A::Vector::load(sum.add(start)).mul_add(corrections[half], sums[half]).store(sum.add(start));
+            let sum = sum.add(start);
+            VectorOf::<P>::load(sum).mul_add(corrections[half], sums[half]).store(sum);
         }
-        for features in shares(dim, A::Vector::ROWS) {
-            let value = step.value.as_ptr().add(features.start);
-            let output = output.add(features.start * queries);
-            product::<A>(features.len(), units, value, dim, scores, output, Some(corrections));
-        }
+        P::add_values(dim, units, step.value.as_ptr(), scores, output, corrections);
     }
 }
 

@@ -11,8 +11,11 @@ use super::microkernel::{LeftFactor, Panel};
 use super::panels::Pair;
 use super::parts::Parts;
 
-pub(super) const ROWS: usize = 2 * SIDE;
-pub(super) const COLUMNS: usize = 2 * SIDE;
+/// Rows and columns of a block of sums.
+pub(crate) const ROWS: usize = 2 * SIDE;
+pub(crate) const COLUMNS: usize = 2 * SIDE;
+/// Pairs in depth of a step of tiles.
+pub(crate) const PAIRS: usize = SIDE;
 /// Rows of a tile, its columns of float32, and its pairs in depth.
 const SIDE: usize = 16;
 
@@ -46,7 +49,7 @@ fn is_permitted() -> bool {
 
 /// This thread's tiles are configured as long as this lives, and released then: so other code that uses tiles finds them as they are for
 /// a new thread, and the system has nothing more to save.
-pub(super) struct Configured(());
+pub(crate) struct Configured(());
 
 /// What `ldtilecfg` reads.
 #[repr(C, align(64))]
@@ -61,7 +64,7 @@ struct TileConfig {
 impl Configured {
     /// # Safety
     /// The processor must have tiles, and the process must have been permitted to use them.
-    pub(super) unsafe fn new() -> Self {
+    pub(crate) unsafe fn new() -> Self {
         let mut config =
             TileConfig { palette: 1, start_row: 0, reserved: [0; 14], bytes_per_row: [0; 16], rows: [0; 16] };
         // There are eight tiles; all are of 16 rows of 64 bytes.
@@ -82,15 +85,30 @@ impl Drop for Configured {
 
 /// A block of sums, row by row.
 #[repr(C, align(64))]
-struct Block([f32; ROWS * COLUMNS]);
+pub(crate) struct Block([f32; ROWS * COLUMNS]);
 
 /// What one step of tiles takes of a left factor that does not lie in whole rows.
 #[repr(C, align(64))]
 struct Gathered<const WIDTH: usize>([[Pair; WIDTH]; SIDE]);
 
-/// `block = left * right` over `tile_steps` times 16 pairs: see [`multiply_tiles`].
-type MultiplyTiles =
-    unsafe fn(tile_steps: usize, left: *const Pair, stride: usize, right: *const Pair, block: *mut f32);
+/// What multiplies tiles: the [`Processor`], or plain code in tests.
+pub(crate) trait MultiplyTiles {
+    /// `block = left * right` over `tile_steps` times 16 pairs, with 32 rows of the left factor `stride` bytes apart, and 32 columns of the right
+    /// one beside each other. Each step of tiles is summed from zero before it is added.
+    ///
+    /// # Safety
+    /// The factors must be valid for those reads and the block for writes of 32x32 numbers; the processor's tiles must be [`Configured`].
+    unsafe fn multiply(
+        tile_steps: usize,
+        left: *const Pair,
+        stride: usize,
+        right: *const Pair,
+        block: *mut f32,
+    );
+}
+
+/// The tiles of this thread.
+pub(crate) struct Processor;
 
 /// See [`AddProduct`](super::microkernel::AddProduct).
 ///
@@ -104,14 +122,13 @@ pub(super) unsafe fn add_product<L: LeftFactor<Pair>>(
     sums: *mut f32,
 ) {
     // SAFETY: the caller's promise.
-    unsafe { add_product_by(multiply_tiles, steps, left, right, sums) }
+    unsafe { add_product_by::<Processor, L>(steps, left, right, sums) }
 }
 
 /// # Safety
-/// As [`add_product`]; the thread must have what `multiply` needs.
+/// As [`add_product`]; the thread must have what multiplies.
 #[inline(always)]
-unsafe fn add_product_by<L: LeftFactor<Pair>>(
-    multiply: MultiplyTiles,
+unsafe fn add_product_by<M: MultiplyTiles, L: LeftFactor<Pair>>(
     steps: usize,
     left: L,
     right: *const Pair,
@@ -122,7 +139,7 @@ unsafe fn add_product_by<L: LeftFactor<Pair>>(
     if let Some((first, stride)) = left.rows() {
         whole = steps / SIDE;
         // SAFETY: so many steps of the factors are there by the caller's promise; the block is ours.
-        unsafe { multiply(whole, first, stride, right, block.as_mut_ptr().cast()) };
+        unsafe { M::multiply(whole, first, stride, right, block.as_mut_ptr().cast()) };
         // SAFETY: the block has been written; the caller promises that the sums are there and ours.
         unsafe { add(block.assume_init_ref(), sums) };
     }
@@ -141,7 +158,7 @@ unsafe fn add_product_by<L: LeftFactor<Pair>>(
         }
         let (first, stride) = (rows.as_ptr().cast(), SIDE * size_of::<Pair>());
         // SAFETY: one step of tiles of both, which are ours as the block is.
-        unsafe { multiply(1, first, stride, columns.0.as_ptr().cast(), block.as_mut_ptr().cast()) };
+        unsafe { M::multiply(1, first, stride, columns.0.as_ptr().cast(), block.as_mut_ptr().cast()) };
         // SAFETY: as above.
         unsafe { add(block.assume_init_ref(), sums) };
     }
@@ -156,60 +173,57 @@ unsafe fn add(block: &Block, sums: *mut f32) {
     sums.iter_mut().zip(&block.0).for_each(|(sum, product)| *sum += product);
 }
 
-/// `block = left * right` over `tile_steps` times 16 pairs, with 32 rows of the left factor `stride` bytes apart, and 32 columns of the right
-/// one beside each other. Each step of tiles is summed from zero before it is added.
-///
-/// # Safety
-/// The factors must be valid for those reads and the block for writes of 32x32 numbers; this thread's tiles must be [`Configured`].
-unsafe fn multiply_tiles(
-    tile_steps: usize,
-    left: *const Pair,
-    stride: usize,
-    right: *const Pair,
-    block: *mut f32,
-) {
-    if tile_steps == 0 {
-        // SAFETY: the caller's promise.
-        return unsafe { block.write_bytes(0, ROWS * COLUMNS) };
-    }
-    // SAFETY: the reads and writes are those that the caller allows: a tile of the left factor is 16 rows of 64 bytes, `stride` apart; one of
-    // the right factor or the block is half of 16 lines of 128 bytes. The code that the compiler makes never uses tiles by itself, and the
-    // registers are named here, so none of its values is lost; no value of ours has to outlive this block.
-    unsafe {
-        std::arch::asm!(
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
-            "2:",
-            "tileloadd tmm4, [{left} + {stride}*1]",
-            "tileloadd tmm6, [{right} + {line}*1]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm5, [{lower} + {stride}*1]",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tileloadd tmm7, [{right} + {line}*1 + 64]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "add {left}, 64",
-            "add {lower}, 64",
-            "add {right}, 2048",
-            "dec {steps}",
-            "jnz 2b",
-            "tilestored [{block} + {line}*1], tmm0",
-            "tilestored [{block} + {line}*1 + 64], tmm1",
-            "tilestored [{block} + {line}*1 + 2048], tmm2",
-            "tilestored [{block} + {line}*1 + 2112], tmm3",
-            steps = inout(reg) tile_steps => _,
-            left = inout(reg) left => _,
-            lower = inout(reg) left.byte_add(SIDE * stride) => _,
-            right = inout(reg) right => _,
-            stride = in(reg) stride,
-            line = in(reg) COLUMNS * size_of::<Pair>(),
-            block = in(reg) block,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
-        );
+impl MultiplyTiles for Processor {
+    unsafe fn multiply(
+        tile_steps: usize,
+        left: *const Pair,
+        stride: usize,
+        right: *const Pair,
+        block: *mut f32,
+    ) {
+        if tile_steps == 0 {
+            // SAFETY: the caller's promise.
+            return unsafe { block.write_bytes(0, ROWS * COLUMNS) };
+        }
+        // SAFETY: the reads and writes are those that the caller allows: a tile of the left factor is 16 rows of 64 bytes, `stride` apart; one of
+        // the right factor or the block is half of 16 lines of 128 bytes. The code that the compiler makes never uses tiles by itself, and the
+        // registers are named here, so none of its values is lost; no value of ours has to outlive this block.
+        unsafe {
+            std::arch::asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "2:",
+                "tileloadd tmm4, [{left} + {stride}*1]",
+                "tileloadd tmm6, [{right} + {line}*1]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm5, [{lower} + {stride}*1]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tileloadd tmm7, [{right} + {line}*1 + 64]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {left}, 64",
+                "add {lower}, 64",
+                "add {right}, 2048",
+                "dec {steps}",
+                "jnz 2b",
+                "tilestored [{block} + {line}*1], tmm0",
+                "tilestored [{block} + {line}*1 + 64], tmm1",
+                "tilestored [{block} + {line}*1 + 2048], tmm2",
+                "tilestored [{block} + {line}*1 + 2112], tmm3",
+                steps = inout(reg) tile_steps => _,
+                left = inout(reg) left => _,
+                lower = inout(reg) left.byte_add(SIDE * stride) => _,
+                right = inout(reg) right => _,
+                stride = in(reg) stride,
+                line = in(reg) COLUMNS * size_of::<Pair>(),
+                block = in(reg) block,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+        }
     }
 }
 
@@ -252,7 +266,7 @@ macro_rules! multiply_tiles_of_parts {
                 // SAFETY: the caller's promise.
                 return unsafe { block.write_bytes(0, ROWS * COLUMNS) };
             }
-            // SAFETY: as in `multiply_tiles`.
+            // SAFETY: as in `MultiplyTiles for Processor`.
             unsafe {
                 std::arch::asm!(
                     "tilezero tmm0",
@@ -339,7 +353,7 @@ multiply_tiles_of_parts!(
 
 /// The same in plain code, number for number, for processors without tiles.
 #[cfg(test)]
-pub(super) mod model {
+pub(crate) mod model {
     use super::{
         Block, COLUMNS, LeftFactor, MultiplyTiles, Pair, Panel, Parts, ROWS, SIDE, add, add_product_by,
     };
@@ -355,39 +369,39 @@ pub(super) mod model {
         sums: *mut f32,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { add_product_by(multiply_tiles, steps, left, right, sums) }
+        unsafe { add_product_by::<Model, L>(steps, left, right, sums) }
     }
 
-    const _: MultiplyTiles = multiply_tiles;
+    pub(crate) struct Model;
 
-    /// # Safety
-    /// The factors must be valid for the reads, and the block for writes.
-    unsafe fn multiply_tiles(
-        tile_steps: usize,
-        left: *const Pair,
-        stride: usize,
-        right: *const Pair,
-        block: *mut f32,
-    ) {
-        for row in 0..ROWS {
-            for column in 0..COLUMNS {
-                let mut sum = 0.0;
-                for tile in 0..tile_steps {
-                    // What TDPBF16PS does: the halves of the pairs are summed apart.
-                    let mut halves = [0f32; 2];
-                    for step in tile * SIDE..(tile + 1) * SIDE {
-                        // SAFETY: the caller's promise.
-                        let (left, right) = unsafe {
-                            (*left.byte_add(row * stride).add(step), *right.add(step * COLUMNS + column))
-                        };
-                        for (half, sum) in halves.iter_mut().enumerate() {
-                            *sum = flushed(*sum + flushed(number(left, half) * number(right, half)));
+    impl MultiplyTiles for Model {
+        unsafe fn multiply(
+            tile_steps: usize,
+            left: *const Pair,
+            stride: usize,
+            right: *const Pair,
+            block: *mut f32,
+        ) {
+            for row in 0..ROWS {
+                for column in 0..COLUMNS {
+                    let mut sum = 0.0;
+                    for tile in 0..tile_steps {
+                        // What TDPBF16PS does: the halves of the pairs are summed apart.
+                        let mut halves = [0f32; 2];
+                        for step in tile * SIDE..(tile + 1) * SIDE {
+                            // SAFETY: the caller's promise.
+                            let (left, right) = unsafe {
+                                (*left.byte_add(row * stride).add(step), *right.add(step * COLUMNS + column))
+                            };
+                            for (half, sum) in halves.iter_mut().enumerate() {
+                                *sum = flushed(*sum + flushed(number(left, half) * number(right, half)));
+                            }
                         }
+                        sum = flushed(sum + flushed(halves[0] + halves[1]));
                     }
-                    sum = flushed(sum + flushed(halves[0] + halves[1]));
+                    // SAFETY: the caller's promise.
+                    unsafe { *block.add(row * COLUMNS + column) = sum };
                 }
-                // SAFETY: the caller's promise.
-                unsafe { *block.add(row * COLUMNS + column) = sum };
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Matrix products of float32 and half precision on the CPU: what `linear` and `conv2d` are computed with. The crate's README says how it works.
 
 #[cfg(target_arch = "x86_64")]
-mod amx;
+pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]

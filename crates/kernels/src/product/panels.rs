@@ -23,7 +23,7 @@ pub(super) unsafe trait Element:
 /// Two bfloat16 that follow each other in depth, as the processor's dot products take them: the first in the lower half.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[repr(transparent)]
-pub(super) struct Pair(pub(super) u32);
+pub(crate) struct Pair(pub(super) u32);
 
 impl Pair {
     fn of(first: bf16, second: bf16) -> Self {
