@@ -244,6 +244,55 @@ fn batches_of_buckets_have_one_size_each() {
     assert_eq!(sizes, HashSet::from([(16, 48), (48, 16), (32, 32)]));
 }
 
+#[test]
+fn pictures_of_a_class_come_in_the_sizes_of_what_they_are_joined_with() {
+    let (things, classes) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for (index, (width, height)) in [(90, 30), (30, 90), (64, 64), (80, 31)].into_iter().enumerate() {
+        picture(width, height, index as u32).save(things.path().join(format!("{index}.png"))).unwrap();
+    }
+    for index in 0..3 {
+        picture(32, 32, index).save(classes.path().join(format!("{index}.png"))).unwrap();
+    }
+    let open = |folder: &TempDir, buckets: Option<Buckets>| {
+        let options = DatasetOptions { buckets, captions: prompt(), resolution: 32, ..Default::default() };
+        Dataset::open(folder.path(), options).unwrap()
+    };
+    let options = BucketOptions { min_size: 16, max_size: 64, step: 8 };
+    let things = Arc::new(open(&things, Some(Buckets::OfArea(options))));
+    let mut classes = open(&classes, None);
+    assert_eq!((classes.sizes(), classes.is_fixed()), (vec![[32, 32]], true));
+    classes.cut_like(things.clone());
+    assert_eq!((classes.sizes(), classes.is_fixed()), (things.sizes(), false));
+    assert_eq!(things.sizes().len(), 3);
+
+    // Three batches of things and two of the class make an epoch.
+    let classes = Arc::new(classes);
+    let whole = BatchOptions { batch_size: 2, fill: true, ..Default::default() };
+    let read = |dataset: &Arc<Dataset>| -> Vec<Batch> {
+        let mut loader = BatchLoader::new(dataset.clone(), whole, Position::default(), 2).unwrap();
+        (0..9).map(|_| loader.next_batch().unwrap()).collect()
+    };
+    let (of_things, of_classes) = (read(&things), read(&classes));
+    assert_eq!(of_classes[8].next, Position { epoch: 4, batch: 1 });
+    for (thing, class) in of_things.iter().zip(&of_classes) {
+        let size = |batch: &Batch| batch.pixel_values().unwrap().dims().to_vec();
+        assert_eq!(size(thing), size(class));
+    }
+    // It goes on from any place, and processes share batches.
+    for start in 0..8 {
+        let mut loader = BatchLoader::new(classes.clone(), whole, of_classes[start].next, 1).unwrap();
+        assert_eq!(loader.next_batch().unwrap(), of_classes[start + 1], "after batch {start}");
+    }
+    let processes = [0, 1].map(|process| BatchOptions { batch_size: 1, fill: true, process, processes: 2 });
+    let mut position = Position::default();
+    for batch in &of_classes {
+        let shares = processes.map(|options| classes.batch(position, &options).unwrap());
+        let samples: Vec<_> = shares.iter().flat_map(|share| share.samples.clone()).collect();
+        assert_eq!(samples, batch.samples);
+        position = batch.next;
+    }
+}
+
 /// The message of a folder that cannot be opened, without the folder's own path.
 fn refused(folder: &Path, options: DatasetOptions) -> String {
     let message = Dataset::open(folder, options).unwrap_err().to_string();

@@ -194,10 +194,5 @@ fn check_pictures(arguments: &TrainArguments) -> Result<()> {
         pictures.has_masks() || pictures.mask_temperature == 1.0,
         "--mask-temperature is for masks: give --mask-column or --use-mask-captioned-data"
     );
-    // A batch is of pictures of one size, and those of the class are in it.
-    ensure!(
-        !pictures.has_buckets() || !arguments.thing.with_prior_preservation,
-        "aspect-ratio buckets do not go with --with-prior-preservation, whose pictures are of one size"
-    );
     Ok(())
 }

@@ -10,8 +10,8 @@ use candle_diffusers_loaders::Repository;
 use candle_diffusers_pipelines::Filter;
 use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_training::dataset::{
-    Batch, BatchLoader, BatchOptions, Captions, Dataset, DatasetOptions, Flip, Position, TransformOptions,
-    has_captions,
+    Batch, BatchLoader, BatchOptions, Captions, Dataset, DatasetOptions, Flip, Position, Sample,
+    TransformOptions, has_captions,
 };
 use candle_diffusers_training::recipes::{Example, LearnableProperty};
 
@@ -87,7 +87,12 @@ impl Data {
         if arguments.thing.with_prior_preservation {
             let folders =
                 concepts.iter().filter_map(Concept::class).map(|(folder, prompt)| (folder, Some(prompt)));
-            let class = open_all(&folders.collect::<Vec<_>>(), arguments, &self.options)?;
+            // By themselves of one size: with buckets they take that of the pictures beside which they come.
+            let options = DatasetOptions { buckets: None, ..self.options.clone() };
+            let mut class = open_all(&folders.collect::<Vec<_>>(), arguments, &options)?;
+            if self.options.buckets.is_some() {
+                class.cut_like(self.own.clone());
+            }
             self.class = Some(Arc::new(class));
         }
         Ok(())
@@ -127,22 +132,38 @@ impl Data {
         self.own.is_fixed() && self.class.as_ref().is_none_or(|class| class.is_fixed())
     }
 
-    /// How many pictures there are, with those of the class.
+    /// How many pictures there are, with those of the class, which count once for each size that they come in.
     pub(super) fn len(&self) -> usize {
-        self.own.len() + self.class.as_ref().map_or(0, |class| class.len())
+        self.own.len() + self.class.as_ref().map_or(0, |class| class.len() * class.sizes().len())
+    }
+
+    /// Whether all of them come in so many more steps; of those of the class that come in several sizes, whether as many.
+    pub(super) fn all_come(&self, steps: u64, arguments: &TrainArguments) -> bool {
+        let batches = steps.saturating_mul(arguments.steps.gradient_accumulation_steps as u64);
+        let pictures = batches.saturating_mul((self.batches.batch_size * self.batches.processes) as u64);
+        let has_use_for = |class: &Arc<Dataset>| {
+            let sizes = class.sizes().len();
+            sizes == 1 || pictures >= (class.len() * sizes) as u64
+        };
+        steps >= self.steps_per_epoch(arguments) && self.class.as_ref().is_none_or(has_use_for)
     }
 
     /// Some of them, with all their captions, as they come where they are cut alike each time. Those that cannot be read are left out: they are told when they come.
     pub(super) fn examples(&self, places: Range<usize>) -> Result<Vec<Example>> {
+        let class = self.class.as_ref().map(|class| (class, class.sizes()));
         let mut examples = Vec::new();
         for place in places {
-            let (dataset, index, first_key) = match (place.checked_sub(self.own.len()), &self.class) {
-                (Some(index), Some(class)) => (class, index, CLASS_KEYS),
-                _ => (&self.own, place, 0),
+            let generator = &mut TorchGenerator::new(0);
+            let (dataset, first_key, sample) = match (place.checked_sub(self.own.len()), &class) {
+                (Some(place), Some((class, sizes))) => {
+                    let (index, size) = (place / sizes.len(), sizes[place % sizes.len()]);
+                    (*class, CLASS_KEYS, class.sample_of_size(index, size, generator))
+                }
+                _ => (&self.own, 0, self.own.sample(place, generator)),
             };
-            let Ok(sample) = dataset.sample(index, &mut TorchGenerator::new(0)) else { continue };
+            let Ok(sample) = sample else { continue };
+            let captions = dataset.captions(sample.index);
             let batch = Batch { samples: vec![sample], next: Position::default(), warnings: Vec::new() };
-            let captions = dataset.captions(index);
             for example in self::examples(&batch, Some(first_key))? {
                 let with = |caption: &String| Example { caption: caption.clone(), ..example.clone() };
                 examples.extend(captions.iter().map(with));
@@ -229,17 +250,25 @@ fn examples(batch: &Batch, first_key: Option<u64>) -> Result<Vec<Example>> {
     let columns = batch.samples.first().map_or(0, |sample| sample.others.len());
     let others = (0..columns).map(|column| batch.other_pixel_values(column));
     let others = others.collect::<candle_diffusers_training::Result<Vec<_>>>()?;
-    let example = |(index, sample): (usize, &candle_diffusers_training::dataset::Sample)| {
+    let example = |(index, sample): (usize, &Sample)| {
         Ok(Example {
             pixel_values: pixel_values.get(index)?,
             caption: sample.caption.clone(),
             original_size: sample.original_size,
             crop_top_left: sample.crop_top_left,
-            key: first_key.map(|first| first + sample.index as u64),
+            key: first_key.map(|first| key(first, sample)),
             others: others.iter().map(|others| Ok(others.get(index)?)).collect::<Result<_>>()?,
         })
     };
     batch.samples.iter().enumerate().map(example).collect()
+}
+
+/// The number of a picture as it is cut: one of the class may come in several sizes.
+fn key(first_key: u64, sample: &Sample) -> u64 {
+    let (height, width) = sample.target_size();
+    // Sides are multiples of 8 up to 65536, and the first bit is for pictures that edits begin with.
+    let size = (u64::from(width / 8) << 14) + u64::from(height / 8);
+    (size << 33) + first_key + sample.index as u64
 }
 
 /// What pictures show: what the folder itself says of each, or else the prompt for all.

@@ -21,7 +21,7 @@ pub(super) fn encode_ahead(arguments: &TrainArguments, progress: &Progress, part
         return Ok(());
     };
     let left = parts.max_steps.saturating_sub(parts.trainer.steps_done());
-    let all_come = left >= parts.data.steps_per_epoch(arguments);
+    let all_come = parts.data.all_come(left, arguments);
     let paints = models.unet.config().in_channels == models.vae.config().latent_channels;
     if !(parts.data.is_fixed() && all_come && paints)
         || options.train_text_encoder

@@ -156,6 +156,30 @@ fn two_processes_keep_what_the_model_knew_of_a_class() {
     compare(&workplace, &recipe, "3", "pytorch_lora_weights.safetensors");
 }
 
+#[test]
+fn two_processes_join_pictures_of_several_shapes_as_one_does() {
+    let recipe = [
+        "train",
+        "dreambooth-lora",
+        "--instance_data_dir=data",
+        "--instance_prompt=a sks",
+        "--with_prior_preservation",
+        "--class_data_dir=class",
+        "--class_prompt=a circle",
+        "--num_class_images=3",
+        "--num_inference_steps=2",
+        "--use_aspect_ratio_buckets",
+        "--random_flip",
+        "--learning_rate=1e-3",
+    ];
+    let workplace = Workplace::new();
+    pictures(&workplace, 3);
+    let tall = RgbImage::from_fn(64, 128, |x, y| Rgb([90, (3 * x) as u8, (2 * y) as u8]));
+    tall.save(workplace.path("data/tall.png")).unwrap();
+    fs::write(workplace.path("data/tall.txt"), "a tall shade").unwrap();
+    compare(&workplace, &recipe, "3", "pytorch_lora_weights.safetensors");
+}
+
 /// The processes that `parent` has started.
 fn children(parent: &Child) -> Vec<u32> {
     let parent_of = |entry: &fs::DirEntry| {

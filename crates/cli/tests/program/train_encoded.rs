@@ -103,6 +103,72 @@ fn pictures_of_a_class_that_are_cut_anew_each_time_are_not_kept() {
 }
 
 #[test]
+fn pictures_of_a_class_are_kept_in_each_size_that_they_come_in() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    pictures(&workplace, "class", 2);
+    for folder in ["data", "class"] {
+        let wide = RgbImage::from_fn(160, 80, |x, y| Rgb([x as u8, (3 * y) as u8, 90]));
+        wide.save(workplace.path(folder).join("wide.png")).unwrap();
+        fs::write(workplace.path(folder).join("wide.txt"), "a wide shade").unwrap();
+    }
+    let train = |recipe: &str, output: &str, flags: &[&str]| {
+        let fixed = [
+            "train",
+            recipe,
+            "--instance_data_dir",
+            "data",
+            "--instance_prompt",
+            "a sks",
+            "--with_prior_preservation",
+            "--class_data_dir",
+            "class",
+            "--class_prompt",
+            "a shade",
+            "--num_class_images",
+            "3",
+            "--use_aspect_ratio_buckets",
+            "--resolution",
+            "64",
+            "--max_train_steps",
+            "6",
+            "--checkpointing_steps",
+            "2",
+            "--learning_rate",
+            "1e-2",
+            "--output_dir",
+            output,
+        ];
+        let run = workplace.succeed([&fixed[..], flags].concat());
+        let lora = fs::read(workplace.path(output).join("pytorch_lora_weights.safetensors")).unwrap();
+        (run.stderr.contains(FREED), lora)
+    };
+    let middle = ["--center_crop"];
+    let (is_freed, whole) = train("dreambooth-lora", "whole", &middle);
+    // Three pictures of the class in two sizes.
+    assert!(is_freed);
+    copy_folder(&workplace.path("whole"), &workplace.path("resumed"));
+    let resume = ["--resume_from_checkpoint", "checkpoint-2"];
+    // Fewer steps than pictures are left, which are encoded when they come.
+    assert!(train("dreambooth-lora", "resumed", &[&middle[..], &resume].concat()) == (false, whole.clone()));
+    assert!(
+        train("dreambooth-lora", "cached", &[&middle[..], &["--encoder_cache_dir", "cache"]].concat()).1
+            == whole
+    );
+    let count = fs::read_dir(workplace.path("cache")).unwrap().flatten();
+    let count = count.filter(|entry| entry.file_name().to_string_lossy().starts_with("picture-")).count();
+    // The two of the thing are the same as two of these.
+    assert_eq!(count, 3 * 2);
+    // Cut anew each time, and in pairs.
+    let (is_freed, random) = train("dreambooth-lora", "random", &["--train_batch_size", "2"]);
+    assert!(!is_freed && random != whole);
+    copy_folder(&workplace.path("random"), &workplace.path("resumed-random"));
+    let resume = ["--train_batch_size", "2", "--resume_from_checkpoint", "checkpoint-4"];
+    assert!(train("dreambooth-lora", "resumed-random", &resume) == (false, random));
+    train("custom-diffusion", "custom", &middle);
+}
+
+#[test]
 fn a_folder_keeps_it_for_other_runs_and_is_never_stale() {
     let workplace = Workplace::new();
     pictures(&workplace, "data", 2);

@@ -63,6 +63,15 @@ pub struct Position {
     pub batch: u64,
 }
 
+/// A batch of all processes, before it is read.
+#[derive(Clone, Debug)]
+pub(super) struct Planned {
+    /// The places of its pictures.
+    places: Vec<usize>,
+    /// Width and height that they are cut to.
+    target: [u32; 2],
+}
+
 /// Pictures of one size.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
@@ -115,22 +124,44 @@ impl Dataset {
         self.planned_batch(&plan, position, options)
     }
 
-    /// The places of the pictures of each batch of an epoch.
-    pub(super) fn epoch(&self, epoch: u64, options: &BatchOptions) -> Result<Vec<Vec<usize>>> {
+    /// The batches of an epoch.
+    pub(super) fn epoch(&self, epoch: u64, options: &BatchOptions) -> Result<Vec<Planned>> {
         options.check()?;
         let whole = options.batch_size * options.processes;
         let fill = options.fill || options.processes > 1;
         let mut generator = generator(self.options.seed, epoch, 0);
-        batches(&self.targets(), self.options.repeats, whole, fill, &mut generator)
+        let batches = batches(&self.targets(), self.options.repeats, whole, fill, &mut generator)?;
+        let targets = match &self.like {
+            Some(other) => {
+                let taken = epoch.saturating_mul(batches.len() as u64);
+                other.targets_of_batches(taken, batches.len(), options)?
+            }
+            None => batches.iter().map(|places| self.examples[places[0]].target).collect(),
+        };
+        let planned = |(places, target)| Planned { places, target };
+        Ok(batches.into_iter().zip(targets).map(planned).collect())
+    }
+
+    /// The sizes of the `count` batches after the first `taken` of a run.
+    fn targets_of_batches(&self, taken: u64, count: usize, options: &BatchOptions) -> Result<Vec<[u32; 2]>> {
+        let per_epoch = self.batches_per_epoch(options).max(1) as u64;
+        let (mut epoch, mut skipped) = (taken / per_epoch, (taken % per_epoch) as usize);
+        let mut targets = Vec::with_capacity(count);
+        while targets.len() < count {
+            let plan = self.epoch(epoch, options)?;
+            targets.extend(plan.iter().skip(skipped).map(|batch| batch.target).take(count - targets.len()));
+            (epoch, skipped) = (epoch.saturating_add(1), 0);
+        }
+        Ok(targets)
     }
 
     pub(super) fn planned_batch(
         &self,
-        plan: &[Vec<usize>],
+        plan: &[Planned],
         position: Position,
         options: &BatchOptions,
     ) -> Result<Batch> {
-        let Some(places) = plan.get(position.batch as usize) else {
+        let Some(Planned { places, target }) = plan.get(position.batch as usize) else {
             let (found, expected) = (position.batch.to_string(), format!("less than {}", plan.len()));
             return Err(Error::Field { field: "batch", found, expected });
         };
@@ -140,7 +171,7 @@ impl Dataset {
         let (mut samples, mut warnings) = (Vec::new(), Vec::new());
         for (slot, &index) in own {
             let purpose = 1 + position.batch * whole + slot as u64;
-            samples.push(self.readable_sample(index, position.epoch, purpose, &mut warnings)?);
+            samples.push(self.readable_sample(index, *target, position.epoch, purpose, &mut warnings)?);
         }
         let next = if position.batch + 1 < plan.len() as u64 {
             Position { batch: position.batch + 1, ..position }
@@ -150,20 +181,21 @@ impl Dataset {
         Ok(Batch { samples, next, warnings })
     }
 
-    /// The picture at `index`, or the next one of the same size where it cannot be read and that is allowed.
+    /// The picture at `index` cut to `target`, or the next one of the same size where it cannot be read and that is allowed.
     fn readable_sample(
         &self,
         index: usize,
+        target: [u32; 2],
         epoch: u64,
         purpose: u64,
         warnings: &mut Vec<Warning>,
     ) -> Result<Sample> {
-        let target = self.examples[index].target;
+        let own = self.examples[index].target;
         let places = (index..self.examples.len()).chain(0..index);
         let mut first_error = None;
-        for place in places.filter(|&place| self.examples[place].target == target) {
+        for place in places.filter(|&place| self.examples[place].target == own) {
             let mut generator = generator(self.options.seed, epoch, purpose);
-            match self.sample(place, &mut generator) {
+            match self.sample_of_size(place, target, &mut generator) {
                 Ok(sample) => return Ok(sample),
                 Err(error) if self.options.skip_broken => {
                     warnings.push(skipped(&self.examples[place].picture, &error));
@@ -175,7 +207,8 @@ impl Dataset {
         Err(first_error.unwrap_or(Error::ReadingEnded))
     }
 
-    fn targets(&self) -> Vec<[u32; 2]> {
+    /// The size that each picture is cut to by itself.
+    pub(super) fn targets(&self) -> Vec<[u32; 2]> {
         self.examples.iter().map(|example| example.target).collect()
     }
 }

@@ -5,6 +5,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::batches::Planned;
 use super::{Batch, BatchOptions, Dataset, Position};
 use crate::error::{Error, Result};
 
@@ -96,7 +97,7 @@ fn read(
     dataset: &Dataset,
     options: &BatchOptions,
     mut position: Position,
-    mut plan: Vec<Vec<usize>>,
+    mut plan: Vec<Planned>,
     sender: &SyncSender<Result<Batch>>,
 ) {
     loop {

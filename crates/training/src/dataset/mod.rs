@@ -14,6 +14,7 @@ mod transform;
 mod warning;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_diffusers_schedulers::TorchGenerator;
 use image::RgbImage;
@@ -83,6 +84,8 @@ pub struct Dataset {
     options: DatasetOptions,
     examples: Vec<Example>,
     warnings: Vec<Warning>,
+    /// Whose batches these have the sizes of.
+    like: Option<Arc<Dataset>>,
 }
 
 /// A picture ready to train on, and what it was made of.
@@ -156,7 +159,7 @@ impl Dataset {
                 (options.repeats.to_string(), format!("at most {most} of so many pictures"));
             return Err(Error::Field { field: "repeats", found, expected });
         }
-        Ok(Self { options, examples, warnings })
+        Ok(Self { options, examples, warnings, like: None })
     }
 
     /// Adds the pictures of another folder, which may have captions of another kind, behind these.
@@ -196,6 +199,12 @@ impl Dataset {
         Ok(())
     }
 
+    /// Cuts the pictures of each batch to the size of the batch of `other` at the same place of a run, so that both can be joined: pictures of a class to the
+    /// aspect-ratio buckets of what is learned. Both are to be read with the same [`BatchOptions`].
+    pub fn cut_like(&mut self, other: Arc<Self>) {
+        self.like = Some(other);
+    }
+
     /// How many pictures there are, not counting repeats.
     pub fn len(&self) -> usize {
         self.examples.len()
@@ -226,11 +235,24 @@ impl Dataset {
         self.examples.get(index).map_or(&[], |example| example.captions.as_slice())
     }
 
-    /// Whether a picture is cut alike each time, so that what a model makes of it can be kept.
+    /// The widths and heights of batches. Of a dataset that is cut like another ([`cut_like`](Self::cut_like)) each picture may come in each of them.
+    pub fn sizes(&self) -> Vec<[u32; 2]> {
+        if let Some(other) = &self.like {
+            return other.sizes();
+        }
+        let mut sizes = self.targets();
+        sizes.sort_unstable();
+        sizes.dedup();
+        sizes
+    }
+
+    /// Whether a picture is cut alike each time that it comes in a size, so that what a model makes of it can be kept.
     pub fn is_fixed(&self) -> bool {
         let transform = self.options.transform;
+        let sizes = self.like.as_ref().map(|other| other.sizes());
         let has_no_room = |example: &Example| {
-            resized(example.size, example.target).is_ok_and(|size| size == example.target)
+            let targets = sizes.as_deref().unwrap_or(std::slice::from_ref(&example.target));
+            targets.iter().all(|&target| resized(example.size, target).is_ok_and(|size| size == target))
         };
         transform.is_fixed() || (transform.flip == Flip::Never && self.examples.iter().all(has_no_room))
     }
@@ -240,13 +262,27 @@ impl Dataset {
     /// # Errors
     /// When there is no such picture, or it cannot be read.
     pub fn sample(&self, index: usize, generator: &mut TorchGenerator) -> Result<Sample> {
+        let own = self.examples.get(index).map(|example| example.target);
+        self.sample_of_size(index, own.unwrap_or([self.options.resolution; 2]), generator)
+    }
+
+    /// [`sample`](Self::sample), cut to this width and height.
+    ///
+    /// # Errors
+    /// Those of [`sample`](Self::sample), and when a side is 0.
+    pub fn sample_of_size(
+        &self,
+        index: usize,
+        target: [u32; 2],
+        generator: &mut TorchGenerator,
+    ) -> Result<Sample> {
         let Some(example) = self.examples.get(index) else {
             let expected = format!("less than {}", self.examples.len());
             return Err(Error::Field { field: "index", found: index.to_string(), expected });
         };
         let picture = read_picture(&example.picture)?;
         let (width, height) = picture.dimensions();
-        let cut = self.options.transform.choose([width, height], example.target, generator)?;
+        let cut = self.options.transform.choose([width, height], target, generator)?;
         let others = example.others.iter().map(|path| cut.apply(&read_picture(path)?));
         let others = others.collect::<Result<_>>()?;
         let caption = self.choose_caption(&example.captions, generator)?;
@@ -259,6 +295,7 @@ impl Dataset {
             crop_top_left: (cut.top, cut.left),
         })
     }
+
     fn choose_caption(&self, captions: &[String], generator: &mut TorchGenerator) -> Result<String> {
         let dropout = self.options.caption_dropout;
         if dropout > 0.0 && f64::from(transform::uniform(generator)?) < dropout {
