@@ -116,6 +116,9 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
         "--proportion-empty-prompts is {}, expected 0 to 1",
         arguments.pictures.proportion_empty_prompts
     );
+    if let Some(gamma) = arguments.noise.snr_gamma {
+        ensure!(gamma.is_finite() && gamma > 0.0, "--snr-gamma is {gamma}, expected more than 0");
+    }
     let optimizer = &arguments.optimizer;
     ensure!(
         optimizer.optimizer == OptimizerName::AdamW || !optimizer.use_8bit_adam,
@@ -193,6 +196,11 @@ fn check_pictures(arguments: &TrainArguments) -> Result<()> {
     ensure!(
         pictures.has_masks() || pictures.mask_temperature == 1.0,
         "--mask-temperature is for masks: give --mask-column or --use-mask-captioned-data"
+    );
+    ensure!(
+        pictures.mask_temperature.is_finite() && pictures.mask_temperature >= 0.0,
+        "--mask-temperature is {}, expected 0 or more",
+        pictures.mask_temperature
     );
     Ok(())
 }

@@ -13,7 +13,7 @@ use super::processes::Started;
 use super::session::{Learned, Parts, Session, Stage};
 use super::taught::Taught;
 use super::trained::{denoising_options, group};
-use super::trainer::new_trainer;
+use super::trainer::{check_trainer, new_trainer};
 use super::{FreezeModel, TrainArguments, class_pictures, concepts, model};
 use crate::progress::Progress;
 
@@ -30,6 +30,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     started.first_before_others(|| Ok(Checkpoints::new(&arguments.output_dir, limit)?))?;
     let (mut models, _) = model::load(arguments, &repository, started.device()?, progress)?;
     CustomDiffusion::check_tokens(&mut models, &tokens)?;
+    check_trainer(arguments, started, data.max_steps(arguments))?;
     started.first_alone(|| class_pictures::paint_missing(arguments, &concepts, &mut models, progress))?;
     data.open_classes(arguments, &concepts)?;
 

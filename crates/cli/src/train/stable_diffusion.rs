@@ -11,7 +11,7 @@ use super::processes::Started;
 use super::session::{Learned, Parts, Session, Stage, WORD_FOLDER};
 use super::taught::Taught;
 use super::trained::{attach_token, check_trained, choose_trained, denoising_options, group};
-use super::trainer::new_trainer;
+use super::trainer::{check_trainer, new_trainer};
 use super::{Recipe, TrainArguments, class_pictures, concepts, model};
 use crate::progress::Progress;
 
@@ -24,6 +24,10 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     started.first_before_others(|| Ok(Checkpoints::new(&arguments.output_dir, limit)?))?;
     let (mut models, options) = model::load(arguments, &repository, started.device()?, progress)?;
     check_trained(arguments, &models)?;
+    // A word's gradients are not clipped, and nothing long is done before its trainer is made.
+    if arguments.recipe != Recipe::TextualInversion {
+        check_trainer(arguments, started, data.max_steps(arguments))?;
+    }
     started.first_alone(|| class_pictures::paint_missing(arguments, &concepts, &mut models, progress))?;
     data.open_classes(arguments, &concepts)?;
 

@@ -1,13 +1,30 @@
 //! The optimizer, the learning rates and the average that were asked for.
 
 use anyhow::{Result, ensure};
+use candle_core::{DType, Device, Var};
 use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_training::{
-    AdamW, AdamW8bit, AdamWConfig, EmaConfig, EmaModel, LrSchedule, LrScheduleOptions, Optimizer,
+    AdamW, AdamW8bit, AdamWConfig, EmaConfig, EmaModel, LrSchedule, LrScheduleOptions, Optimizer, Parameter,
     ParameterGroup, Sgd, SgdConfig, Trainer, TrainerOptions, parameters,
 };
 
+use super::processes::Started;
+use super::trained::group;
 use super::{OptimizerName, Recipe, TrainArguments};
+
+/// Tells what [`new_trainer`] refuses before long work is done.
+pub(super) fn check_trainer(arguments: &TrainArguments, started: &Started, max_steps: u64) -> Result<()> {
+    let text_rate = arguments.steps.text_encoder_lr.unwrap_or(arguments.learning_rate());
+    let mut groups = Vec::new();
+    for (name, learning_rate) in [("unet", arguments.learning_rate()), ("text_encoder", text_rate)] {
+        // In the place of what is trained, which there is not yet.
+        let var = Var::zeros(1, DType::F32, &Device::Cpu)?;
+        let parameters = vec![Parameter { name: name.to_string(), var }];
+        groups.push(group(arguments, started, parameters, learning_rate));
+    }
+    new_trainer(arguments, groups, max_steps, TorchGenerator::new(arguments.steps.seed))?;
+    Ok(())
+}
 
 /// Steps with the optimizer and the learning rates that were asked for.
 pub(super) fn new_trainer(
