@@ -85,6 +85,21 @@ fn several_prompts_are_painted_in_one_row() {
     assert!(part(0) != part(1) && part(0) != part(2) && part(1) != part(3));
 }
 
+#[test]
+fn a_recipe_may_stand_behind_the_prompts() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    let prompts = ["train", "--validation_prompts", "a shade", "a red circle", "text-to-image-lora"];
+    let flags = ["--train_data_dir", "data", "--output_dir", "out", "--max_train_steps", "1"];
+    let painted = ["--validation_steps", "1", "--num_inference_steps", "1", "--num_validation_images", "1"];
+    workplace.succeed([&prompts[..], &flags, &painted].concat());
+    let row = image::open(workplace.path("out/validation/000001.png")).unwrap().to_rgb8();
+    assert_eq!(row.dimensions(), (2 * 64, 64));
+    // A prompt may be called as a recipe is.
+    let prompts = ["train", "text-to-image-lora", "--validation_prompts", "a shade", "dreambooth"];
+    workplace.succeed([&prompts[..], &flags, &painted].concat());
+}
+
 /// The average of weights that have moved by a huge step is far behind them.
 #[test]
 fn the_average_is_painted_and_the_run_goes_on_with_the_weights() {

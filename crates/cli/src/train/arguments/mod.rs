@@ -155,6 +155,7 @@ pub(crate) fn expand(arguments: Vec<OsString>) -> anyhow::Result<Vec<OsString>> 
         _ => argument,
     };
     let mut arguments: Vec<OsString> = arguments.into_iter().map(hyphens).collect();
+    bring_recipe_forward(&mut arguments);
     let given = |index: usize, argument: &OsString| match argument.to_str()? {
         "--config" => arguments.get(index + 1).cloned(),
         text => text.strip_prefix("--config=").map(OsString::from),
@@ -166,4 +167,25 @@ pub(crate) fn expand(arguments: Vec<OsString>) -> anyhow::Result<Vec<OsString>> 
         arguments.splice(2..2, flags);
     }
     Ok(arguments)
+}
+
+/// Flags that take whatever comes up to the next flag.
+const SEVERAL: [&str; 4] =
+    ["--validation-prompt", "--validation-prompts", "--validation-image", "--validation-images"];
+
+/// Puts the recipe right after `train` where it stands behind the values of such a flag, which would take it for one more. Only where it is named once and nowhere else, so
+/// that there would be no recipe.
+fn bring_recipe_forward(arguments: &mut Vec<OsString>) {
+    let is_recipe =
+        |argument: &OsString| argument.to_str().is_some_and(|name| Recipe::from_str(name, false).is_ok());
+    let is_flag = |argument: &OsString| argument.to_str().is_some_and(|text| text.starts_with('-'));
+    let named: Vec<usize> = (2..arguments.len()).filter(|&place| is_recipe(&arguments[place])).collect();
+    let &[place] = named.as_slice() else { return };
+    let Some(flag) = (2..place).rev().find(|&before| is_flag(&arguments[before])) else { return };
+    let has_several = arguments[flag].to_str().is_some_and(|flag| SEVERAL.contains(&flag));
+    let is_last = arguments.get(place + 1).is_none_or(is_flag);
+    if has_several && is_last && place > flag + 1 {
+        let recipe = arguments.remove(place);
+        arguments.insert(2, recipe);
+    }
 }
