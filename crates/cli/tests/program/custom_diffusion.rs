@@ -62,7 +62,8 @@ fn several_things_are_learned_and_painted() {
     };
     let before = paint(&workplace, None);
     let prior = ["--with_prior_preservation", "--num_class_images", "2", "--num_inference_steps", "2"];
-    train("keys", &prior);
+    let run = train("keys", &prior);
+    assert!(run.stderr.contains("all pictures are encoded; the VAE is not kept"), "{}", run.stderr);
     for folder in ["circles", "squares"] {
         assert_eq!(fs::read_dir(workplace.path(folder)).unwrap().count(), 2, "{folder}");
     }
@@ -74,6 +75,11 @@ fn several_things_are_learned_and_painted() {
     fs::remove_dir_all(workplace.path("keys/checkpoint-3")).unwrap();
     train("keys", &[&prior[..], &["--resume_from_checkpoint", "latest"]].concat());
     assert!(files("keys") == whole);
+    // Painting on the way needs the VAE, and changes nothing.
+    let look = ["--validation_prompt", "a circle", "--num_validation_images", "1"];
+    let run = train("looking", &[&prior[..], &look].concat());
+    assert!(!run.stderr.contains("not kept"), "{}", run.stderr);
+    assert!(files("looking") == whole);
 
     // kohya's layout paints the same; all projections paint something else.
     train("kohya", &[&prior[..], &["--lora_format", "kohya"]].concat());
@@ -82,6 +88,25 @@ fn several_things_are_learned_and_painted() {
     train("all", &[&prior[..], &["--freeze_model", "crossattn"]].concat());
     let all = paint(&workplace, Some("all"));
     assert!(all != keys && all != before);
+}
+
+#[test]
+fn encoders_are_freed_where_no_word_is_learned() {
+    let workplace = Workplace::new();
+    concepts(&workplace);
+    let train = |output: &str, flags: &[&str]| {
+        let fixed =
+            ["train", "custom-diffusion", "--instance_data_dir", "ring", "--instance_prompt", "a circle"];
+        let steps = ["--learning_rate", "1e-2", "--max_train_steps", "2", "--output_dir", output];
+        let run = workplace.succeed([&fixed[..], &steps, flags].concat());
+        let lora = fs::read(workplace.path(output).join("pytorch_lora_weights.safetensors")).unwrap();
+        (run.stderr.contains("the VAE and the text encoders are not kept"), lora)
+    };
+    let (is_freed, lora) = train("freed", &[]);
+    assert!(is_freed);
+    let look =
+        ["--validation_prompt", "a circle", "--num_validation_images", "1", "--num_inference_steps", "1"];
+    assert!(train("looking", &look) == (false, lora));
 }
 
 #[test]

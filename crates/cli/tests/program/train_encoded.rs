@@ -58,6 +58,13 @@ fn encoders_are_freed_where_nothing_needs_them() {
     let (is_freed, lora) = train(&dreambooth, "thing", &[]);
     assert!(is_freed);
     assert!(train(&dreambooth, "thing-looking", &looking) == (false, lora));
+    // A text encoder that is trained stays.
+    let run = workplace.succeed([&LORA[..], &["--output_dir", "trained", "--train_text_encoder"]].concat());
+    assert!(run.stderr.contains("all pictures are encoded; the VAE is not kept"), "{}", run.stderr);
+    assert!(
+        train(&LORA, "trained-looking", &[&["--train_text_encoder"][..], &looking].concat()).1
+            == fs::read(workplace.path("trained/pytorch_lora_weights.safetensors")).unwrap()
+    );
     for flags in [&["--train_text_encoder"][..], &["--random_flip"], &["--max_train_steps", "1"]] {
         assert!(!train(&LORA, "kept", flags).0, "{flags:?}");
     }

@@ -117,15 +117,23 @@ fn a_model_learns_to_edit_pictures() {
     let model = sd1();
     let fixed = "train instruct-pix2pix --train_data_dir data --original_image_column before --edited_image_column image \
         --edit_prompt_column text --max_train_steps 3 --checkpointing_steps 1 --train_batch_size 2 --center_crop --learning_rate 1e-3 \
-        --conditioning_dropout_prob 0.2 --use_ema --validation_image data/0.png --validation_prompt star --num_inference_steps 2";
+        --conditioning_dropout_prob 0.2 --use_ema";
+    let look = "--validation_image data/0.png --validation_prompt star --num_inference_steps 2";
     let train = |model, output| {
         let more = ["--pretrained_model_name_or_path", model, "--output_dir", output];
-        fixed.split_whitespace().chain(more).collect::<Vec<&str>>()
+        fixed.split_whitespace().chain(look.split_whitespace()).chain(more).collect::<Vec<&str>>()
     };
     let flags = train(&model, "out");
     workplace.succeed(&flags);
-    check_resume(&workplace, &flags, "out", "model/unet/diffusion_pytorch_model.safetensors");
+    let weights = "model/unet/diffusion_pytorch_model.safetensors";
+    check_resume(&workplace, &flags, "out", weights);
     assert!(workplace.path("out/validation/000003.png").is_file());
+    // Without anything to look at, encoders are freed, and nothing else is different.
+    let more = ["--pretrained_model_name_or_path", &model, "--output_dir", "freed"];
+    let run = workplace.succeed(fixed.split_whitespace().chain(more));
+    assert!(run.stderr.contains("the text encoders are not kept"), "{}", run.stderr);
+    let file = |output: &str| fs::read(workplace.path(output).join(weights)).unwrap();
+    assert!(file("freed") == file("out"));
     let index: Value =
         serde_json::from_slice(&fs::read(workplace.path("out/model/model_index.json")).unwrap()).unwrap();
     assert_eq!(index["_class_name"], "StableDiffusionInstructPix2PixPipeline");

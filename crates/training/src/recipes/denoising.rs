@@ -105,6 +105,9 @@ impl<'a> Denoising<'a> {
     /// When a model fails, or what was made cannot be written.
     pub fn encode_ahead(&self, examples: &[Example]) -> Result<()> {
         self.encode_kept(examples)?;
+        if self.options.train_text_encoder || examples.is_empty() {
+            return Ok(());
+        }
         let mut captions: Vec<&str> = examples.iter().map(|example| example.caption.as_str()).collect();
         if self.options.caption_dropout > 0.0 {
             captions.push("");
@@ -267,7 +270,7 @@ impl<'a> Denoising<'a> {
 
     /// What the VAE makes of pictures of one size.
     fn encode(&self, pictures: &[&Tensor]) -> Result<DiagonalGaussianDistribution> {
-        self.options.encoded.check_encoders("a picture")?;
+        self.options.encoded.check_vae()?;
         let (vae, device) = (&self.models.vae, &self.models.device);
         let pictures = Tensor::stack(pictures, 0)?.to_device(device)?;
         Ok(vae.encode(&pictures.to_dtype(vae.dtype())?)?)
@@ -325,7 +328,7 @@ impl<'a> Denoising<'a> {
         let known = |caption: &&str| match self.options.encoded.text(caption)? {
             Some(known) => Ok(known),
             None => {
-                self.options.encoded.check_encoders("a caption")?;
+                self.options.encoded.check_text_encoders()?;
                 let made = detached(encode(&[caption])?);
                 self.options.encoded.keep_text(caption, &made)?;
                 Ok(made)

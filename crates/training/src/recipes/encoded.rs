@@ -25,7 +25,8 @@ pub struct Encoded {
     pictures: Mutex<HashMap<u64, DiagonalGaussianDistribution>>,
     texts: Mutex<HashMap<String, PromptEmbeds>>,
     folder: Option<Folder>,
-    is_complete: AtomicBool,
+    has_all_pictures: AtomicBool,
+    has_all_texts: AtomicBool,
 }
 
 /// Only the very same is equal.
@@ -77,36 +78,35 @@ impl Encoded {
         Ok(Self { folder: Some(folder), ..Default::default() })
     }
 
+    /// Frees the weights of the VAE, which nothing may need any more: a picture that is not known yet is an error from now on. The model's norms stay.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    pub fn free_vae(&self, models: &StableDiffusionPipeline) -> Result<()> {
+        self.has_all_pictures.store(true, Ordering::SeqCst);
+        free(&models.vae)
+    }
+
     /// Frees the weights of the VAE and of the text encoders, which nothing may need any more: what is not known yet is an error from now on. The models' norms and tables
     /// of tokens stay.
     ///
     /// # Errors
     /// If a tensor operation fails.
     pub fn free_encoders(&self, models: &StableDiffusionPipeline) -> Result<()> {
-        self.is_complete.store(true, Ordering::SeqCst);
+        self.free_vae(models)?;
+        self.has_all_texts.store(true, Ordering::SeqCst);
         let encoders = models.text_encoders.lora_models(&models.unet);
-        let texts = [
-            encoders.text_encoder.map(|model| model as &dyn Layers),
-            encoders.text_encoder_2.map(|model| model as &dyn Layers),
-        ];
-        for model in texts.into_iter().flatten().chain([&models.vae as &dyn Layers]) {
-            for (_, layer) in model.layers() {
-                // All of it is one number in memory.
-                let nothing = Tensor::zeros((), layer.dtype(), &layer.device())?;
-                layer.replace_weight(nothing.broadcast_as(layer.shape())?)?;
-            }
-        }
-        Ok(())
+        [encoders.text_encoder, encoders.text_encoder_2].into_iter().flatten().try_for_each(free)
     }
 
-    /// Fails where the encoders have been freed.
-    pub(super) fn check_encoders(&self, what: &str) -> Result<()> {
-        if !self.is_complete.load(Ordering::SeqCst) {
-            return Ok(());
-        }
-        let (field, expected) =
-            ("encoded", "everything that comes, before the encoders are freed".to_string());
-        Err(Error::Field { field, found: format!("without {what}"), expected })
+    /// Fails where the VAE has been freed.
+    pub(super) fn check_vae(&self) -> Result<()> {
+        check_not_freed(&self.has_all_pictures, "a picture")
+    }
+
+    /// Fails where the text encoders have been freed.
+    pub(super) fn check_text_encoders(&self) -> Result<()> {
+        check_not_freed(&self.has_all_texts, "a caption")
     }
 
     /// What the VAE makes of a picture that comes again, if it is known.
@@ -208,6 +208,24 @@ impl Folder {
         let tensors = tensors.into_iter().map(on_cpu).collect::<Result<BTreeMap<_, _>>>()?;
         save_tensors(path, &tensors, [("format".to_string(), "pt".to_string())])
     }
+}
+
+/// Leaves nothing of a model's weights.
+fn free(model: &dyn Layers) -> Result<()> {
+    for (_, layer) in model.layers() {
+        // All of it is one number in memory.
+        let nothing = Tensor::zeros((), layer.dtype(), &layer.device())?;
+        layer.replace_weight(nothing.broadcast_as(layer.shape())?)?;
+    }
+    Ok(())
+}
+
+fn check_not_freed(is_freed: &AtomicBool, what: &str) -> Result<()> {
+    if !is_freed.load(Ordering::SeqCst) {
+        return Ok(());
+    }
+    let (field, expected) = ("encoded", "everything that comes, before the encoders are freed".to_string());
+    Err(Error::Field { field, found: format!("without {what}"), expected })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -5,7 +5,9 @@ use std::cell::RefCell;
 
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_diffusers_loaders::{LoadOptions, Repository, load_component};
-use candle_diffusers_models::{AutoencoderKLConfig, UNet2DConditionConfig, UNet2DConditionModel};
+use candle_diffusers_models::{
+    AutoencoderKLConfig, DiagonalGaussianDistribution, UNet2DConditionConfig, UNet2DConditionModel,
+};
 use candle_diffusers_pipelines::{StableDiffusionPipeline, normalize};
 use candle_diffusers_schedulers::TorchGenerator;
 use candle_nn::var_builder::SimpleBackend;
@@ -100,6 +102,27 @@ impl<'a> InstructPix2PixDenoising<'a> {
         Ok(Self { denoising, models, conditioning_dropout_prob, dropout: RefCell::new(dropout), share })
     }
 
+    /// Makes of pictures with a [key](Example::key), of those that they begin with and of captions what [`loss`](Self::loss) keeps of them, before they come.
+    ///
+    /// # Errors
+    /// When a model fails, what was made cannot be written, or an example has no picture to begin with.
+    pub fn encode_ahead(&self, examples: &[Example]) -> Result<()> {
+        self.denoising.encode_ahead(examples)?;
+        for example in examples {
+            let original = normalize(&other_pictures(std::slice::from_ref(example), 0)?)?;
+            self.original(example, &original.get(0)?)?;
+        }
+        if self.conditioning_dropout_prob.is_some() {
+            self.denoising.embeds(&[""])?;
+        }
+        Ok(())
+    }
+
+    /// What the VAE makes of the picture that an example begins with.
+    fn original(&self, example: &Example, original: &Tensor) -> Result<DiagonalGaussianDistribution> {
+        self.denoising.distribution(example.key.map(|key| key | ORIGINAL), original)
+    }
+
     /// The loss of a batch: captions are instructions, the pictures what they lead to, and the first of each example's `others` what they begin with.
     ///
     /// # Errors
@@ -112,9 +135,8 @@ impl<'a> InstructPix2PixDenoising<'a> {
         let mut examples = examples.to_vec();
         let mut seen = Vec::with_capacity(examples.len());
         for (index, example) in examples.iter().enumerate() {
-            let key = example.key.map(|key| key | ORIGINAL);
             // Not scaled, as the pipelines give them too.
-            seen.push(denoising.distribution(key, &originals.get(index)?)?.mode().clone());
+            seen.push(self.original(example, &originals.get(index)?)?.mode().clone());
         }
         if let Some(share) = self.conditioning_dropout_prob {
             let generator = &mut *self.dropout.borrow_mut();
