@@ -16,7 +16,7 @@ use crate::lr_schedule::LrSchedule;
 use crate::optimizer::Optimizer;
 use crate::parameters::{ParameterGroup, check_parameters, parameters};
 use crate::processes::{
-    BatchShare, OneProcess, Processes, RandomSource, ShareOfRandom, Shared, sum_over_processes,
+    BatchShare, OneProcess, Processes, RandomSource, ShareOfRandom, Shared, SourceOfStep, sum_over_processes,
 };
 use crate::values::{digest, read, to_cpu_f32, unusable};
 
@@ -121,7 +121,8 @@ impl Trainer {
         let parts = (batches * self.processes.size()) as f64;
         let (mut sum, mut total) = (None::<Gradients>, 0.0);
         for _ in 0..batches {
-            let loss = loss(&mut ShareOfRandom { generator: &mut self.generator, share: self.share })?;
+            let random = ShareOfRandom { generator: &mut self.generator, share: self.share };
+            let loss = loss(&mut SourceOfStep { random, processes: self.processes.as_ref() })?;
             let value = loss.to_dtype(DType::F32)?.to_scalar::<f32>()?;
             self.check_finite(value)?;
             total += f64::from(value);

@@ -90,12 +90,15 @@ enum Taught {
     WholeUNet,
     /// A model that paints into pictures, where random masks are.
     Inpainting,
+    /// By masks, which are brighter in one process than in the other.
+    Masked,
 }
 
 impl Taught {
     fn options(self) -> DenoisingOptions {
         match self {
             Self::WholeUNet | Self::Inpainting => DenoisingOptions::default(),
+            Self::Masked => DenoisingOptions { mask_temperature: Some(1.3), ..Default::default() },
             Self::Lora => DenoisingOptions {
                 noise: NoiseOptions { noise_offset: 0.1, input_perturbation: 0.1 },
                 weighting: LossWeighting::MinSnr { gamma: 5.0 },
@@ -112,6 +115,12 @@ impl Taught {
     }
 }
 
+/// What a picture comes with, from 0 to 1: its mask.
+fn other(place: usize) -> Tensor {
+    let brightness = [1.0, 0.8, 0.6, 0.4][place % 4];
+    (numbers(&[3, 32, 32], 1000 + place as u64).abs().unwrap() * brightness).unwrap()
+}
+
 /// The pictures of this process in a batch of four of each kind.
 fn examples(batch: usize, parts: usize, share: BatchShare) -> Vec<Example> {
     let own = 4 / share.processes;
@@ -123,7 +132,7 @@ fn examples(batch: usize, parts: usize, share: BatchShare) -> Vec<Example> {
         original_size: (32, 32),
         crop_top_left: (0, 0),
         key: Some(place as u64),
-        others: Vec::new(),
+        others: vec![other(place)],
     };
     places.map(example).collect()
 }
@@ -135,7 +144,7 @@ fn train(taught: Taught, processes: Rc<dyn Processes>) -> (Vec<f64>, Vec<Vec<f64
     let mut generator = TorchGenerator::new(3);
     let (mut loras, mut trained) = (Vec::new(), Vec::new());
     match taught {
-        Taught::WholeUNet => {
+        Taught::WholeUNet | Taught::Masked => {
             let whole = trainable_unet(&repository, "unet", &LoadOptions::default()).unwrap();
             models.unet = whole.model;
             trained = whole.parameters;
@@ -178,7 +187,7 @@ fn train(taught: Taught, processes: Rc<dyn Processes>) -> (Vec<f64>, Vec<Vec<f64
 
 #[test]
 fn processes_take_the_steps_of_one() {
-    for taught in [Taught::Lora, Taught::WholeUNet, Taught::Inpainting] {
+    for taught in [Taught::Lora, Taught::WholeUNet, Taught::Inpainting, Taught::Masked] {
         let (losses, weights) = train(taught, Rc::new(OneProcess));
         for size in [2, 4] {
             let all = in_processes(size, move |processes| train(taught, processes));

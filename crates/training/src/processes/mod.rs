@@ -21,6 +21,7 @@ pub(crate) use gradients::{Shared, sum_over_processes};
 pub use mpi::MpiProcesses;
 #[cfg(feature = "nccl")]
 pub use nccl::NcclProcesses;
+pub(crate) use share::SourceOfStep;
 pub use share::{BatchShare, RandomSource, ShareOfRandom};
 
 /// What a process does while its numbers travel.

@@ -3,7 +3,8 @@
 use candle_core::{DType, Device, Tensor};
 use candle_diffusers_schedulers::{NoiseSource, TorchGenerator};
 
-use crate::error::Result;
+use super::Processes;
+use crate::error::{Error, Result};
 
 /// Which pictures of the whole batch, that of all processes together, are this process's.
 ///
@@ -62,7 +63,7 @@ impl BatchShare {
 }
 
 /// Where a recipe's random numbers come from: torch's generator, or a process's share of what it draws for all. A tensor's first dimension counts the pictures
-/// of the batch.
+/// of the batch. Whatever else a loss has to know of the whole batch comes from here too.
 pub trait RandomSource: NoiseSource {
     /// As [`TorchGenerator::rand`].
     ///
@@ -96,6 +97,14 @@ pub trait RandomSource: NoiseSource {
         count: usize,
         draw: &mut dyn FnMut(&mut TorchGenerator) -> Result<Tensor>,
     ) -> Result<Tensor>;
+
+    /// The largest of a number in all processes that share the batch, which is `own` here. All must ask together.
+    ///
+    /// # Errors
+    /// When another process has failed.
+    fn largest(&mut self, own: f32) -> Result<f32> {
+        Ok(own)
+    }
 }
 
 impl RandomSource for TorchGenerator {
@@ -178,5 +187,64 @@ impl RandomSource for ShareOfRandom<'_> {
     ) -> Result<Tensor> {
         let whole = self.generator.each(count * self.share.processes, draw)?;
         Ok(self.share.of(whole)?)
+    }
+}
+
+/// What [`Trainer::step`](crate::Trainer::step) hands a recipe: its share of random numbers, and the way to the other processes.
+#[derive(Debug)]
+pub(crate) struct SourceOfStep<'a> {
+    pub(crate) random: ShareOfRandom<'a>,
+    pub(crate) processes: &'a dyn Processes,
+}
+
+impl NoiseSource for SourceOfStep<'_> {
+    fn randn(
+        &mut self,
+        shape: &[usize],
+        dtype: DType,
+        device: &Device,
+    ) -> candle_diffusers_schedulers::Result<Tensor> {
+        self.random.randn(shape, dtype, device)
+    }
+}
+
+impl RandomSource for SourceOfStep<'_> {
+    fn rand(
+        &mut self,
+        shape: &[usize],
+        dtype: DType,
+        device: &Device,
+    ) -> candle_diffusers_schedulers::Result<Tensor> {
+        self.random.rand(shape, dtype, device)
+    }
+
+    fn randint(
+        &mut self,
+        low: i64,
+        high: i64,
+        shape: &[usize],
+        device: &Device,
+    ) -> candle_diffusers_schedulers::Result<Tensor> {
+        self.random.randint(low, high, shape, device)
+    }
+
+    fn each(
+        &mut self,
+        count: usize,
+        draw: &mut dyn FnMut(&mut TorchGenerator) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        self.random.each(count, draw)
+    }
+
+    fn largest(&mut self, own: f32) -> Result<f32> {
+        let mut largest = own;
+        for (rank, message) in self.processes.meet(&own.to_le_bytes())?.iter().enumerate() {
+            let Ok(other) = <[u8; 4]>::try_from(message.as_slice()) else {
+                let problem = format!("computes another loss than process {}", self.processes.rank());
+                return Err(Error::Process { rank, problem });
+            };
+            largest = largest.max(f32::from_le_bytes(other));
+        }
+        Ok(largest)
     }
 }

@@ -15,7 +15,7 @@ use super::Encoded;
 use super::inpainting::{masked_picture, random_masks};
 use crate::error::{Error, Result};
 use crate::loss::{LossOptions, loss};
-use crate::loss_mask::loss_mask;
+use crate::loss_mask::loss_mask_of_share;
 use crate::loss_weights::{LossWeighting, loss_weights};
 use crate::noise::{NoiseOptions, draw_noise, draw_timesteps};
 use crate::processes::RandomSource;
@@ -130,7 +130,7 @@ impl<'a> Denoising<'a> {
     }
 
     /// [`loss`](Self::loss) where `mask` is, as in cloneofsimo's `lora_pti`: `(batch, 1, height, width)` for the pictures, 1 where they count and 0 where they do not;
-    /// see [`loss_mask`] for the temperature, which is usually 1.
+    /// see [`loss_mask`](crate::loss_mask) for the temperature, which is usually 1.
     ///
     /// # Errors
     /// Those of [`loss`](Self::loss), and when the mask has another shape.
@@ -161,7 +161,22 @@ impl<'a> Denoising<'a> {
         };
         let unet = &self.models.unet;
         let prediction = unet.forward(&input, &noised.timesteps, &told.text.prompt, told.conditions())?;
-        self.compare(&prediction, &noised, mask)
+        let mask =
+            mask.map(|(mask, temperature)| self.mask_weights(&prediction, mask, temperature, generator));
+        self.compare(&prediction, &noised, mask.transpose()?.as_ref())
+    }
+
+    /// How much each place of what was predicted counts.
+    fn mask_weights(
+        &self,
+        prediction: &Tensor,
+        mask: &Tensor,
+        temperature: f64,
+        generator: &mut dyn RandomSource,
+    ) -> Result<Tensor> {
+        let (pictures, _, height, width) = prediction.dims4()?;
+        check_mask(mask, pictures, self.options.prior_loss_weight.is_some())?;
+        loss_mask_of_share(mask, height, width, temperature, |own| generator.largest(own))
     }
 
     /// What a UNet sees that paints into pictures: the masks as small as latents, and latents of what the masks leave.
@@ -198,30 +213,19 @@ impl<'a> Denoising<'a> {
         Ok(Told { text, time_ids, gradient_checkpointing: self.options.gradient_checkpointing })
     }
 
-    /// The loss of what was predicted for latents with noise.
+    /// The loss of what was predicted for latents with noise, where `mask` says how much each place counts.
     pub(super) fn compare(
         &self,
         prediction: &Tensor,
         noised: &Noised,
-        mask: Option<(&Tensor, f64)>,
+        mask: Option<&Tensor>,
     ) -> Result<Tensor> {
         let Self { scheduler, options, .. } = self;
         let Noised { latents, noise, timesteps, .. } = noised;
         let target = training_target(scheduler.as_ref(), latents, noise, timesteps)?;
         let weights = loss_weights(scheduler.as_ref(), timesteps, options.weighting)?;
-        let mask = match mask {
-            Some((mask, temperature)) => {
-                let (pictures, _, height, width) = prediction.dims4()?;
-                check_mask(mask, pictures, options.prior_loss_weight.is_some())?;
-                Some(loss_mask(mask, height, width, temperature)?)
-            }
-            None => None,
-        };
-        let loss_options = LossOptions {
-            weights: weights.as_ref(),
-            mask: mask.as_ref(),
-            prior_loss_weight: options.prior_loss_weight,
-        };
+        let prior_loss_weight = options.prior_loss_weight;
+        let loss_options = LossOptions { weights: weights.as_ref(), mask, prior_loss_weight };
         loss(&prediction.to_dtype(DType::F32)?, &target.to_dtype(DType::F32)?, &loss_options)
     }
 
