@@ -8,19 +8,27 @@ use std::thread;
 
 use candle_core::{Device, Tensor};
 use candle_diffusers_loaders::{LoadOptions, Repository};
+use candle_diffusers_models::UNet2DModel;
 use candle_diffusers_pipelines::{StableDiffusionPipeline, TextEncoders};
 use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_test_support::{numbers, values};
-use candle_diffusers_training::recipes::{Denoising, DenoisingOptions, Example};
+use candle_diffusers_training::recipes::{
+    ControlNetDenoising, CustomDiffusion, CustomDiffusionDenoising, Denoising, DenoisingOptions, Example,
+    TextualInversionOptions, TrainedControlNet, TrainedProjections, TrainedToken, UnconditionalDenoising,
+    UnconditionalOptions,
+};
 use candle_diffusers_training::{
     AdamW, AdamWConfig, BatchShare, Error, LoraConfig, LossWeighting, LrSchedule, LrScheduleName, Meanwhile,
-    NoiseOptions, OneProcess, ParameterGroup, Processes, Result, TEXT_ENCODER_TARGETS, TrainedLora, Trainer,
-    TrainerOptions, UNET_TARGETS, parameters, trainable_unet,
+    NoiseOptions, OneProcess, Optimizer, Parameter, ParameterGroup, Processes, RandomSource, Result, Sgd,
+    SgdConfig, TEXT_ENCODER_TARGETS, TrainedLora, Trainer, TrainerOptions, UNET_TARGETS, parameters,
+    trainable_unet, trainable_unet_2d,
 };
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../pipelines/tests/parity/text_to_image/sd1");
 const INPAINTING_UNET: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/../pipelines/tests/parity/inpainting/sd1_unet");
+const UNCONDITIONAL: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../pipelines/tests/parity/unconditional/ddpm");
 const STEPS: usize = 4;
 const ACCUMULATION: usize = 2;
 
@@ -92,13 +100,29 @@ enum Taught {
     Inpainting,
     /// By masks, which are brighter in one process than in the other.
     Masked,
+    /// A new word, which only some captions have.
+    Word,
+    /// A new word and projections, with pictures of a class.
+    CustomDiffusion,
+    /// Beside a model, by pictures that steer.
+    ControlNet,
+    /// A model that paints without a text.
+    Unconditional,
 }
 
 impl Taught {
     fn options(self) -> DenoisingOptions {
         match self {
-            Self::WholeUNet | Self::Inpainting => DenoisingOptions::default(),
+            Self::WholeUNet | Self::Inpainting | Self::ControlNet | Self::Unconditional => {
+                DenoisingOptions::default()
+            }
             Self::Masked => DenoisingOptions { mask_temperature: Some(1.3), ..Default::default() },
+            Self::Word => DenoisingOptions { train_text_encoder: true, ..Default::default() },
+            Self::CustomDiffusion => DenoisingOptions {
+                prior_loss_weight: Some(0.7),
+                train_text_encoder: true,
+                ..Default::default()
+            },
             Self::Lora => DenoisingOptions {
                 noise: NoiseOptions { noise_offset: 0.1, input_perturbation: 0.1 },
                 weighting: LossWeighting::MinSnr { gamma: 5.0 },
@@ -115,7 +139,16 @@ impl Taught {
     }
 }
 
-/// What a picture comes with, from 0 to 1: its mask.
+/// The word that is learned.
+fn word() -> TextualInversionOptions {
+    TextualInversionOptions {
+        placeholder_token: "<new>".to_string(),
+        initializer_token: "circle".to_string(),
+        num_vectors: 2,
+    }
+}
+
+/// What a picture comes with, from 0 to 1: its mask, or what steers.
 fn other(place: usize) -> Tensor {
     let brightness = [1.0, 0.8, 0.6, 0.4][place % 4];
     (numbers(&[3, 32, 32], 1000 + place as u64).abs().unwrap() * brightness).unwrap()
@@ -128,7 +161,8 @@ fn examples(batch: usize, parts: usize, share: BatchShare) -> Vec<Example> {
         .flat_map(|part| (0..own).map(move |row| (batch * parts + part) * 4 + share.process * own + row));
     let example = |place: usize| Example {
         pixel_values: numbers(&[3, 32, 32], place as u64).clamp(-1.0, 1.0).unwrap(),
-        caption: format!("picture {place}"),
+        // Of two processes the second one has none with the word.
+        caption: if place % 4 < 2 { format!("<new> {place}") } else { format!("picture {place}") },
         original_size: (32, 32),
         crop_top_left: (0, 0),
         key: Some(place as u64),
@@ -137,75 +171,153 @@ fn examples(batch: usize, parts: usize, share: BatchShare) -> Vec<Example> {
     places.map(example).collect()
 }
 
-/// Losses and weights of some steps.
-fn train(taught: Taught, processes: Rc<dyn Processes>) -> (Vec<f64>, Vec<Vec<f64>>) {
-    let repository = Repository::folder(MODEL).unwrap();
-    let mut models = StableDiffusionPipeline::load(&repository, &LoadOptions::default()).unwrap();
-    let mut generator = TorchGenerator::new(3);
-    let (mut loras, mut trained) = (Vec::new(), Vec::new());
-    match taught {
+/// What is taught, and what may stand beside it.
+struct Models {
+    stable_diffusion: StableDiffusionPipeline,
+    loras: Vec<TrainedLora>,
+    controlnet: Option<TrainedControlNet>,
+    unconditional: Option<UNet2DModel>,
+}
+
+/// The models, and what of them is trained.
+fn prepare(taught: Taught, generator: &mut TorchGenerator) -> (Models, Vec<Parameter>) {
+    let (repository, load) = (Repository::folder(MODEL).unwrap(), LoadOptions::default());
+    let stable_diffusion = StableDiffusionPipeline::load(&repository, &load).unwrap();
+    let mut models = Models { stable_diffusion, loras: Vec::new(), controlnet: None, unconditional: None };
+    let pipeline = &mut models.stable_diffusion;
+    let trained = match taught {
         Taught::WholeUNet | Taught::Masked => {
-            let whole = trainable_unet(&repository, "unet", &LoadOptions::default()).unwrap();
-            models.unet = whole.model;
-            trained = whole.parameters;
+            let whole = trainable_unet(&repository, "unet", &load).unwrap();
+            pipeline.unet = whole.model;
+            whole.parameters
         }
         Taught::Inpainting => {
             let unet = Repository::folder(INPAINTING_UNET).unwrap();
-            let whole = trainable_unet(&unet, "", &LoadOptions::default()).unwrap();
-            models.unet = whole.model;
-            trained = whole.parameters;
+            let whole = trainable_unet(&unet, "", &load).unwrap();
+            pipeline.unet = whole.model;
+            whole.parameters
         }
         Taught::Lora => {
             let config = |targets: &[&str]| LoraConfig { dropout: 0.2, ..LoraConfig::new(2, targets) };
-            let TextEncoders::Clip(clip) = &models.text_encoders else { panic!("not a CLIP encoder") };
+            let TextEncoders::Clip(clip) = &pipeline.text_encoders else { panic!("not a CLIP encoder") };
             let encoder = &clip.text_encoder;
             let (unet, text) = (config(&UNET_TARGETS), config(&TEXT_ENCODER_TARGETS));
-            loras.push(TrainedLora::attach(&models.unet, "unet", &unet, &mut generator).unwrap());
-            loras.push(TrainedLora::attach(encoder, "text_encoder", &text, &mut generator).unwrap());
-            trained.extend(loras.iter().flat_map(TrainedLora::parameters));
+            models.loras.push(TrainedLora::attach(&pipeline.unet, "unet", &unet, generator).unwrap());
+            models.loras.push(TrainedLora::attach(encoder, "text_encoder", &text, generator).unwrap());
+            models.loras.iter().flat_map(TrainedLora::parameters).collect()
+        }
+        Taught::Word => TrainedToken::attach(pipeline, &word()).unwrap().parameters(),
+        Taught::CustomDiffusion => {
+            let projections = TrainedProjections::KeysAndValues;
+            CustomDiffusion::attach(pipeline, &[word()], projections).unwrap().parameters()
+        }
+        Taught::ControlNet => {
+            let new = TrainedControlNet::from_unet(&repository, &load, generator.clone()).unwrap();
+            models.controlnet.insert(new).parameters.clone()
+        }
+        Taught::Unconditional => {
+            let repository = Repository::folder(UNCONDITIONAL).unwrap();
+            let whole = trainable_unet_2d(&repository, "unet", &load).unwrap();
+            models.unconditional = Some(whole.model);
+            whole.parameters
+        }
+    };
+    (models, trained)
+}
+
+/// What computes the loss of a batch.
+type Teacher<'a> = Box<dyn Fn(&[Example], &mut dyn RandomSource) -> Result<Tensor> + 'a>;
+
+fn teacher(taught: Taught, models: &Models) -> Teacher<'_> {
+    let (pipeline, options) = (&models.stable_diffusion, taught.options());
+    match (taught, &models.controlnet, &models.unconditional) {
+        (Taught::CustomDiffusion, ..) => {
+            let denoising = CustomDiffusionDenoising::new(pipeline, options).unwrap();
+            Box::new(move |examples, random| denoising.loss(examples, random))
+        }
+        (_, Some(trained), _) => {
+            let denoising = ControlNetDenoising::new(pipeline, &trained.net, options).unwrap();
+            Box::new(move |examples, random| denoising.loss(examples, random))
+        }
+        (_, _, Some(unet)) => {
+            let denoising = UnconditionalDenoising::new(unet, &UnconditionalOptions::default()).unwrap();
+            Box::new(move |examples, random| {
+                let pictures: Vec<&Tensor> = examples.iter().map(|example| &example.pixel_values).collect();
+                denoising.loss(&Tensor::stack(&pictures, 0)?, random)
+            })
+        }
+        _ => {
+            let denoising = Denoising::new(pipeline, options).unwrap();
+            Box::new(move |examples, random| denoising.loss(examples, random))
         }
     }
-    let groups = vec![ParameterGroup { parameters: trained, learning_rate: 1e-3, weight_decay: 1e-2 }];
+}
+
+/// Losses and weights of some steps.
+fn train(taught: Taught, processes: Rc<dyn Processes>) -> (Vec<f64>, Vec<Vec<f64>>) {
+    let mut generator = TorchGenerator::new(3);
+    let (models, trained) = prepare(taught, &mut generator);
+    let (optimizer, learning_rate): (Box<dyn Optimizer>, f64) = match taught {
+        // Some of their weights change no loss: their gradients are rounding alone, which AdamW makes steps of.
+        Taught::ControlNet | Taught::Unconditional => {
+            (Box::new(Sgd::new(SgdConfig::default()).unwrap()), 0.1)
+        }
+        _ => (Box::new(AdamW::new(AdamWConfig::default()).unwrap()), 1e-3),
+    };
+    let groups = vec![ParameterGroup { parameters: trained, learning_rate, weight_decay: 1e-2 }];
     let options = TrainerOptions { gradient_accumulation_steps: ACCUMULATION, max_grad_norm: Some(0.5) };
     let schedule = LrSchedule::new(LrScheduleName::Constant, Default::default()).unwrap();
-    let optimizer = Box::new(AdamW::new(AdamWConfig::default()).unwrap());
     let mut trainer = Trainer::new(groups, optimizer, schedule, None, options, generator).unwrap();
     trainer.share_batches(processes, taught.parts());
     let share = trainer.batch_share();
-    let denoising = Denoising::new(&models, taught.options()).unwrap();
+    let teacher = teacher(taught, &models);
     let (mut batch, mut losses) = (0, Vec::new());
     for step in 0..STEPS {
-        loras.iter().for_each(|lora| lora.begin_step(step as u64, share));
+        models.loras.iter().for_each(|lora| lora.begin_step(step as u64, share));
         let report = trainer.step(|random| {
             batch += 1;
-            denoising.loss(&examples(batch, taught.parts(), share), random)
+            teacher(&examples(batch, taught.parts(), share), random)
         });
         losses.push(report.unwrap().loss);
     }
     (losses, parameters(&trainer.groups).map(|parameter| values(&parameter.var)).collect())
 }
 
+/// Compares what one process learns to what several do.
+fn compare(taught: Taught, sizes: &[usize]) {
+    let (losses, weights) = train(taught, Rc::new(OneProcess));
+    // Sums over pictures round more than those over latents, which have fewer numbers.
+    let nearness = if matches!(taught, Taught::Unconditional) { 1e-5 } else { 1e-6 };
+    for &size in sizes {
+        let all = in_processes(size, move |processes| train(taught, processes));
+        assert!(all.iter().all(|one| *one == all[0]), "the processes drift apart");
+        let (own_losses, own_weights) = &all[0];
+        for (own, loss) in own_losses.iter().zip(&losses) {
+            assert!(
+                (own - loss).abs() < nearness * loss,
+                "{taught:?} by {size}: {own_losses:?}, not {losses:?}"
+            );
+        }
+        let distance = |(own, weights): (&Vec<f64>, &Vec<f64>)| {
+            own.iter().zip(weights).map(|(own, weight)| (own - weight).abs()).fold(0.0, f64::max)
+        };
+        let furthest = own_weights.iter().zip(&weights).map(distance).fold(0.0, f64::max);
+        println!("{taught:?} by {size} processes: weights within {furthest:.1e} after {STEPS} steps");
+        assert!(furthest < 1e-5, "{taught:?} by {size}: {furthest}");
+    }
+}
+
 #[test]
 fn processes_take_the_steps_of_one() {
     for taught in [Taught::Lora, Taught::WholeUNet, Taught::Inpainting, Taught::Masked] {
-        let (losses, weights) = train(taught, Rc::new(OneProcess));
-        for size in [2, 4] {
-            let all = in_processes(size, move |processes| train(taught, processes));
-            assert!(all.iter().all(|one| *one == all[0]), "the processes drift apart");
-            let (own_losses, own_weights) = &all[0];
-            for (own, loss) in own_losses.iter().zip(&losses) {
-                assert!(
-                    (own - loss).abs() < 1e-6 * loss,
-                    "{taught:?} by {size}: {own_losses:?}, not {losses:?}"
-                );
-            }
-            let distance = |(own, weights): (&Vec<f64>, &Vec<f64>)| {
-                own.iter().zip(weights).map(|(own, weight)| (own - weight).abs()).fold(0.0, f64::max)
-            };
-            let furthest = own_weights.iter().zip(&weights).map(distance).fold(0.0, f64::max);
-            println!("{taught:?} by {size} processes: weights within {furthest:.1e} after {STEPS} steps");
-            assert!(furthest < 1e-5, "{taught:?} by {size}: {furthest}");
-        }
+        compare(taught, &[2, 4]);
+    }
+}
+
+#[test]
+fn processes_take_the_steps_of_one_in_other_recipes() {
+    for taught in [Taught::Word, Taught::CustomDiffusion, Taught::ControlNet, Taught::Unconditional] {
+        compare(taught, &[2]);
     }
 }
 
@@ -213,10 +325,8 @@ fn processes_take_the_steps_of_one() {
 fn small_trainer(processes: Rc<dyn Processes>) -> (Trainer, Vec<candle_core::Var>) {
     let vars: Vec<_> =
         (0..3).map(|seed| candle_core::Var::from_tensor(&numbers(&[5], seed)).unwrap()).collect();
-    let parameter = |(index, var): (usize, &candle_core::Var)| candle_diffusers_training::Parameter {
-        name: index.to_string(),
-        var: var.clone(),
-    };
+    let parameter =
+        |(index, var): (usize, &candle_core::Var)| Parameter { name: index.to_string(), var: var.clone() };
     let parameters = vars.iter().enumerate().map(parameter).collect();
     let groups = vec![ParameterGroup { parameters, learning_rate: 0.1, weight_decay: 0.1 }];
     let schedule = LrSchedule::new(LrScheduleName::Constant, Default::default()).unwrap();
