@@ -15,7 +15,7 @@ use candle_diffusers_training::{
 
 use super::model::in_float32;
 use super::processes::Started;
-use super::{InitLoraWeights, TrainArguments};
+use super::{InitLoraWeights, Recipe, TrainArguments};
 
 const NO_WHOLE_TEXT_ENCODER: &str = "--train-text-encoder trains the whole text encoder of Stable Diffusion 1 and 2 only; for XL train a LoRA";
 
@@ -41,7 +41,10 @@ pub(super) fn choose_trained(
     generator: &mut TorchGenerator,
 ) -> Result<(Vec<ParameterGroup>, Vec<TrainedLora>)> {
     let group = |parameters, learning_rate: f64| group(arguments, started, parameters, learning_rate);
-    let text_rate = arguments.steps.text_encoder_lr.unwrap_or(arguments.learning_rate());
+    let text_group = |parameters| ParameterGroup {
+        learning_rate: text_encoder_lr(arguments, started),
+        ..group(parameters, arguments.learning_rate())
+    };
     let (mut groups, mut loras) = (Vec::new(), Vec::new());
     if arguments.recipe.is_lora() {
         let unet = TrainedLora::attach(&models.unet, "unet", &unet_lora(arguments), generator)?;
@@ -55,7 +58,7 @@ pub(super) fn choose_trained(
             for (component, model) in [("text_encoder", first), ("text_encoder_2", second)] {
                 let Some(model) = model else { continue };
                 let lora = TrainedLora::attach(model, component, &config, generator)?;
-                groups.push(group(lora.parameters(), text_rate));
+                groups.push(text_group(lora.parameters()));
                 loras.push(lora);
             }
         }
@@ -71,7 +74,7 @@ pub(super) fn choose_trained(
         };
         let whole = trainable_text_encoder(repository, "text_encoder", options)?;
         clip.text_encoder = whole.model;
-        groups.push(group(whole.parameters, text_rate));
+        groups.push(text_group(whole.parameters));
     }
     Ok((groups, loras))
 }
@@ -107,14 +110,26 @@ pub(super) fn group(
     parameters: Vec<Parameter>,
     learning_rate: f64,
 ) -> ParameterGroup {
+    let weight_decay = arguments.optimizer.adam_weight_decay;
+    ParameterGroup { parameters, learning_rate: learning_rate * scale(arguments, started), weight_decay }
+}
+
+/// What --scale-lr multiplies learning rates by: the pictures of a step.
+fn scale(arguments: &TrainArguments, started: &Started) -> f64 {
     let steps = &arguments.steps;
     let pictures = [steps.train_batch_size, started.processes.size(), steps.gradient_accumulation_steps];
-    let scale = match steps.scale_lr {
+    match steps.scale_lr {
         true => pictures.iter().map(|count| *count as f64).product(),
         false => 1.0,
-    };
-    let weight_decay = arguments.optimizer.adam_weight_decay;
-    ParameterGroup { parameters, learning_rate: learning_rate * scale, weight_decay }
+    }
+}
+
+/// How large a step of the text encoder is. --scale-lr leaves a rate of its own as it is, as in all of diffusers' scripts that have one; not in lora_pti.
+fn text_encoder_lr(arguments: &TrainArguments, started: &Started) -> f64 {
+    match arguments.steps.text_encoder_lr {
+        Some(rate) if arguments.recipe != Recipe::PivotalTuning => rate,
+        rate => rate.unwrap_or(arguments.learning_rate()) * scale(arguments, started),
+    }
 }
 
 /// Gives the models the word that is learned.

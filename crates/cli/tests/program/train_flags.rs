@@ -271,6 +271,33 @@ fn learning_rates_are_scaled_by_the_pictures_of_a_step() {
 }
 
 #[test]
+fn a_rate_of_the_text_encoders_own_is_scaled_in_pivotal_tuning_alone() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 4);
+    let word = ["--placeholder_token", "<shade>", "--initializer_token", "red", "--max_train_steps_ti", "1"];
+    let runs: [(&str, &[&str], &str); 2] =
+        [("text-to-image-lora", &[], "0.002"), ("pivotal-tuning", &word, "0.008")];
+    for (recipe, flags, meant) in runs {
+        let run = |output: &str, rates: [&str; 3], more: &[&str]| {
+            let fixed = ["train", recipe, "--train_data_dir", "data", "--output_dir", output];
+            let steps = ["--max_train_steps", "2", "--train_batch_size", "2", "--train_text_encoder"];
+            let batch = ["--gradient_accumulation_steps", "2"];
+            let [all, text, first] = rates;
+            let mut rates = vec!["--learning_rate", all, "--text_encoder_lr", text];
+            if recipe == "pivotal-tuning" {
+                rates.extend(["--learning_rate_ti", first]);
+            }
+            workplace.succeed([&fixed[..], &steps, &batch, &rates[..], flags, more].concat());
+            fs::read(workplace.path(output).join("pytorch_lora_weights.safetensors")).unwrap()
+        };
+        let scaled = run("scaled", ["0.0005", "0.002", "0.0005"], &["--scale_lr"]);
+        assert!(scaled == run("plain", ["0.002", meant, "0.002"], &[]), "{recipe}");
+        let other = if meant == "0.002" { "0.008" } else { "0.002" };
+        assert!(scaled != run("other", ["0.002", other, "0.002"], &[]), "{recipe}");
+    }
+}
+
+#[test]
 fn a_mask_needs_no_captions_beside_it() {
     let workplace = Workplace::new();
     pictures(&workplace, "data", 2);

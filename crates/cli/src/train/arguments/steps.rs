@@ -33,7 +33,7 @@ pub(crate) struct StepArguments {
     /// Pivotal tuning: how large a step of the textual inversion is
     #[arg(long, value_name = "X", default_value_t = 5e-4, help_heading = STEPS)]
     pub(crate) learning_rate_ti: f64,
-    /// Multiply learning rates by the pictures of a step
+    /// Multiply learning rates by the pictures of a step; --text-encoder-lr in pivotal-tuning only
     #[arg(long, help_heading = STEPS)]
     pub(crate) scale_lr: bool,
     /// How learning rates change: constant, constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial or
