@@ -108,17 +108,30 @@ impl Trainer {
         self.step
     }
 
-    /// Takes a step; `loss` is asked once for each batch of it. Several processes take it together, by the mean of their gradients.
+    /// Takes a step of as many batches as the options say; `loss` is asked once for each of them. Several processes take it together, by the mean of their gradients.
     ///
     /// # Errors
     /// When `loss` fails, or a loss or the gradients are no number: the parameters are then those before the step. When another process has failed.
-    pub fn step(
+    pub fn step(&mut self, loss: impl FnMut(&mut dyn RandomSource) -> Result<Tensor>) -> Result<StepReport> {
+        self.step_of(self.options.gradient_accumulation_steps, loss)
+    }
+
+    /// [`step`](Self::step) of fewer batches, as accelerate takes one where an epoch ends: each counts as much as in a whole step.
+    ///
+    /// # Errors
+    /// Those of [`step`](Self::step), and when there are none, or more than a whole step has.
+    pub fn step_of(
         &mut self,
+        batches: usize,
         mut loss: impl FnMut(&mut dyn RandomSource) -> Result<Tensor>,
     ) -> Result<StepReport> {
-        let batches = self.options.gradient_accumulation_steps;
+        let whole = self.options.gradient_accumulation_steps;
+        if !(1..=whole).contains(&batches) {
+            let (found, expected) = (batches.to_string(), format!("1 to {whole}"));
+            return Err(Error::Field { field: "batches of a step", found, expected });
+        }
         // What the gradients of all processes are to sum up to is their mean.
-        let parts = (batches * self.processes.size()) as f64;
+        let parts = whole as f64 * self.processes.size() as f64;
         let (mut sum, mut total) = (None::<Gradients>, 0.0);
         for _ in 0..batches {
             let random = ShareOfRandom { generator: &mut self.generator, share: self.share };
@@ -132,7 +145,7 @@ impl Trainer {
                 None => sum = Some(gradients),
             }
         }
-        let Some(mut gradients) = sum else { unreachable!("at least one batch, as `new` has checked") };
+        let Some(mut gradients) = sum else { unreachable!("at least one batch, as was checked") };
         let mut loss = total / batches as f64;
         if self.processes.size() > 1 {
             let shared = Shared::meet(self.processes.as_ref(), loss, &gradients)?;

@@ -18,6 +18,7 @@ use candle_diffusers_training::recipes::{Example, LearnableProperty};
 use serde_json::Value;
 
 use super::concepts::Concept;
+use super::pace::Pace;
 use super::processes::Started;
 use super::{Interpolation, Property, Recipe, TrainArguments, buckets};
 use crate::terminal;
@@ -103,17 +104,19 @@ impl Data {
         self.options.resolution
     }
 
-    /// Steps in which all pictures come once.
-    pub(super) fn steps_per_epoch(&self, arguments: &TrainArguments) -> u64 {
-        let batches = self.own.batches_per_epoch(&self.batches);
-        batches.div_ceil(arguments.steps.gradient_accumulation_steps.max(1)) as u64
+    /// How many batches epochs and steps have.
+    pub(super) fn pace(&self, arguments: &TrainArguments) -> Pace {
+        let batches_per_epoch = self.own.batches_per_epoch(&self.batches).max(1) as u64;
+        let batches_per_step = arguments.steps.gradient_accumulation_steps.max(1) as u64;
+        Pace { batches_per_epoch, batches_per_step }
     }
 
     /// Steps in all: as many as were asked for, or else those of so many epochs.
     pub(super) fn max_steps(&self, arguments: &TrainArguments) -> u64 {
         // Settings are written as signed numbers.
         let most = i64::MAX as u64;
-        let epochs = || self.steps_per_epoch(arguments).saturating_mul(arguments.steps.num_train_epochs);
+        let epochs =
+            || self.pace(arguments).steps_per_epoch().saturating_mul(arguments.steps.num_train_epochs);
         arguments.steps.max_train_steps.unwrap_or_else(epochs).min(most)
     }
 
@@ -139,13 +142,13 @@ impl Data {
 
     /// Whether all of them come in so many more steps; of those of the class that come in several sizes, whether as many.
     pub(super) fn all_come(&self, steps: u64, arguments: &TrainArguments) -> bool {
-        let batches = steps.saturating_mul(arguments.steps.gradient_accumulation_steps as u64);
-        let pictures = batches.saturating_mul((self.batches.batch_size * self.batches.processes) as u64);
+        let pace = self.pace(arguments);
+        let pictures = pace.batches_in(steps).saturating_mul((self.batches.batch_size * self.batches.processes) as u64);
         let has_use_for = |class: &Arc<Dataset>| {
             let sizes = class.sizes().len();
             sizes == 1 || pictures >= (class.len() * sizes) as u64
         };
-        steps >= self.steps_per_epoch(arguments) && self.class.as_ref().is_none_or(has_use_for)
+        steps >= pace.steps_per_epoch() && self.class.as_ref().is_none_or(has_use_for)
     }
 
     /// Some of them, with all their captions, as they come where they are cut alike each time. Those that cannot be read are left out: they are told when they come.

@@ -15,6 +15,7 @@ mod instruct_pix2pix;
 mod interrupt;
 mod model;
 mod noise_schedule;
+mod pace;
 mod painting;
 mod processes;
 mod report;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use candle_diffusers_loaders::Repository;
+use candle_diffusers_training::dataset::Position;
 use candle_diffusers_training::recipes::{CustomDiffusion, TrainedToken};
 use candle_diffusers_training::{Checkpoint, Checkpoints, Error, StepReport, TrainedLora, Trainer};
 
@@ -146,7 +147,12 @@ impl<'a> Session<'a> {
         };
         let shown = folder.display().to_string();
         let checkpoint = Checkpoint::read(&folder)?;
-        self.parts.trainer.resume(&shown, checkpoint, &self.settings()?)?;
+        let position = self.parts.trainer.resume(&shown, checkpoint, &self.settings()?)?;
+        if position != self.position() {
+            terminal::note(&format!(
+                "warning: other batches had come before {shown} than come before it now; the run goes on, but not as one that never stopped"
+            ));
+        }
         terminal::note(&format!("going on from {shown}"));
         Ok(())
     }
@@ -179,20 +185,20 @@ impl<'a> Session<'a> {
     /// Takes the steps that are left.
     fn train(&mut self) -> Result<()> {
         interrupt::listen();
-        let accumulated = self.arguments.steps.gradient_accumulation_steps as u64;
+        let pace = self.parts.data.pace(self.arguments);
         let begun = self.parts.trainer.steps_done();
         let log = || Report::open(self.arguments, &self.parts.folder, begun);
         let mut log = self.started.is_first().then(log).transpose()?;
         let mut validation = Validation::open(&self.parts.folder, begun);
         let mut notes = self.started.notes(self.progress);
         encode_ahead(self.arguments, self.progress, &self.parts)?;
-        let mut reader = self.parts.data.reader(self.parts.trainer.steps_done() * accumulated)?;
+        let mut reader = self.parts.data.reader(pace.batches_in(begun))?;
         let bar = self.progress.steps("training", self.parts.max_steps as usize);
         bar.begin_at(self.parts.trainer.steps_done() as usize, self.parts.max_steps as usize);
         let mut spent = Duration::ZERO;
         while self.parts.trainer.steps_done() < self.parts.max_steps {
             // Anew after each look, for which the models are needed: it knows the captions' embeddings only.
-            let taken = self.parts.trainer.steps_done() * accumulated;
+            let taken = pace.batches_in(self.parts.trainer.steps_done());
             let batch = self.arguments.steps.train_batch_size * self.started.processes.size();
             let teacher = self.parts.taught.teacher(taken * batch as u64)?;
             let stopped = loop {
@@ -203,13 +209,14 @@ impl<'a> Session<'a> {
                 });
                 let start = Instant::now();
                 let mut failure = None;
-                let report = self.parts.trainer.step(|generator| match reader.next() {
-                    Ok(examples) => teacher(&examples, generator),
-                    Err(error) => {
-                        failure = Some(error);
-                        Err(Error::ReadingEnded)
-                    }
-                });
+                let report =
+                    self.parts.trainer.step_of(pace.batches_after(step), |generator| match reader.next() {
+                        Ok(examples) => teacher(&examples, generator),
+                        Err(error) => {
+                            failure = Some(error);
+                            Err(Error::ReadingEnded)
+                        }
+                    });
                 if let Some(error) = failure {
                     return Err(error);
                 }
@@ -284,6 +291,12 @@ impl<'a> Session<'a> {
         step.is_multiple_of(self.arguments.watch.checkpointing_steps)
     }
 
+    /// Where the next step begins in the pictures.
+    fn position(&self) -> Position {
+        let steps = self.parts.trainer.steps_done();
+        self.parts.data.position(self.parts.data.pace(self.arguments).batches_in(steps))
+    }
+
     /// Writes a checkpoint, in the first process.
     fn write_checkpoint(&self) -> Result<()> {
         if !self.started.is_first() {
@@ -291,8 +304,7 @@ impl<'a> Session<'a> {
         }
         self.check_weights()?;
         let step = self.parts.trainer.steps_done();
-        let taken = step * self.arguments.steps.gradient_accumulation_steps as u64;
-        let checkpoint = self.parts.trainer.checkpoint(self.parts.data.position(taken), self.settings()?)?;
+        let checkpoint = self.parts.trainer.checkpoint(self.position(), self.settings()?)?;
         self.checkpoints
             .write(step, &checkpoint, |folder| result::write_learned(folder, &self.parts.learned))?;
         Ok(())
@@ -307,7 +319,7 @@ impl<'a> Session<'a> {
         };
         let epochs = watch
             .validation_epochs
-            .map(|epochs| epochs.saturating_mul(self.parts.data.steps_per_epoch(self.arguments)));
+            .map(|epochs| epochs.saturating_mul(self.parts.data.pace(self.arguments).steps_per_epoch()));
         let is_turn = |steps: Option<u64>| steps.is_some_and(|steps| step.is_multiple_of(steps));
         self.arguments.is_looked_at() && (is_turn(steps) || is_turn(epochs))
     }

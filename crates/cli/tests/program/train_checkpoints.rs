@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use candle_diffusers_training::Checkpoint;
 use serde_json::Value;
 
 use crate::program::{Workplace, copy_folder, shapes};
@@ -174,4 +175,19 @@ fn a_model_of_several_variants_is_written_as_it_was_read() {
     workplace.succeed(flags);
     let paint = ["generate", "a red circle", "--model", "out/model", "--steps", "2", "--output", "out.png"];
     workplace.succeed(paint);
+}
+
+#[test]
+fn a_step_ends_where_its_epoch_does() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 3);
+    let flags = ["--output_dir", "out", "--gradient_accumulation_steps", "2", "--num_train_epochs", "2"];
+    workplace.succeed([&LORA[..], &flags].concat());
+    let place = |step: u64| {
+        let folder = workplace.path(&format!("out/checkpoint-{step}"));
+        let fields = Checkpoint::read(&folder).unwrap().fields;
+        ["epoch", "batch"].map(|field| fields[field].parse::<u64>().unwrap())
+    };
+    assert_eq!([1, 2, 3, 4].map(place), [[0, 2], [1, 0], [1, 2], [2, 0]]);
+    assert_eq!(checkpoints(&workplace, "out").len(), 4);
 }

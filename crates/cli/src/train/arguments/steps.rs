@@ -12,7 +12,7 @@ pub(crate) struct StepArguments {
     /// Pictures of a batch; of several processes, each has as many
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = STEPS)]
     pub(crate) train_batch_size: usize,
-    /// Batches of a step
+    /// Batches of a step, which has fewer where an epoch ends
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = STEPS)]
     pub(crate) gradient_accumulation_steps: usize,
     /// How often all pictures come, where --max-train-steps does not say when to end
