@@ -15,6 +15,8 @@ use crate::error::{Error, Result};
 /// The file of a checkpoint that a run goes on from.
 const STATE: &str = "training_state.safetensors";
 const PREFIX: &str = "checkpoint-";
+/// What the names of a checkpoint's fields begin with that are settings.
+pub(crate) const SETTING: &str = "setting.";
 /// What the names of folders begin with that are not whole yet, or not any more.
 const PARTIAL: &str = ".checkpoint-";
 /// What a checkpoint is called in such a folder that is to be removed.
@@ -165,6 +167,11 @@ impl Checkpoints {
 }
 
 impl Checkpoint {
+    /// What one of the settings was that it was made with, if that is known.
+    pub fn setting(&self, name: &str) -> Option<&str> {
+        self.fields.get(&format!("{SETTING}{name}")).map(String::as_str)
+    }
+
     /// Reads the checkpoint in `folder`.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use candle_core::{DType, Device, Tensor};
 use candle_diffusers_schedulers::TorchGenerator;
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, SETTING};
 use crate::dataset::Position;
 use crate::ema::EmaModel;
 use crate::error::{Error, Result};
@@ -286,7 +286,6 @@ const PARAMETERS: &str = "parameters.";
 const OPTIMIZER: &str = "optimizer.";
 const EMA: &str = "ema.";
 const GENERATOR: &str = "generator";
-const SETTING: &str = "setting.";
 
 /// Whether a checkpoint was made with these settings; says all that differ.
 fn check_settings(

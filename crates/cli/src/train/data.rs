@@ -1,5 +1,6 @@
 //! The pictures of a run.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -120,9 +121,13 @@ impl Data {
         arguments.steps.max_train_steps.unwrap_or_else(epochs).min(most)
     }
 
-    /// The files of all pictures.
-    pub(super) fn files(&self) -> impl Iterator<Item = &Path> {
-        self.own.files().chain(self.class.iter().flat_map(|class| class.files()))
+    /// What the pictures and their captions are known by, as settings that a run goes on with.
+    pub(super) fn known_by(&self) -> BTreeMap<String, String> {
+        let all = || [&self.own].into_iter().chain(&self.class);
+        let pictures = all().map(|dataset| format!("{} ({})", dataset.len(), dataset.pictures_digest()));
+        let pictures = pictures.collect::<Vec<_>>().join(" and ");
+        let captions = all().map(|dataset| dataset.captions_digest()).collect::<Vec<_>>().join(" and ");
+        [("pictures".to_string(), pictures), ("captions".to_string(), captions)].into()
     }
 
     /// How many kinds of pictures follow each other in a batch.

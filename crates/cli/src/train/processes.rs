@@ -1,5 +1,6 @@
 //! The processes of a run: one, or as many as `mpirun` has started.
 
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -8,7 +9,6 @@ use anyhow::Result;
 use candle_core::Device;
 use candle_diffusers_training::{BatchShare, Error, OneProcess, Processes, StepReport, Trainer};
 
-use super::data::Data;
 use crate::device;
 use crate::progress::Progress;
 use crate::terminal::{self, Told};
@@ -115,18 +115,22 @@ impl Started {
     }
 
     /// Fails where the processes do not begin alike, as when each machine has a folder of its own under the same name.
-    pub(super) fn check_same_beginning(&self, trainer: &Trainer, data: &Data) -> Result<()> {
+    pub(super) fn check_same_beginning(
+        &self,
+        trainer: &Trainer,
+        pictures: &BTreeMap<String, String>,
+    ) -> Result<()> {
         if self.processes.size() == 1 {
             return Ok(());
         }
         let mut hasher = DefaultHasher::new();
-        data.files().for_each(|file| file.hash(&mut hasher));
-        let (run, files) = (trainer.digest()?.to_le_bytes(), hasher.finish().to_le_bytes());
-        let all = self.processes.meet(&[run, files].concat())?;
+        pictures.hash(&mut hasher);
+        let (run, pictures) = (trainer.digest()?.to_le_bytes(), hasher.finish().to_le_bytes());
+        let all = self.processes.meet(&[run, pictures].concat())?;
         for (rank, other) in all.iter().enumerate() {
             let what = match (other[..8] == all[0][..8], other[8..] == all[0][8..]) {
                 (true, true) => continue,
-                (_, false) => "other pictures",
+                (_, false) => "other pictures or captions",
                 (false, true) => "other weights or another checkpoint",
             };
             let problem = format!("begins with {what} than process 0; all need the same folders");

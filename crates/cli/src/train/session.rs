@@ -63,6 +63,8 @@ pub(super) struct Session<'a> {
     pub(super) progress: &'a Progress,
     started: &'a Started,
     checkpoints: Checkpoints,
+    /// What its pictures are known by.
+    pictures: BTreeMap<String, String>,
     pub(super) parts: Parts,
 }
 
@@ -80,13 +82,15 @@ impl<'a> Session<'a> {
             // The average changes no step, and the first writes it; but a LoRA goes on from a word's.
             parts.trainer.ema = None;
         }
-        Ok(Self { arguments, progress, started, checkpoints, parts })
+        // Once, as a run does not look again at which pictures there are.
+        let pictures = parts.data.known_by();
+        Ok(Self { arguments, progress, started, checkpoints, pictures, parts })
     }
 
     /// Goes through the run, and writes what it has made.
     pub(super) fn run(&mut self, repository: Option<&Repository>) -> Result<()> {
         self.resume()?;
-        self.started.check_same_beginning(&self.parts.trainer, &self.parts.data)?;
+        self.started.check_same_beginning(&self.parts.trainer, &self.pictures)?;
         if self.started.is_first() {
             self.write_settings()?;
         }
@@ -118,6 +122,7 @@ impl<'a> Session<'a> {
         let mut settings: BTreeMap<String, String> =
             self.resolved()?.into_iter().map(|(name, value)| (name, value.to_string())).collect();
         settings.insert("recipe".to_string(), format!("{:?}", self.arguments.recipe));
+        settings.extend(self.pictures.clone());
         // Of all processes, as a step depends on nothing else of them: a run may go on with another number of them.
         let batch = self.arguments.steps.train_batch_size * self.started.processes.size();
         settings.insert("train_batch_size".to_string(), batch.to_string());
@@ -147,7 +152,10 @@ impl<'a> Session<'a> {
         };
         let shown = folder.display().to_string();
         let checkpoint = Checkpoint::read(&folder)?;
-        let position = self.parts.trainer.resume(&shown, checkpoint, &self.settings()?)?;
+        let mut settings = self.settings()?;
+        // Those of earlier versions do not say which pictures there were.
+        settings.retain(|name, _| !self.pictures.contains_key(name) || checkpoint.setting(name).is_some());
+        let position = self.parts.trainer.resume(&shown, checkpoint, &settings)?;
         if position != self.position() {
             terminal::note(&format!(
                 "warning: other batches had come before {shown} than come before it now; the run goes on, but not as one that never stopped"

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use candle_diffusers_training::Checkpoint;
+use candle_diffusers_training::{Checkpoint, Checkpoints};
 use serde_json::Value;
 
 use crate::program::{Workplace, copy_folder, shapes};
@@ -190,4 +190,44 @@ fn a_step_ends_where_its_epoch_does() {
     };
     assert_eq!([1, 2, 3, 4].map(place), [[0, 2], [1, 0], [1, 2], [2, 0]]);
     assert_eq!(checkpoints(&workplace, "out").len(), 4);
+}
+
+#[test]
+fn pictures_and_captions_that_have_changed_are_told() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    let fixed = ["--output_dir", "out", "--max_train_steps", "1"];
+    workplace.succeed([&LORA[..], &fixed].concat());
+    let go_on = || {
+        let more = ["--max_train_steps", "2", "--resume_from_checkpoint", "latest"];
+        workplace.run([&LORA[..], &fixed, &more].concat())
+    };
+    let refused = |culprits: &[&str]| {
+        let run = go_on();
+        assert_eq!(run.status, Some(1), "{}", run.stderr);
+        for culprit in culprits {
+            assert!(run.stderr.contains(culprit), "{culprit}: {}", run.stderr);
+        }
+    };
+    let [caption, picture] = ["data/0.txt", "data/1.png"].map(|name| workplace.path(name));
+    let [words, bytes] = [&caption, &picture].map(|file| fs::read(file).unwrap());
+    fs::write(&caption, "another shade").unwrap();
+    refused(&["checkpoint-1 was made with captions ", "; this run has captions "]);
+    fs::write(&caption, &words).unwrap();
+    // What stands behind a picture's end is no part of it.
+    fs::write(&picture, [&bytes[..], b"longer"].concat()).unwrap();
+    refused(&["checkpoint-1 was made with pictures 2 (", "; this run has pictures 2 ("]);
+    fs::write(&picture, &bytes).unwrap();
+    for (from, to) in [(&picture, "data/2.png"), (&caption, "data/2.txt")] {
+        fs::copy(from, workplace.path(to)).unwrap();
+    }
+    refused(&["pictures 2 (", "; this run has captions ", ", pictures 3 ("]);
+
+    // A checkpoint of an earlier version does not know.
+    let mut checkpoint = Checkpoint::read(&workplace.path("out/checkpoint-1")).unwrap();
+    checkpoint.fields.retain(|name, _| !["setting.pictures", "setting.captions"].contains(&name.as_str()));
+    assert!(checkpoint.setting("pictures").is_none() && checkpoint.setting("rank").is_some());
+    Checkpoints::new(workplace.path("out"), None).unwrap().write(1, &checkpoint, |_| Ok(())).unwrap();
+    let run = go_on();
+    assert_eq!(run.status, Some(0), "{}", run.stderr);
 }

@@ -5,6 +5,7 @@
 
 mod batches;
 mod buckets;
+mod digest;
 mod examples;
 mod loader;
 mod metadata;
