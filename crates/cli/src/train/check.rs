@@ -3,7 +3,7 @@
 use anyhow::{Result, bail, ensure};
 use candle_diffusers_pipelines::load_picture;
 
-use super::{MixedPrecision, OptimizerName, Recipe, TrainArguments};
+use super::{MixedPrecision, OptimizerName, Recipe, ReportTo, TrainArguments};
 
 /// Refuses flags that the recipe does not have, or that need others.
 pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
@@ -77,6 +77,10 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
     ensure!(
         arguments.steps.mixed_precision != MixedPrecision::Fp16,
         "--mixed-precision fp16: gradients are too small for float16 without loss scaling, which is not here; give bf16, which takes as much memory"
+    );
+    ensure!(
+        arguments.watch.report_to != ReportTo::Service,
+        "--report-to: nothing is sent to wandb or another service; give tensorboard, which writes files to --logging-dir, or look at log.jsonl in --output-dir"
     );
     check_pairs(arguments)?;
     let has_token = arguments.word.placeholder_token.is_some() || arguments.word.initializer_token.is_some();

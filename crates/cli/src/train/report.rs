@@ -28,7 +28,7 @@ impl Report {
         let mut log = File::create(&path).with_context(name)?;
         log.write_all(kept.as_bytes()).with_context(name)?;
         let events = match arguments.watch.report_to {
-            ReportTo::None => None,
+            ReportTo::None | ReportTo::Service => None,
             ReportTo::Tensorboard => {
                 Some(EventFile::create(&folder.join(&arguments.watch.logging_dir), step + 1)?)
             }

@@ -349,6 +349,15 @@ fn flags_of_guides_that_change_nothing_say_so() {
     let run = workplace.run([&fixed[..], &["--mixed_precision", "fp16"]].concat());
     assert_eq!(run.status, Some(1));
     assert!(run.stderr.contains("fp16") && run.stderr.contains("give bf16"), "{}", run.stderr);
+    for service in ["wandb", "comet_ml", "all"] {
+        let run = workplace.run([&fixed[..], &["--report_to", service]].concat());
+        assert_eq!(run.status, Some(1), "{}", run.stderr);
+        assert!(
+            run.stderr.contains("--report-to") && run.stderr.contains("give tensorboard"),
+            "{}",
+            run.stderr
+        );
+    }
 }
 
 #[test]

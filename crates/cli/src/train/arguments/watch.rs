@@ -61,4 +61,7 @@ impl WatchArguments {
 pub(crate) enum ReportTo {
     None,
     Tensorboard,
+    /// What guides say for services on the network; refused with a reason.
+    #[value(name = "wandb", aliases = ["comet_ml", "all"], hide = true)]
+    Service,
 }
