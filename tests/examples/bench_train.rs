@@ -85,6 +85,7 @@ fn main() -> Result<()> {
                 // The crops are random, so that nothing of the VAE can be kept.
                 key: None,
                 others: Vec::new(),
+                area: None,
             });
         }
         trainer.step(|generator| denoising.loss(&examples, generator))?;

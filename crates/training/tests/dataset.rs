@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_diffusers_training::dataset::{
-    Batch, BatchLoader, BatchOptions, BucketOptions, Buckets, Captions, Dataset, DatasetOptions, Flip,
-    Position, TransformOptions, has_captions,
+    Area, Batch, BatchLoader, BatchOptions, BucketOptions, Buckets, Captions, Dataset, DatasetOptions, Fit,
+    Flip, Position, TransformOptions, has_captions,
 };
 use image::{DynamicImage, ImageFormat, RgbImage};
 use tempfile::TempDir;
@@ -187,8 +187,14 @@ fn every_picture_comes_as_often_as_it_should() {
 
 #[test]
 fn a_run_goes_on_from_any_place_and_processes_share_batches() {
+    for fit in [Fit::Cover, Fit::RandomSize] {
+        goes_on_and_is_shared(fit);
+    }
+}
+
+fn goes_on_and_is_shared(fit: Fit) {
     let folder = folder(&["a.png", "b.png", "c.png", "d.png", "e.png"]);
-    let transform = TransformOptions { flip: Flip::AfterCrop, ..Default::default() };
+    let transform = TransformOptions { flip: Flip::AfterCrop, fit, ..Default::default() };
     let dataset =
         Dataset::open(folder.path(), DatasetOptions { transform, seed: 5, ..options(prompt()) }).unwrap();
     let dataset = Arc::new(dataset);
@@ -216,6 +222,46 @@ fn a_run_goes_on_from_any_place_and_processes_share_batches() {
     let other_seed =
         Dataset::open(folder.path(), DatasetOptions { transform, seed: 6, ..options(prompt()) }).unwrap();
     assert_ne!(other_seed.batch(Position::default(), &whole).unwrap(), batches[0]);
+}
+
+#[test]
+fn whole_pictures_come_at_any_size_with_words_for_it() {
+    let folder = folder(&["a.png"]);
+    let open = |fit| {
+        let transform = TransformOptions { fit, ..Default::default() };
+        Dataset::open(folder.path(), DatasetOptions { transform, ..options(prompt()) }).unwrap()
+    };
+    let dataset = open(Fit::RandomSize);
+    let (mut captions, mut larger) = (HashSet::new(), 0);
+    for epoch in 0..300 {
+        let batch = batch(&dataset, epoch);
+        let sample = &batch.samples[0];
+        let words = sample.caption.strip_suffix("a cat").unwrap();
+        captions.insert(words.to_string());
+        let Some(area) = sample.area else {
+            larger += 1;
+            assert!(["zoomed in ", "close up "].contains(&words), "{words}");
+            continue;
+        };
+        assert!(area.width == area.height && (5..=16).contains(&area.width), "{area:?}");
+        // Small is below 0.6 of the resolution.
+        assert_eq!(["a far away ", "very small "].contains(&words), area.width < 10, "{area:?}");
+        assert_eq!(words.is_empty(), area.width >= 10, "{area:?}");
+        let pixels = batch.pixel_values().unwrap().squeeze(0).unwrap().to_vec3::<f32>().unwrap();
+        for (x, y) in (0..16).flat_map(|x| (0..16).map(move |y| (x, y))) {
+            let is_shown = (area.left..area.left + area.width).contains(&x)
+                && (area.top..area.top + area.height).contains(&y);
+            // No value of a picture is exactly the middle.
+            assert_eq!(pixels[0][y as usize][x as usize] != 0.0, is_shown, "{x} {y} of {area:?}");
+        }
+    }
+    assert!(captions.len() == 5 && (70..=135).contains(&larger), "{captions:?}, {larger} of 300 are larger");
+
+    let whole = open(Fit::Whole);
+    assert!(whole.is_fixed() && !dataset.is_fixed());
+    let sample = batch(&whole, 0).samples.remove(0);
+    let all = Area { left: 0, top: 0, width: 16, height: 16 };
+    assert_eq!((sample.area, sample.caption.as_str()), (Some(all), "a cat"));
 }
 
 #[test]

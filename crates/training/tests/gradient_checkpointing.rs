@@ -26,8 +26,15 @@ fn loss(models: &StableDiffusionPipeline, gradient_checkpointing: bool) -> Tenso
     let pixel_values = numbers(&[3, 32, 32], 1).to_dtype(DType::F32).unwrap();
     let caption = "a cat".to_string();
     let (original_size, crop_top_left) = ((32, 32), (0, 0));
-    let example =
-        Example { pixel_values, caption, original_size, crop_top_left, key: None, others: Vec::new() };
+    let example = Example {
+        pixel_values,
+        caption,
+        original_size,
+        crop_top_left,
+        key: None,
+        others: Vec::new(),
+        area: None,
+    };
     let options = DenoisingOptions { gradient_checkpointing, ..Default::default() };
     Denoising::new(models, options).unwrap().loss(&[example], &mut TorchGenerator::new(3)).unwrap()
 }

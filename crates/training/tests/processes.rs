@@ -167,6 +167,7 @@ fn examples(batch: usize, parts: usize, share: BatchShare) -> Vec<Example> {
         crop_top_left: (0, 0),
         key: Some(place as u64),
         others: vec![other(place)],
+        area: None,
     };
     places.map(example).collect()
 }

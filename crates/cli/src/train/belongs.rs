@@ -9,7 +9,7 @@ use super::{Recipe, TrainArguments};
 /// Flags, which recipes have a use for them, and what those are.
 type Flags = (&'static [&'static str], fn(Recipe) -> bool, &'static str);
 
-const FLAGS: [Flags; 10] = [
+const FLAGS: [Flags; 11] = [
     (
         &[
             "rank",
@@ -30,6 +30,11 @@ const FLAGS: [Flags; 10] = [
         "recipes that write a LoRA; this one writes none",
     ),
     (&["modifier_token", "freeze_model"], |recipe| recipe == Recipe::CustomDiffusion, "custom-diffusion"),
+    (
+        &["noaug"],
+        |recipe| recipe == Recipe::CustomDiffusion,
+        "custom-diffusion; other recipes show no picture larger or smaller than the others",
+    ),
     (
         &["learnable_property", "num_vectors"],
         Recipe::has_token,

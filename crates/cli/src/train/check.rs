@@ -202,6 +202,10 @@ fn check_pictures(arguments: &TrainArguments) -> Result<()> {
         "--mask-temperature is for masks: give --mask-column or --use-mask-captioned-data"
     );
     ensure!(
+        !pictures.has_buckets() || arguments.recipe != Recipe::CustomDiffusion || arguments.thing.noaug,
+        "aspect-ratio buckets do not go with pictures that custom-diffusion shows larger and smaller at random: give --noaug"
+    );
+    ensure!(
         pictures.mask_temperature.is_finite() && pictures.mask_temperature >= 0.0,
         "--mask-temperature is {}, expected 0 or more",
         pictures.mask_temperature

@@ -11,7 +11,7 @@ use candle_diffusers_loaders::Repository;
 use candle_diffusers_pipelines::Filter;
 use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_training::dataset::{
-    Batch, BatchLoader, BatchOptions, Captions, Dataset, DatasetOptions, Flip, Position, Sample,
+    Batch, BatchLoader, BatchOptions, Captions, Dataset, DatasetOptions, Fit, Flip, Position, Sample,
     TransformOptions, has_captions,
 };
 use candle_diffusers_training::recipes::{Example, LearnableProperty};
@@ -62,6 +62,7 @@ impl Data {
             ..dataset_options(arguments, resolution)?
         };
         let own = DatasetOptions {
+            transform: TransformOptions { fit: fit(arguments), ..options.transform },
             picture_columns: other.into_iter().cloned().collect(),
             masks_beside: arguments.pictures.use_mask_captioned_data,
             ..options.clone()
@@ -266,6 +267,7 @@ fn examples(batch: &Batch, first_key: Option<u64>) -> Result<Vec<Example>> {
             crop_top_left: sample.crop_top_left,
             key: first_key.map(|first| key(first, sample)),
             others: others.iter().map(|others| Ok(others.get(index)?)).collect::<Result<_>>()?,
+            area: sample.area,
         })
     };
     batch.samples.iter().enumerate().map(example).collect()
@@ -343,7 +345,16 @@ fn transform(arguments: &TrainArguments, is_told_crops: bool) -> TransformOption
             (true, false) => Flip::AfterCrop,
             (true, true) => Flip::BeforeCrop,
         },
+        fit: Fit::Cover,
     }
+}
+
+/// How pictures of things fill what they are cut to. Custom Diffusion's script shows them whole, and those of the class as the other scripts do.
+fn fit(arguments: &TrainArguments) -> Fit {
+    if arguments.recipe != Recipe::CustomDiffusion || arguments.pictures.has_buckets() {
+        return Fit::Cover;
+    }
+    if arguments.thing.noaug { Fit::Whole } else { Fit::RandomSize }
 }
 
 /// As many pictures as are to be learned from.

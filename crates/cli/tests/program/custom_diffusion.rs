@@ -88,6 +88,10 @@ fn several_things_are_learned_and_painted() {
     train("all", &[&prior[..], &["--freeze_model", "crossattn"]].concat());
     let all = paint(&workplace, Some("all"));
     assert!(all != keys && all != before);
+
+    // Without pictures that come larger and smaller something else is learned.
+    train("alike", &[&prior[..], &["--noaug"]].concat());
+    assert!(files("alike") != whole);
 }
 
 #[test]
@@ -130,6 +134,7 @@ fn what_does_not_go_together_is_refused() {
         (&["--placeholder_token", "<a>"], &["--modifier-token"]),
         (&["--train_text_encoder"], &["--train-text-encoder"]),
         (&["--train_data_dir", "ring"], &["--train-data-dir"]),
+        (&["--use_aspect_ratio_buckets"], &["aspect-ratio buckets", "--noaug"]),
     ] {
         let run = workplace.run([&FIXED[..], &["--output_dir", "out"], flags].concat());
         assert_eq!((run.status, run.stderr.lines().count()), (Some(1), 1), "{}", run.stderr);

@@ -138,6 +138,7 @@ fn flags_that_do_not_go_together_are_refused() {
         (&["--validation_epochs", "0"], &["--validation-epochs is 0"]),
         (&["--modifier_token", "<a>"], &["--modifier-token", "custom-diffusion"]),
         (&["--freeze_model", "crossattn"], &["--freeze-model", "custom-diffusion"]),
+        (&["--noaug"], &["--noaug", "custom-diffusion"]),
         (&["--ddpm_num_steps", "10"], &["--ddpm-num-steps", "is for unconditional"]),
         (&["--learning_rate_ti", "1"], &["--learning-rate-ti", "pivotal-tuning", "--learning-rate"]),
         (&["--num_vectors", "2"], &["--num-vectors", "textual-inversion"]),

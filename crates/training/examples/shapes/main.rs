@@ -121,6 +121,7 @@ fn main() -> Result<()> {
                     crop_top_left: (0, 0),
                     key: Some(index as u64),
                     others: Vec::new(),
+                    area: None,
                 })
             })
             .collect::<Result<_>>()?;

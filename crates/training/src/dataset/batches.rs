@@ -84,13 +84,18 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// The pictures as a tensor (batch, 3, height, width) of float32 from -1 to 1, as a VAE encodes them.
+    /// The pictures as a tensor (batch, 3, height, width) of float32 from -1 to 1, as a VAE encodes them; 0 around those that are smaller.
     ///
     /// # Errors
     /// If a tensor operation fails.
     pub fn pixel_values(&self) -> Result<Tensor> {
         let pictures: Vec<RgbImage> = self.samples.iter().map(|sample| sample.picture.clone()).collect();
-        Ok(normalize(&from_pictures(&pictures)?)?)
+        let pixel_values = normalize(&from_pictures(&pictures)?)?;
+        if self.samples.iter().all(Sample::is_full) {
+            return Ok(pixel_values);
+        }
+        let shown = self.samples.iter().map(Sample::shown).collect::<Result<Vec<_>>>()?;
+        Ok(pixel_values.broadcast_mul(&Tensor::stack(&shown, 0)?)?)
     }
 
     /// The pictures of the picture column `column`, as [`pixel_values`](Self::pixel_values), but from 0 to 1.

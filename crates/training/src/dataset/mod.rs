@@ -7,6 +7,7 @@ mod batches;
 mod buckets;
 mod digest;
 mod examples;
+mod fit;
 mod loader;
 mod metadata;
 mod order;
@@ -17,6 +18,7 @@ mod warning;
 use std::path::Path;
 use std::sync::Arc;
 
+use candle_core::{Device, Tensor};
 use candle_diffusers_schedulers::TorchGenerator;
 use image::RgbImage;
 
@@ -28,6 +30,7 @@ use transform::resized;
 pub use batches::{Batch, BatchOptions, Position};
 pub use buckets::{BucketOptions, Buckets, bucket_sizes};
 pub use examples::{Captions, has_captions};
+pub use fit::{Area, Fit};
 pub use loader::{BatchLoader, Waiting};
 pub use transform::{Cut, Flip, TransformOptions};
 pub use warning::Warning;
@@ -104,12 +107,34 @@ pub struct Sample {
     pub original_size: (u32, u32),
     /// Where the crop begins in the resized picture: top and left.
     pub crop_top_left: (u32, u32),
+    /// Where the whole picture is ([`Fit::Whole`], [`Fit::RandomSize`]); none where a part of it is all that is seen.
+    pub area: Option<Area>,
 }
 
 impl Sample {
     /// Height and width of the picture.
     pub fn target_size(&self) -> (u32, u32) {
         (self.picture.height(), self.picture.width())
+    }
+
+    /// Whether the picture is all that there is, without a grey canvas around it.
+    fn is_full(&self) -> bool {
+        let (height, width) = self.target_size();
+        self.area.is_none_or(|area| (area.width, area.height) == (width, height))
+    }
+
+    /// 1 where the picture is and 0 around it, `(1, height, width)`.
+    fn shown(&self) -> Result<Tensor> {
+        let (height, width) = self.target_size();
+        let is_shown = |x: u32, y: u32| {
+            self.area.is_none_or(|area| {
+                (area.left..area.left + area.width).contains(&x)
+                    && (area.top..area.top + area.height).contains(&y)
+            })
+        };
+        let places = (0..height).flat_map(|y| (0..width).map(move |x| (x, y)));
+        let values: Vec<f32> = places.map(|(x, y)| if is_shown(x, y) { 1.0 } else { 0.0 }).collect();
+        Ok(Tensor::from_vec(values, (1, height as usize, width as usize), &Device::Cpu)?)
     }
 }
 
@@ -231,7 +256,7 @@ impl Dataset {
         self.examples.iter().map(|example| example.picture.as_path())
     }
 
-    /// All captions of the picture at `index`, of which one is chosen at random each time.
+    /// All captions of the picture at `index`, of which one is chosen at random each time; without words for its size ([`Fit::RandomSize`]).
     pub fn captions(&self, index: usize) -> &[String] {
         self.examples.get(index).map_or(&[], |example| example.captions.as_slice())
     }
@@ -251,11 +276,12 @@ impl Dataset {
     pub fn is_fixed(&self) -> bool {
         let transform = self.options.transform;
         let sizes = self.like.as_ref().map(|other| other.sizes());
+        let covers = transform.fit == Fit::Cover && transform.flip == Flip::Never;
         let has_no_room = |example: &Example| {
             let targets = sizes.as_deref().unwrap_or(std::slice::from_ref(&example.target));
             targets.iter().all(|&target| resized(example.size, target).is_ok_and(|size| size == target))
         };
-        transform.is_fixed() || (transform.flip == Flip::Never && self.examples.iter().all(has_no_room))
+        transform.is_fixed() || (covers && self.examples.iter().all(has_no_room))
     }
 
     /// Reads the picture at `index` and cuts it; what is random is drawn from `generator`.
@@ -283,29 +309,44 @@ impl Dataset {
         };
         let picture = read_picture(&example.picture)?;
         let (width, height) = picture.dimensions();
-        let cut = self.options.transform.choose([width, height], target, generator)?;
+        let transform = &self.options.transform;
+        let cut = transform.choose([width, height], target, generator)?;
         let others = example.others.iter().map(|path| cut.apply(&read_picture(path)?));
         let others = others.collect::<Result<_>>()?;
-        let caption = self.choose_caption(&example.captions, generator)?;
+        let whole = transform.fit != Fit::Cover;
+        let words = transform.fit.words(cut.resized[0], cut.target[0]);
+        let caption = self.choose_caption(&example.captions, words, generator)?;
         Ok(Sample {
             index,
             caption,
             picture: cut.apply(&picture)?,
             others,
             original_size: (height, width),
-            crop_top_left: (cut.top, cut.left),
+            crop_top_left: cut.crop_top_left(),
+            area: whole.then(|| cut.area()).flatten(),
         })
     }
 
-    fn choose_caption(&self, captions: &[String], generator: &mut TorchGenerator) -> Result<String> {
+    /// One of `captions`, behind one of `words` if there are any.
+    fn choose_caption(
+        &self,
+        captions: &[String],
+        words: &[&str],
+        generator: &mut TorchGenerator,
+    ) -> Result<String> {
         let dropout = self.options.caption_dropout;
         if dropout > 0.0 && f64::from(transform::uniform(generator)?) < dropout {
             return Ok(String::new());
         }
-        Ok(match captions {
-            [] => String::new(),
-            [caption] => caption.clone(),
-            captions => captions[transform::below(captions.len() as u32, generator)? as usize].clone(),
+        let mut one_of = |count: usize| transform::below(count as u32, generator);
+        let caption = match captions {
+            [] => return Ok(String::new()),
+            [caption] => caption,
+            captions => &captions[one_of(captions.len())? as usize],
+        };
+        Ok(match words {
+            [] => caption.clone(),
+            words => format!("{}{caption}", words[one_of(words.len())? as usize]),
         })
     }
 }

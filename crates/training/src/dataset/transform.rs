@@ -3,9 +3,10 @@
 use candle_core::{DType, Device};
 use candle_diffusers_pipelines::{Filter, resize_with};
 use candle_diffusers_schedulers::TorchGenerator;
-use image::RgbImage;
-use image::imageops::{crop_imm, flip_horizontal};
+use image::imageops::{crop_imm, flip_horizontal, replace};
+use image::{Rgb, RgbImage};
 
+use super::fit::{Area, Fit};
 use crate::error::{Error, Result};
 
 /// Whether pictures are mirrored, one in two.
@@ -29,11 +30,13 @@ pub struct TransformOptions {
     pub center_crop: bool,
     /// Whether they are mirrored.
     pub flip: Flip,
+    /// How they fill what they are cut to; whole ones are never cropped, but where they are larger.
+    pub fit: Fit,
 }
 
 impl Default for TransformOptions {
     fn default() -> Self {
-        Self { filter: Filter::Bilinear, center_crop: false, flip: Flip::Never }
+        Self { filter: Filter::Bilinear, center_crop: false, flip: Flip::Never, fit: Fit::Cover }
     }
 }
 
@@ -42,9 +45,9 @@ impl Default for TransformOptions {
 pub struct Cut {
     /// Width and height after resizing.
     pub resized: [u32; 2],
-    /// Where the crop begins, from the left of the resized (and, before the crop, mirrored) picture.
+    /// Where the crop begins, from the left of the resized (and, before the crop, mirrored) picture; where that is smaller than the target, where on it it is put.
     pub left: u32,
-    /// Where it begins, from the top.
+    /// The same from the top.
     pub top: u32,
     /// Width and height of the crop.
     pub target: [u32; 2],
@@ -57,7 +60,12 @@ pub struct Cut {
 impl TransformOptions {
     /// Whether any picture is cut alike each time.
     pub fn is_fixed(&self) -> bool {
-        self.center_crop && self.flip == Flip::Never
+        let is_placed_alike = match self.fit {
+            Fit::Cover => self.center_crop,
+            Fit::Whole => true,
+            Fit::RandomSize => false,
+        };
+        is_placed_alike && self.flip == Flip::Never
     }
 
     /// Chooses a cut for a picture of `size` (width and height) by torch's random numbers, in the order of the scripts.
@@ -66,6 +74,9 @@ impl TransformOptions {
     /// If a side is 0 or the picture is so long and thin that it cannot be resized.
     pub fn choose(&self, size: [u32; 2], target: [u32; 2], generator: &mut TorchGenerator) -> Result<Cut> {
         let resized = resized(size, target)?;
+        if self.fit != Fit::Cover {
+            return self.choose_whole(target, generator);
+        }
         let flips_first = self.flip == Flip::BeforeCrop && one_in_two(generator)?;
         let room = [resized[0] - target[0], resized[1] - target[1]];
         let (left, top) = if self.center_crop {
@@ -80,10 +91,23 @@ impl TransformOptions {
         let flip = if flips_first || flips_last { self.flip } else { Flip::Never };
         Ok(Cut { resized, left, top, target, flip, filter: self.filter })
     }
+
+    /// A whole picture of some size, in the order of Custom Diffusion's script: mirrored, then how large, then where.
+    fn choose_whole(&self, target: [u32; 2], generator: &mut TorchGenerator) -> Result<Cut> {
+        let flips = self.flip != Flip::Never && one_in_two(generator)?;
+        let resized = self.fit.size(target, generator)?;
+        let top = below(resized[1].abs_diff(target[1]) + 1, generator)?;
+        let left = below(resized[0].abs_diff(target[0]) + 1, generator)?;
+        let flip = if flips { Flip::BeforeCrop } else { Flip::Never };
+        Ok(Cut { resized, left, top, target, flip, filter: self.filter })
+    }
 }
 
+/// What is around a picture that is smaller than the target; where it is trained on, exactly the middle between black and white.
+const GREY: Rgb<u8> = Rgb([128; 3]);
+
 impl Cut {
-    /// Resizes, mirrors and crops.
+    /// Resizes, mirrors, and crops or puts on a grey canvas.
     ///
     /// # Errors
     /// If the picture has a side of 0.
@@ -97,8 +121,29 @@ impl Cut {
         if self.flip == Flip::BeforeCrop {
             resized = flip_horizontal(&resized);
         }
+        if self.is_smaller() {
+            let mut canvas = RgbImage::from_pixel(self.target[0], self.target[1], GREY);
+            replace(&mut canvas, &resized, i64::from(self.left), i64::from(self.top));
+            return Ok(canvas);
+        }
         let cropped = crop_imm(&resized, self.left, self.top, self.target[0], self.target[1]).to_image();
         Ok(if self.flip == Flip::AfterCrop { flip_horizontal(&cropped) } else { cropped })
+    }
+
+    /// Where the crop begins in the resized picture: top and left.
+    pub(super) fn crop_top_left(&self) -> (u32, u32) {
+        if self.is_smaller() { (0, 0) } else { (self.top, self.left) }
+    }
+
+    /// Where all of the picture is, if all of it is on the target.
+    pub(super) fn area(&self) -> Option<Area> {
+        let [width, height] = self.resized;
+        let has_all = width <= self.target[0] && height <= self.target[1];
+        has_all.then_some(Area { left: self.left, top: self.top, width, height })
+    }
+
+    fn is_smaller(&self) -> bool {
+        self.resized[0] < self.target[0] || self.resized[1] < self.target[1]
     }
 }
 

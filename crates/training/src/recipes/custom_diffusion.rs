@@ -10,6 +10,7 @@ use candle_diffusers_kernels::linear;
 use candle_diffusers_models::layers::{Layer, LayerAdapter, Layers};
 use candle_diffusers_pipelines::StableDiffusionPipeline;
 
+use super::area_mask::area_masks;
 use super::{Denoising, DenoisingOptions, Example, TextualInversionOptions, TrainedToken};
 use crate::checkpoint::save_tensors;
 use crate::error::{Error, Result};
@@ -193,10 +194,11 @@ fn on_cpu(var: &Var) -> Result<Tensor> {
 }
 
 /// What computes losses: those of [`Denoising`], except that the squared differences are summed over the latents' channels, as in the script; those of the
-/// class's pictures are not.
+/// class's pictures are not. Of pictures with an [area](Example::area) only what is within it counts, and as much as a whole picture.
 pub struct CustomDiffusionDenoising<'a> {
     denoising: Denoising<'a>,
     channels: f64,
+    has_class: bool,
 }
 
 impl<'a> CustomDiffusionDenoising<'a> {
@@ -204,9 +206,10 @@ impl<'a> CustomDiffusionDenoising<'a> {
     /// Those of [`Denoising::new`].
     pub fn new(models: &'a StableDiffusionPipeline, options: DenoisingOptions) -> Result<Self> {
         let channels = models.unet.config().out_channels as f64;
+        let has_class = options.prior_loss_weight.is_some();
         let prior_loss_weight = options.prior_loss_weight.map(|weight| weight / channels);
         let denoising = Denoising::new(models, DenoisingOptions { prior_loss_weight, ..options })?;
-        Ok(Self { denoising, channels })
+        Ok(Self { denoising, channels, has_class })
     }
 
     /// The loss of a batch.
@@ -214,7 +217,14 @@ impl<'a> CustomDiffusionDenoising<'a> {
     /// # Errors
     /// Those of [`Denoising::loss`].
     pub fn loss(&self, examples: &[Example], generator: &mut dyn RandomSource) -> Result<Tensor> {
-        Ok((self.denoising.loss(examples, generator)? * self.channels)?)
+        let own = if self.has_class { &examples[..examples.len() / 2] } else { examples };
+        if own.iter().all(|example| example.area.is_none()) {
+            return Ok((self.denoising.loss(examples, generator)? * self.channels)?);
+        }
+        let (prediction, noised) = self.denoising.predict(examples, generator)?;
+        let (_, _, height, width) = prediction.dims4()?;
+        let masks = area_masks(own, height, width)?;
+        Ok((self.denoising.compare_areas(&prediction, &noised, &masks)? * self.channels)?)
     }
 }
 

@@ -12,7 +12,9 @@ use candle_diffusers_pipelines::{
 use candle_diffusers_schedulers::{Scheduler, scheduler_from_other};
 
 use super::Encoded;
+use super::area_mask::area_weights;
 use super::inpainting::{masked_picture, random_masks};
+use crate::dataset::Area;
 use crate::error::{Error, Result};
 use crate::loss::{LossOptions, loss};
 use crate::loss_mask::loss_mask_of_share;
@@ -60,6 +62,8 @@ pub struct Example {
     pub key: Option<u64>,
     /// More pictures that belong to it, `(3, height, width)`, from 0 to 1: its mask, what a ControlNet sees, or what an edit began with.
     pub others: Vec<Tensor>,
+    /// Where the whole picture is, if it is smaller than `pixel_values` or its edges are not to count: Custom Diffusion learns from what is within alone.
+    pub area: Option<Area>,
 }
 
 /// What computes losses.
@@ -150,6 +154,18 @@ impl<'a> Denoising<'a> {
         mask: Option<(&Tensor, f64)>,
         generator: &mut dyn RandomSource,
     ) -> Result<Tensor> {
+        let (prediction, noised) = self.predict(examples, generator)?;
+        let mask =
+            mask.map(|(mask, temperature)| self.mask_weights(&prediction, mask, temperature, generator));
+        self.compare(&prediction, &noised, mask.transpose()?.as_ref())
+    }
+
+    /// What the UNet predicts of a batch, and what was done to the batch. Random numbers are drawn in the order of [`loss`](Self::loss).
+    pub(super) fn predict(
+        &self,
+        examples: &[Example],
+        generator: &mut dyn RandomSource,
+    ) -> Result<(Tensor, Noised)> {
         let masks = self.paints_into.then(|| random_masks(examples, generator)).transpose()?;
         let latents = self.latents(examples, generator)?;
         let seen = masks.map(|masks| self.seen_besides(examples, &masks, generator)).transpose()?;
@@ -161,9 +177,7 @@ impl<'a> Denoising<'a> {
         };
         let unet = &self.models.unet;
         let prediction = unet.forward(&input, &noised.timesteps, &told.text.prompt, told.conditions())?;
-        let mask =
-            mask.map(|(mask, temperature)| self.mask_weights(&prediction, mask, temperature, generator));
-        self.compare(&prediction, &noised, mask.transpose()?.as_ref())
+        Ok((prediction, noised))
     }
 
     /// How much each place of what was predicted counts.
@@ -220,13 +234,41 @@ impl<'a> Denoising<'a> {
         noised: &Noised,
         mask: Option<&Tensor>,
     ) -> Result<Tensor> {
-        let Self { scheduler, options, .. } = self;
+        let weights = self.weights(noised)?;
+        self.weighed_loss(prediction, noised, weights.as_ref(), mask)
+    }
+
+    /// The same where of each picture but those of the class only the latents count at which `masks` is 1; it is 0 elsewhere. `(batch, 1, height, width)` of latents.
+    pub(super) fn compare_areas(
+        &self,
+        prediction: &Tensor,
+        noised: &Noised,
+        masks: &Tensor,
+    ) -> Result<Tensor> {
+        let areas = area_weights(masks)?;
+        let weights = match self.weights(noised)? {
+            Some(weights) => (weights.narrow(0, 0, areas.dims1()?)? * areas)?,
+            None => areas,
+        };
+        self.weighed_loss(prediction, noised, Some(&weights), Some(masks))
+    }
+
+    /// How much the timestep of each picture counts; none where all count the same.
+    fn weights(&self, noised: &Noised) -> Result<Option<Tensor>> {
+        loss_weights(self.scheduler.as_ref(), &noised.timesteps, self.options.weighting)
+    }
+
+    fn weighed_loss(
+        &self,
+        prediction: &Tensor,
+        noised: &Noised,
+        weights: Option<&Tensor>,
+        mask: Option<&Tensor>,
+    ) -> Result<Tensor> {
         let Noised { latents, noise, timesteps, .. } = noised;
-        let target = training_target(scheduler.as_ref(), latents, noise, timesteps)?;
-        let weights = loss_weights(scheduler.as_ref(), timesteps, options.weighting)?;
-        let prior_loss_weight = options.prior_loss_weight;
-        let loss_options = LossOptions { weights: weights.as_ref(), mask, prior_loss_weight };
-        loss(&prediction.to_dtype(DType::F32)?, &target.to_dtype(DType::F32)?, &loss_options)
+        let target = training_target(self.scheduler.as_ref(), latents, noise, timesteps)?;
+        let options = LossOptions { weights, mask, prior_loss_weight: self.options.prior_loss_weight };
+        loss(&prediction.to_dtype(DType::F32)?, &target.to_dtype(DType::F32)?, &options)
     }
 
     /// One draw from what the VAE makes of each picture.

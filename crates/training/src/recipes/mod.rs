@@ -1,5 +1,6 @@
 //! What is taught, and how: each recipe is the loss of a batch, over the parts that all share.
 
+mod area_mask;
 mod controlnet;
 mod custom_diffusion;
 mod denoising;

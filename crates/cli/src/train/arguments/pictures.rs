@@ -81,6 +81,10 @@ impl PictureArguments {
     pub(crate) fn has_masks(&self) -> bool {
         self.mask_column.is_some() || self.use_mask_captioned_data
     }
+
+    pub(crate) fn has_buckets(&self) -> bool {
+        self.use_aspect_ratio_buckets || self.aspect_ratio_buckets.is_some()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]

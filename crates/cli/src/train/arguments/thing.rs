@@ -35,4 +35,7 @@ pub(crate) struct ThingArguments {
     /// How much the pictures of the class count
     #[arg(long, value_name = "X", default_value_t = 1.0, help_heading = PICTURES)]
     pub(crate) prior_loss_weight: f64,
+    /// Custom Diffusion: show each picture of a thing as large as the others; otherwise it is smaller at times, somewhere on a grey canvas, or larger, and its caption says so
+    #[arg(long, help_heading = PICTURES)]
+    pub(crate) noaug: bool,
 }

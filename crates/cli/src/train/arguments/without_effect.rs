@@ -20,8 +20,6 @@ pub(crate) struct WithoutEffect {
     #[arg(long, hide = true)]
     offload_ema: bool,
     #[arg(long, hide = true)]
-    noaug: bool,
-    #[arg(long, hide = true)]
     pre_compute_text_embeddings: bool,
     #[arg(long, hide = true)]
     push_to_hub: bool,
@@ -64,7 +62,6 @@ impl WithoutEffect {
             (self.set_grads_to_none, "--set-grads-to-none", "gradients are never kept"),
             (self.foreach_ema, "--foreach-ema", "it is for GPUs"),
             (self.offload_ema, "--offload-ema", "it is for GPUs"),
-            (self.noaug, "--noaug", "pictures are never enlarged or made smaller at random"),
             (
                 self.pre_compute_text_embeddings,
                 "--pre-compute-text-embeddings",

@@ -24,6 +24,7 @@ fn example(fixture: &Fixture, index: usize, caption: &str) -> Example {
         crop_top_left: (3, 2),
         key: Some(index as u64),
         others: vec![fixture.get("conditions").get(index).unwrap()],
+        area: None,
     }
 }
 

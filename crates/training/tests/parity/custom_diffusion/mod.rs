@@ -9,8 +9,9 @@ use candle_diffusers_pipelines::{
 };
 use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_test_support::{Fixture, assert_close, values};
+use candle_diffusers_training::dataset::Area;
 use candle_diffusers_training::recipes::{
-    CustomDiffusion, CustomDiffusionDenoising, DenoisingOptions, Example, TextualInversionOptions,
+    CustomDiffusion, CustomDiffusionDenoising, Denoising, DenoisingOptions, Example, TextualInversionOptions,
     TrainedProjections,
 };
 use candle_diffusers_training::{
@@ -105,6 +106,7 @@ fn losses_and_weights_are_those_of_the_reference() {
                             crop_top_left: (0, 0),
                             key: None,
                             others: Vec::new(),
+                            area: None,
                         }
                     };
                     let examples: Vec<Example> = (0..size).map(example).collect();
@@ -157,4 +159,38 @@ fn words_that_do_not_fit_leave_the_models_as_they_were() {
     CustomDiffusion::attach(&mut models, &words[..1], TrainedProjections::All).unwrap();
     // Variables that have not moved compute what the weights do.
     assert!(farthest(&paint(&mut models, "a star"), &before) < 1e-4);
+}
+
+/// The loss of a mask of zeros and ones is the mean over what counts, whatever the pictures' share of it.
+#[test]
+fn pictures_with_an_area_count_as_much_as_whole_ones() {
+    let models = models();
+    let fixture = Fixture::open(format!("{FOLDER}/custom_diffusion.safetensors"));
+    let area = Area { left: 4, top: 0, width: 20, height: 20 };
+    let example = |area: Option<Area>| Example {
+        pixel_values: fixture.get("pictures").get(0).unwrap(),
+        caption: "a small star".to_string(),
+        original_size: (32, 32),
+        crop_top_left: (0, 0),
+        key: None,
+        others: Vec::new(),
+        area,
+    };
+    let custom = CustomDiffusionDenoising::new(&models, DenoisingOptions::default()).unwrap();
+    let loss = |area: Option<Area>| {
+        let loss = custom.loss(&[example(area)], &mut TorchGenerator::new(3)).unwrap();
+        f64::from(loss.to_scalar::<f32>().unwrap())
+    };
+    // A latent is 4 pixels wide: of columns 1 to 5 and rows 0 to 4 those but the first and the last of each count, 3 by 3 of 8 by 8.
+    let counts = |x: usize, y: usize| (8..20).contains(&x) && (4..16).contains(&y);
+    let mask: Vec<f32> = (0..32 * 32).map(|i| if counts(i % 32, i / 32) { 1.0 } else { 0.0 }).collect();
+    let mask = Tensor::from_vec(mask, (1, 1, 32, 32), &Device::Cpu).unwrap();
+    let denoising = Denoising::new(&models, DenoisingOptions::default()).unwrap();
+    // At this temperature nothing is left of what is black.
+    let masked = denoising.masked_loss(&[example(None)], &mask, 20.0, &mut TorchGenerator::new(3)).unwrap();
+    let masked = f64::from(masked.to_scalar::<f32>().unwrap());
+    let channels = models.unet.config().out_channels as f64;
+    let expected = masked * channels * 64.0 / 9.0;
+    assert!((loss(Some(area)) / expected - 1.0).abs() < 1e-5, "{} and {expected}", loss(Some(area)));
+    assert!((loss(None) / expected - 1.0).abs() > 1e-3, "the area makes a difference");
 }

@@ -39,6 +39,7 @@ fn losses_and_weights_are_those_of_the_reference() {
                 crop_top_left: (0, 0),
                 key: Some(index as u64),
                 others: Vec::new(),
+                area: None,
             };
             let examples: Vec<Example> = reference.batch(batch).into_iter().map(example).collect();
             denoising.loss(&examples, generator)

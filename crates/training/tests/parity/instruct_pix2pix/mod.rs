@@ -68,6 +68,7 @@ fn losses_and_weights_are_those_of_the_reference() {
                 crop_top_left: (0, 0),
                 key: Some(index as u64),
                 others: vec![reference.fixture.get("originals").get(index).unwrap()],
+                area: None,
             };
             reference.batch(batch).into_iter().map(example).collect()
         };

@@ -38,6 +38,7 @@ fn losses_and_weights_are_those_of_the_reference() {
         crop_top_left: (0, 0),
         key: None,
         others: Vec::new(),
+        area: None,
     };
     let examples: Vec<Example> = ["a star", "circle"].into_iter().enumerate().map(example).collect();
     let mask = fixture.get("mask");

@@ -28,6 +28,7 @@ fn pictures_are_those_of_torchvision() {
                 },
                 center_crop: case["center_crop"].as_bool().unwrap(),
                 flip: if case["flip"].as_bool().unwrap() { Flip::AfterCrop } else { Flip::Never },
+                ..Default::default()
             };
             let mut generator = TorchGenerator::new(index as u64);
             for turn in 0..2 {

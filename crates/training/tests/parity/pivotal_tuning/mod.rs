@@ -28,6 +28,7 @@ fn check(reference: &Reference, name: &str, models: &StableDiffusionPipeline, pa
             crop_top_left: (0, 0),
             key: Some(index as u64),
             others: Vec::new(),
+            area: None,
         };
         let examples: Vec<Example> = reference.batch(batch).into_iter().map(example).collect();
         denoising.loss(&examples, generator)

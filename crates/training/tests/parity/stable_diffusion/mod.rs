@@ -122,6 +122,7 @@ fn examples(fixture: &Fixture, captions: &[String], batch: usize, size: usize) -
                 crop_top_left: [(0, 8), (5, 0)][i % 2],
                 key: Some(index as u64),
                 others: Vec::new(),
+                area: None,
             }
         })
         .collect()

@@ -65,6 +65,7 @@ fn examples(pictures: &Tensor, captions: &[String], batch: usize, size: usize) -
             crop_top_left: (0, 0),
             key: None,
             others: Vec::new(),
+            area: None,
         }
     };
     (0..size).map(example).collect()
