@@ -12,6 +12,10 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
         arguments.pictures.dataset_name.is_none(),
         "--dataset-name: data sets are not fetched; save its pictures in a folder, with metadata.jsonl, and give that as --train-data-dir"
     );
+    ensure!(
+        !arguments.thing.real_prior,
+        "--real-prior: pictures of the class are not fetched; save real ones in the folder of --class-data-dir, with their captions (metadata.jsonl, or cat.txt beside cat.png), give their number as --num-class-images, and leave --real-prior out"
+    );
     check_numbers(arguments)?;
     if recipe.has_things() {
         ensure!(

@@ -135,6 +135,10 @@ fn what_does_not_go_together_is_refused() {
         (&["--train_text_encoder"], &["--train-text-encoder"]),
         (&["--train_data_dir", "ring"], &["--train-data-dir"]),
         (&["--use_aspect_ratio_buckets"], &["aspect-ratio buckets", "--noaug"]),
+        (
+            &["--real_prior", "--with_prior_preservation"],
+            &["--real-prior", "not fetched", "--class-data-dir", "--num-class-images"],
+        ),
     ] {
         let run = workplace.run([&FIXED[..], &["--output_dir", "out"], flags].concat());
         assert_eq!((run.status, run.stderr.lines().count()), (Some(1), 1), "{}", run.stderr);

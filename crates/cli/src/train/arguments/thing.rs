@@ -38,4 +38,8 @@ pub(crate) struct ThingArguments {
     /// Custom Diffusion: show each picture of a thing as large as the others; otherwise it is smaller at times, somewhere on a grey canvas, or larger, and its caption says so
     #[arg(long, help_heading = PICTURES)]
     pub(crate) noaug: bool,
+    /// What guides for real pictures of the class say; refused with a reason.
+    #[arg(long, hide = true)]
+    #[serde(skip)]
+    pub(crate) real_prior: bool,
 }
