@@ -16,6 +16,7 @@ mod parameters;
 mod processes;
 mod random_init;
 pub mod recipes;
+mod row_length;
 mod targets;
 mod trainer;
 mod values;

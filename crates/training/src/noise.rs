@@ -63,3 +63,39 @@ pub fn draw_timesteps(
     let timesteps = generator.randint(0, high, &[batch], &Device::Cpu)?.to_vec1::<i64>()?;
     Ok(timesteps.into_iter().map(|timestep| timestep as f64).collect())
 }
+
+/// How many of the timesteps are drawn from where only a share of them is, from the first: `int(num_train_timesteps * t_mutliplier)` in `loss_step` of cloneofsimo's
+/// `lora_diffusion/cli_lora_pti.py`.
+///
+/// # Errors
+/// If the share is more than 1 or leaves no timestep.
+pub(crate) fn drawn_timesteps(num_train_timesteps: usize, share: Option<f64>) -> Result<usize> {
+    let Some(share) = share else { return Ok(num_train_timesteps) };
+    let drawn = (num_train_timesteps as f64 * share) as usize;
+    if (1..=num_train_timesteps).contains(&drawn) {
+        return Ok(drawn);
+    }
+    let expected = format!("at most 1, and enough for one of {num_train_timesteps} timesteps");
+    Err(Error::Field { field: "t_multiplier", found: share.to_string(), expected })
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_diffusers_schedulers::TorchGenerator;
+
+    use super::*;
+
+    #[test]
+    fn a_share_of_the_timesteps_is_drawn_from() {
+        let drawn = |share| drawn_timesteps(1000, share);
+        let found = [None, Some(1.0), Some(0.8), Some(0.0015)].map(|share| drawn(share).unwrap());
+        assert_eq!(found, [1000, 1000, 800, 1]);
+        for wrong in [0.0, 0.0009, -0.5, 1.1, f64::NAN] {
+            let error = drawn(Some(wrong)).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("t_multiplier is {wrong}; expected at most 1")), "{error}");
+        }
+        let timesteps = draw_timesteps(2000, 800, &mut TorchGenerator::new(0)).unwrap();
+        assert!(timesteps.iter().all(|timestep| *timestep < 800.0));
+        assert!(timesteps.iter().any(|timestep| *timestep > 780.0));
+    }
+}

@@ -266,7 +266,11 @@ fn train(taught: Taught, processes: Rc<dyn Processes>) -> (Vec<f64>, Vec<Vec<f64
         _ => (Box::new(AdamW::new(AdamWConfig::default()).unwrap()), 1e-3),
     };
     let groups = vec![ParameterGroup { parameters: trained, learning_rate, weight_decay: 1e-2 }];
-    let options = TrainerOptions { gradient_accumulation_steps: ACCUMULATION, max_grad_norm: Some(0.5) };
+    let options = TrainerOptions {
+        gradient_accumulation_steps: ACCUMULATION,
+        max_grad_norm: Some(0.5),
+        ..Default::default()
+    };
     let schedule = LrSchedule::new(LrScheduleName::Constant, Default::default()).unwrap();
     let mut trainer = Trainer::new(groups, optimizer, schedule, None, options, generator).unwrap();
     trainer.share_batches(processes, taught.parts());

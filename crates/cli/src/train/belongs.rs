@@ -9,7 +9,7 @@ use super::{Recipe, TrainArguments};
 /// Flags, which recipes have a use for them, and what those are.
 type Flags = (&'static [&'static str], fn(Recipe) -> bool, &'static str);
 
-const FLAGS: [Flags; 11] = [
+const FLAGS: [Flags; 12] = [
     (
         &[
             "rank",
@@ -50,6 +50,20 @@ const FLAGS: [Flags; 11] = [
         &["max_train_steps_ti", "learning_rate_ti"],
         |recipe| recipe == Recipe::PivotalTuning,
         "pivotal-tuning; other recipes have --max-train-steps and --learning-rate",
+    ),
+    (
+        &[
+            "clip_ti_decay",
+            "weight_decay_ti",
+            "weight_decay_lora",
+            "t_multiplier",
+            "lr_scheduler_lora",
+            "lr_warmup_steps_lora",
+            "continue_inversion",
+            "continue_inversion_lr",
+        ],
+        |recipe| recipe == Recipe::PivotalTuning,
+        "pivotal-tuning, which learns a word and then a LoRA",
     ),
     (
         &["controlnet_model_name_or_path", "conditioning_image_column"],

@@ -136,11 +136,13 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
         optimizer.optimizer == OptimizerName::Sgd || optimizer.momentum == 0.0,
         "--momentum is for --optimizer sgd; AdamW has --adam-beta1"
     );
-    let is_piecewise = arguments.steps.lr_scheduler == "piecewise_constant";
+    let is_piecewise = [arguments.steps.lr_scheduler.as_str(), arguments.lr_scheduler_lora()]
+        .contains(&"piecewise_constant");
     ensure!(
         is_piecewise == arguments.steps.lr_step_rules.is_some(),
         "--lr-step-rules and --lr-scheduler piecewise_constant belong together; give both"
     );
+    check_lora_after_word(arguments)?;
     check_pictures(arguments)?;
     ensure!(arguments.watch.checkpointing_steps > 0, "--checkpointing-steps is 0, expected 1 or more");
     ensure!(arguments.watch.validation_steps != Some(0), "--validation-steps is 0, expected 1 or more");
@@ -188,6 +190,19 @@ fn check_pairs(arguments: &TrainArguments) -> Result<()> {
             (0.0..=1.0 / 3.0).contains(&share),
             "--conditioning-dropout-prob is {share}, expected 0 to a third: so much is left out three times"
         );
+    }
+    Ok(())
+}
+
+/// What would else be told after a word has been learned.
+fn check_lora_after_word(arguments: &TrainArguments) -> Result<()> {
+    let pivotal = &arguments.pivotal;
+    let flags = [
+        ("--weight-decay-lora", pivotal.weight_decay_lora),
+        ("--continue-inversion-lr", pivotal.continue_inversion_lr),
+    ];
+    for (flag, value) in flags.iter().filter_map(|(flag, value)| Some((flag, (*value)?))) {
+        ensure!(value.is_finite() && value >= 0.0, "{flag} is {value}, expected 0 or more");
     }
     Ok(())
 }

@@ -17,6 +17,7 @@ mod model;
 mod noise_schedule;
 mod pace;
 mod painting;
+mod pivotal;
 mod processes;
 mod report;
 mod result;
@@ -53,6 +54,7 @@ fn run_recipe(arguments: &TrainArguments, progress: &Progress, started: &Started
     arguments.without_effect.tell();
     // Small things first: what is wrong with them is told before a model is loaded.
     arguments.steps.lr_scheduler.parse::<LrScheduleName>()?;
+    arguments.lr_scheduler_lora().parse::<LrScheduleName>()?;
     match arguments.recipe {
         Recipe::CustomDiffusion => custom_diffusion::run(arguments, progress, started),
         Recipe::Unconditional => unconditional::run(arguments, progress, started),

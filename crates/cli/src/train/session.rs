@@ -127,7 +127,11 @@ impl<'a> Session<'a> {
         let batch = self.arguments.steps.train_batch_size * self.started.processes.size();
         settings.insert("train_batch_size".to_string(), batch.to_string());
         // A run may be made longer where its learning rate does not depend on how long it is.
-        if self.arguments.steps.lr_scheduler.starts_with("constant") {
+        let schedule = match self.parts.stage {
+            Stage::Word => self.arguments.steps.lr_scheduler.as_str(),
+            Stage::Only | Stage::Lora => self.arguments.lr_scheduler_lora(),
+        };
+        if schedule.starts_with("constant") {
             settings.remove("max_train_steps");
             settings.remove("num_train_epochs");
         }

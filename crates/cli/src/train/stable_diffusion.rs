@@ -4,7 +4,7 @@ use anyhow::Result;
 use candle_diffusers_pipelines::Task;
 use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_training::Checkpoints;
-use candle_diffusers_training::recipes::DenoisingOptions;
+use candle_diffusers_training::recipes::{Denoising, DenoisingOptions};
 
 use super::data::Data;
 use super::processes::Started;
@@ -12,7 +12,7 @@ use super::session::{Learned, Parts, Session, Stage, WORD_FOLDER};
 use super::taught::Taught;
 use super::trained::{attach_token, check_trained, choose_trained, denoising_options, group};
 use super::trainer::{check_trainer, new_trainer};
-use super::{Recipe, TrainArguments, class_pictures, concepts, model};
+use super::{Recipe, TrainArguments, class_pictures, concepts, model, pivotal};
 use crate::progress::Progress;
 
 pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Started) -> Result<()> {
@@ -36,7 +36,10 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     if arguments.recipe == Recipe::PivotalTuning
         && let Some(learned) = token.take()
     {
-        let groups = vec![group(arguments, started, learned.parameters(), arguments.steps.learning_rate_ti)];
+        // What a LoRA cannot be learned by is told before the word is learned.
+        let t_multiplier = Some(arguments.pivotal.t_multiplier);
+        drop(Denoising::new(&models, DenoisingOptions { t_multiplier, ..Default::default() })?);
+        let groups = vec![pivotal::word_group(arguments, started, &learned)];
         let max_steps = arguments.steps.max_train_steps_ti;
         let denoising =
             DenoisingOptions { train_text_encoder: true, ..denoising_options(arguments, &models)? };
@@ -59,11 +62,17 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
             let group = group(arguments, started, token.parameters(), arguments.learning_rate());
             (vec![group], Vec::new())
         }
-        _ => choose_trained(arguments, started, &repository, &mut models, &options, &mut generator)?,
+        _ => {
+            let (groups, loras) =
+                choose_trained(arguments, started, &repository, &mut models, &options, &mut generator)?;
+            (pivotal::lora_groups(arguments, started, groups, token.as_ref()), loras)
+        }
     };
     let max_steps = data.max_steps(arguments);
     let mut denoising = denoising_options(arguments, &models)?;
-    denoising.train_text_encoder |= arguments.recipe == Recipe::TextualInversion;
+    denoising.train_text_encoder |=
+        arguments.recipe == Recipe::TextualInversion || pivotal::learns_on(arguments);
+    denoising.t_multiplier = Some(arguments.pivotal.t_multiplier);
     let parts = Parts {
         folder: arguments.output_dir.clone(),
         taught: Taught::StableDiffusion(Box::new(models), denoising),

@@ -8,6 +8,7 @@ use candle_diffusers_training::{
     ParameterGroup, Sgd, SgdConfig, Trainer, TrainerOptions, parameters,
 };
 
+use super::pivotal::WORD_LENGTH;
 use super::processes::Started;
 use super::trained::group;
 use super::{OptimizerName, Recipe, TrainArguments};
@@ -34,10 +35,15 @@ pub(super) fn new_trainer(
     generator: TorchGenerator,
 ) -> Result<Trainer> {
     ensure!(max_steps > 0, "--max-train-steps is 0, expected 1 or more");
+    let is_word = parameters(&groups).all(|parameter| parameter.name.contains(".token_embedding."));
+    let (name, warmup) = match is_word {
+        true => (arguments.steps.lr_scheduler.as_str(), None),
+        false => (arguments.lr_scheduler_lora(), arguments.pivotal.lr_warmup_steps_lora),
+    };
     let schedule = LrSchedule::new(
-        arguments.steps.lr_scheduler.parse()?,
+        name.parse()?,
         LrScheduleOptions {
-            num_warmup_steps: arguments.steps.lr_warmup_steps,
+            num_warmup_steps: warmup.unwrap_or(arguments.steps.lr_warmup_steps),
             num_training_steps: max_steps as usize,
             num_cycles: arguments.steps.lr_num_cycles,
             power: arguments.steps.lr_power,
@@ -73,10 +79,10 @@ pub(super) fn new_trainer(
         _ => EmaConfig::default(),
     };
     let ema = arguments.use_ema.then(|| EmaModel::new(&groups, average)).transpose()?;
-    let is_word = parameters(&groups).all(|parameter| parameter.name.contains(".token_embedding."));
     let options = TrainerOptions {
         gradient_accumulation_steps: arguments.steps.gradient_accumulation_steps,
         max_grad_norm: (!is_word).then_some(arguments.optimizer.max_grad_norm),
+        row_length: (is_word && arguments.pivotal.clip_ti_decay).then_some(WORD_LENGTH),
     };
     Ok(Trainer::new(groups, optimizer, schedule, ema, options, generator)?)
 }

@@ -36,6 +36,7 @@ mod train_flags;
 mod train_interrupts;
 mod train_memory;
 mod train_pairs;
+mod train_pivotal;
 mod train_reports;
 mod train_xl;
 mod unconditional;

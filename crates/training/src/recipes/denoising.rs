@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::loss::{LossOptions, loss};
 use crate::loss_mask::loss_mask_of_share;
 use crate::loss_weights::{LossWeighting, loss_weights};
-use crate::noise::{NoiseOptions, draw_noise, draw_timesteps};
+use crate::noise::{NoiseOptions, draw_noise, draw_timesteps, drawn_timesteps};
 use crate::processes::RandomSource;
 use crate::targets::training_target;
 
@@ -40,6 +40,8 @@ pub struct DenoisingOptions {
     pub encoded: Arc<Encoded>,
     /// The first of the other pictures of each example is a mask, by which its loss is weighed at this temperature: see [`masked_loss`](Denoising::masked_loss).
     pub mask_temperature: Option<f64>,
+    /// The share of timesteps, from the first, that are drawn from; all where nothing is said. cloneofsimo's `lora_pti` has 0.8 for a LoRA (its `t_mutliplier`).
+    pub t_multiplier: Option<f64>,
     /// Less memory for more time: see [`gradient_checkpointing`](candle_diffusers_models::gradient_checkpointing).
     pub gradient_checkpointing: bool,
 }
@@ -71,6 +73,8 @@ pub struct Denoising<'a> {
     models: &'a StableDiffusionPipeline,
     scheduler: Box<dyn Scheduler>,
     options: DenoisingOptions,
+    /// Below which timesteps are drawn.
+    timesteps: usize,
     /// The UNet was made to paint into pictures: it sees a mask and the rest of the picture besides.
     paints_into: bool,
 }
@@ -100,7 +104,8 @@ impl<'a> Denoising<'a> {
             return Err(Error::Field { field: "caption_dropout", found, expected });
         }
         let scheduler = scheduler_from_other("DDPMScheduler", &models.scheduler().config())?;
-        Ok(Self { models, scheduler, options, paints_into: false })
+        let timesteps = drawn_timesteps(scheduler.num_train_timesteps(), options.t_multiplier)?;
+        Ok(Self { models, scheduler, options, timesteps, paints_into: false })
     }
 
     /// Makes of pictures with a [key](Example::key) and of captions what [`loss`](Self::loss) keeps of them, before they come.
@@ -215,7 +220,7 @@ impl<'a> Denoising<'a> {
     pub(super) fn add_noise(&self, latents: Tensor, generator: &mut dyn RandomSource) -> Result<Noised> {
         let Self { scheduler, options, .. } = self;
         let noise = draw_noise(&latents, &options.noise, generator)?;
-        let timesteps = draw_timesteps(latents.dims()[0], scheduler.num_train_timesteps(), generator)?;
+        let timesteps = draw_timesteps(latents.dims()[0], self.timesteps, generator)?;
         let noisy = scheduler.add_noise(&latents, &noise.added, &timesteps)?;
         Ok(Noised { latents, noise: noise.target, timesteps, noisy })
     }

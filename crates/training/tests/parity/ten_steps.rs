@@ -121,6 +121,7 @@ fn trainer(case: &Value, parameters: Vec<Parameter>, learning_rate: f64) -> Trai
     let options = TrainerOptions {
         gradient_accumulation_steps: case["accumulation"].as_u64().unwrap_or(1) as usize,
         max_grad_norm: Some(case["max_grad_norm"].as_f64().unwrap_or(1.0)),
+        ..Default::default()
     };
     let ema = case["ema"].as_bool().map(|_| EmaModel::new(&groups, EmaConfig::default()).unwrap());
     let optimizer = Box::new(AdamW::new(AdamWConfig::default()).unwrap());

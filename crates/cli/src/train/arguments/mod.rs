@@ -5,6 +5,7 @@ mod noise;
 mod optimizer;
 mod pairs;
 mod pictures;
+mod pivotal;
 mod recipe;
 mod steps;
 mod thing;
@@ -24,6 +25,7 @@ pub(crate) use noise::NoiseArguments;
 pub(crate) use optimizer::{OptimizerArguments, OptimizerName};
 pub(crate) use pairs::PairArguments;
 pub(crate) use pictures::{Interpolation, PictureArguments};
+pub(crate) use pivotal::PivotalArguments;
 pub(crate) use recipe::Recipe;
 pub(crate) use steps::{MixedPrecision, StepArguments};
 pub(crate) use thing::ThingArguments;
@@ -106,6 +108,9 @@ pub(crate) struct TrainArguments {
     #[serde(flatten)]
     pub(crate) noise: NoiseArguments,
     #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) pivotal: PivotalArguments,
+    #[command(flatten)]
     #[serde(skip)]
     pub(crate) watch: WatchArguments,
     #[command(flatten)]
@@ -117,6 +122,11 @@ impl TrainArguments {
     /// How large a step is: as was said, or as diffusers' script for the recipe has it.
     pub(crate) fn learning_rate(&self) -> f64 {
         self.steps.learning_rate.unwrap_or(self.recipe.learning_rate())
+    }
+
+    /// How learning rates change in the only run, or in that of a LoRA which comes after a word.
+    pub(crate) fn lr_scheduler_lora(&self) -> &str {
+        self.pivotal.lr_scheduler_lora.as_deref().unwrap_or(&self.steps.lr_scheduler)
     }
 
     /// Whether pictures are painted while training. A model that needs no text paints when that is asked for by a number.

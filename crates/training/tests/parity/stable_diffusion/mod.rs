@@ -85,6 +85,7 @@ fn prepare(name: &str, case: &Value, fixture: &Fixture) -> Run {
     let options = TrainerOptions {
         gradient_accumulation_steps: case["accumulation"].as_u64().unwrap_or(1) as usize,
         max_grad_norm: Some(case["max_grad_norm"].as_f64().unwrap_or(1.0)),
+        ..Default::default()
     };
     let optimizer = Box::new(AdamW::new(AdamWConfig::default()).unwrap());
     let generator = TorchGenerator::new(42);

@@ -50,6 +50,7 @@ fn trainer(case: &Value, token: &TrainedToken) -> Trainer {
     let options = TrainerOptions {
         gradient_accumulation_steps: case["accumulation"].as_u64().unwrap_or(1) as usize,
         max_grad_norm: None,
+        ..Default::default()
     };
     let optimizer = Box::new(AdamW::new(AdamWConfig::default()).unwrap());
     Trainer::new(groups, optimizer, schedule.unwrap(), None, options, TorchGenerator::new(42)).unwrap()

@@ -1,0 +1,116 @@
+//! `diffuse train pivotal-tuning` by the flags of cloneofsimo's lora_pti.
+
+use std::fs;
+
+use candle_core::{DType, Device};
+use serde_json::Value;
+
+use crate::program::Workplace;
+use crate::train::pictures;
+
+/// A word and a LoRA of two steps each, from captions with the word; gives the word after the first run, after the second, and the LoRA.
+fn train(workplace: &Workplace, output: &str, flags: &[&str]) -> [Vec<u8>; 3] {
+    let fixed = [
+        "train",
+        "pivotal-tuning",
+        "--train_data_dir=data",
+        "--placeholder_token=<shade>",
+        "--initializer_token=red",
+        "--max_train_steps_ti=2",
+        "--max_train_steps=2",
+        "--learning_rate=1e-3",
+        "--learning_rate_ti=1e-2",
+        "--checkpointing_steps=1",
+        "--output_dir",
+        output,
+    ];
+    workplace.succeed([&fixed[..], flags].concat());
+    ["inversion/learned_embeds.safetensors", "learned_embeds.safetensors", "pytorch_lora_weights.safetensors"]
+        .map(|name| fs::read(workplace.path(output).join(name)).unwrap())
+}
+
+fn workplace() -> Workplace {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    for index in 0..2 {
+        fs::write(workplace.path(&format!("data/{index}.txt")), "a <shade>").unwrap();
+    }
+    workplace
+}
+
+/// How long the word's vector is.
+fn length(embedding: &[u8]) -> f64 {
+    let tensors = candle_core::safetensors::load_buffer(embedding, &Device::Cpu).unwrap();
+    let vector = tensors["<shade>"].to_dtype(DType::F64).unwrap().flatten_all().unwrap();
+    vector.to_vec1::<f64>().unwrap().iter().map(|value| value * value).sum::<f64>().sqrt()
+}
+
+fn learning_rates(workplace: &Workplace, file: &str) -> Vec<f64> {
+    let log = fs::read_to_string(workplace.path(file)).unwrap();
+    let rate = |line: &str| serde_json::from_str::<Value>(line).unwrap()["learning_rate"].as_f64().unwrap();
+    log.lines().map(rate).collect()
+}
+
+#[test]
+fn flags_of_lora_pti_do_what_they_say() {
+    let workplace = workplace();
+    let plain = train(&workplace, "plain", &[]);
+    assert!(plain[0] == plain[1], "the LoRA's steps have changed the word");
+
+    // At a learning rate of 0.01 or more the length is 0.4 after each step.
+    let pulled = train(&workplace, "pulled", &["--clip_ti_decay"]);
+    assert!((length(&pulled[0]) - 0.4).abs() < 1e-5, "{}", length(&pulled[0]));
+    assert!(pulled[0] != plain[0]);
+
+    let decayed = train(&workplace, "decayed", &["--weight_decay_ti=0.5"]);
+    assert!(decayed[0] != plain[0]);
+    let decayed = train(&workplace, "decayed-lora", &["--weight_decay_lora=0.5"]);
+    assert!(decayed[0] == plain[0] && decayed[2] != plain[2]);
+
+    // Also as lora_pti spells it; 1 is all timesteps.
+    assert!(train(&workplace, "all", &["--t_multiplier=1"]) == plain);
+    let early = train(&workplace, "early", &["--t_mutliplier=0.1"]);
+    assert!(early[0] == plain[0] && early[2] != plain[2]);
+
+    train(&workplace, "linear", &["--lr_scheduler_lora=linear", "--lr_warmup_steps_lora=0"]);
+    assert_eq!(learning_rates(&workplace, "linear/inversion/log.jsonl"), [1e-2, 1e-2]);
+    assert_eq!(learning_rates(&workplace, "linear/log.jsonl"), [1e-3, 5e-4]);
+}
+
+#[test]
+fn a_word_learns_on_beside_the_lora() {
+    let workplace = workplace();
+    let on = ["--continue_inversion", "--clip_ti_decay"];
+    let whole = train(&workplace, "out", &on);
+    assert!(whole[0] != whole[1]);
+    fs::remove_dir_all(workplace.path("out/checkpoint-2")).unwrap();
+    let again = train(&workplace, "out", &[&on[..], &["--resume_from_checkpoint=latest"]].concat());
+    assert!(again == whole);
+    let still = train(&workplace, "still", &[&on[..], &["--continue_inversion_lr=0"]].concat());
+    assert!(still[0] == whole[0] && still[0] == still[1]);
+}
+
+#[test]
+fn what_does_not_go_together_is_refused() {
+    let workplace = workplace();
+    let fixed = [
+        "train",
+        "pivotal-tuning",
+        "--train_data_dir=data",
+        "--placeholder_token=<shade>",
+        "--initializer_token=red",
+        "--output_dir=out",
+    ];
+    for (flag, culprit) in [
+        ("--t_multiplier=0", "t_multiplier is 0"),
+        ("--t_multiplier=1.5", "t_multiplier is 1.5"),
+        ("--lr_scheduler_lora=sideways", "sideways"),
+        ("--lr_scheduler_lora=piecewise_constant", "--lr-step-rules"),
+        ("--weight_decay_ti=-1", "weight_decay is -1"),
+        ("--weight_decay_lora=-1", "--weight-decay-lora is -1"),
+    ] {
+        let run = workplace.run([&fixed[..], &[flag]].concat());
+        assert_eq!((run.status, run.stderr.lines().count()), (Some(1), 1), "{}", run.stderr);
+        assert!(run.stderr.contains(culprit), "{culprit:?}: {}", run.stderr);
+    }
+}
