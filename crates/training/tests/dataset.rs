@@ -265,6 +265,26 @@ fn whole_pictures_come_at_any_size_with_words_for_it() {
 }
 
 #[test]
+fn pictures_can_be_drawn_once_for_all() {
+    let folder = folder(&["a.png", "b.png"]);
+    let open = |seed: u64, drawn_once: bool| {
+        let flip = Flip::AfterCrop;
+        let transform =
+            TransformOptions { flip, fit: Fit::RandomSize, color_jitter: true, ..Default::default() };
+        let captions = Captions::OneOf((0..9).map(|number| format!("caption {number}")).collect());
+        let options = DatasetOptions { transform, seed, drawn_once, ..options(captions) };
+        Dataset::open(folder.path(), options).unwrap()
+    };
+    let dataset = open(1, true);
+    assert!(dataset.is_fixed() && !open(1, false).is_fixed());
+    for epoch in 0..10 {
+        let sample = batch(&dataset, epoch).samples.remove(0);
+        assert_eq!(sample, dataset.fixed_sample(sample.index).unwrap());
+    }
+    assert_ne!(dataset.fixed_sample(0).unwrap(), open(2, true).fixed_sample(0).unwrap());
+}
+
+#[test]
 fn batches_of_buckets_have_one_size_each() {
     let folder = tempfile::tempdir().unwrap();
     for (index, (width, height)) in

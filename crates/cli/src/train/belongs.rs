@@ -61,6 +61,8 @@ const FLAGS: [Flags; 12] = [
             "lr_warmup_steps_lora",
             "continue_inversion",
             "continue_inversion_lr",
+            "cached_latents",
+            "color_jitter",
         ],
         |recipe| recipe == Recipe::PivotalTuning,
         "pivotal-tuning, which learns a word and then a LoRA",

@@ -9,7 +9,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use candle_diffusers_loaders::Repository;
 use candle_diffusers_pipelines::Filter;
-use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_training::dataset::{
     Batch, BatchLoader, BatchOptions, Captions, Dataset, DatasetOptions, Fit, Flip, Position, Sample,
     TransformOptions, has_captions,
@@ -162,13 +161,12 @@ impl Data {
         let class = self.class.as_ref().map(|class| (class, class.sizes()));
         let mut examples = Vec::new();
         for place in places {
-            let generator = &mut TorchGenerator::new(0);
             let (dataset, first_key, sample) = match (place.checked_sub(self.own.len()), &class) {
                 (Some(place), Some((class, sizes))) => {
                     let (index, size) = (place / sizes.len(), sizes[place % sizes.len()]);
-                    (*class, CLASS_KEYS, class.sample_of_size(index, size, generator))
+                    (*class, CLASS_KEYS, class.fixed_sample_of_size(index, size))
                 }
-                _ => (&self.own, 0, self.own.sample(place, generator)),
+                _ => (&self.own, 0, self.own.fixed_sample(place)),
             };
             let Ok(sample) = sample else { continue };
             let captions = dataset.captions(sample.index);
@@ -346,6 +344,7 @@ fn transform(arguments: &TrainArguments, is_told_crops: bool) -> TransformOption
             (true, true) => Flip::BeforeCrop,
         },
         fit: Fit::Cover,
+        color_jitter: arguments.pivotal.color_jitter,
     }
 }
 
@@ -404,6 +403,7 @@ fn dataset_options(arguments: &TrainArguments, resolution: u32) -> Result<Datase
         buckets: buckets::read(arguments, resolution)?,
         transform: transform(arguments, false),
         repeats: pictures.repeats,
+        drawn_once: arguments.pivotal.cached_latents,
         seed: arguments.steps.seed,
         skip_broken: pictures.skip_broken,
         ..Default::default()

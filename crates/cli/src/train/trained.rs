@@ -170,6 +170,7 @@ pub(super) fn denoising_options(
         caption_dropout: arguments.pictures.proportion_empty_prompts,
         mask_temperature: arguments.pictures.has_masks().then_some(arguments.pictures.mask_temperature),
         train_text_encoder: arguments.train_text_encoder,
+        latents_seed: arguments.pivotal.cached_latents.then_some(arguments.steps.seed),
         t_multiplier: None,
         gradient_checkpointing: arguments.steps.gradient_checkpointing,
         encoded: Arc::new(encoded),

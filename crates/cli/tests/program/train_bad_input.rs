@@ -144,6 +144,8 @@ fn flags_that_do_not_go_together_are_refused() {
         (&["--t_mutliplier", "0.8"], &["--t-multiplier", "pivotal-tuning"]),
         (&["--weight_decay_lora", "0.1"], &["--weight-decay-lora", "pivotal-tuning"]),
         (&["--continue_inversion"], &["--continue-inversion", "pivotal-tuning"]),
+        (&["--cached_latents"], &["--cached-latents", "pivotal-tuning"]),
+        (&["--color_jitter"], &["--color-jitter", "pivotal-tuning"]),
         (&["--learning_rate_ti", "1"], &["--learning-rate-ti", "pivotal-tuning", "--learning-rate"]),
         (&["--num_vectors", "2"], &["--num-vectors", "textual-inversion"]),
         (&["--edit_prompt_column", "text"], &["--edit-prompt-column", "instruct-pix2pix"]),

@@ -72,9 +72,25 @@ fn flags_of_lora_pti_do_what_they_say() {
     let early = train(&workplace, "early", &["--t_mutliplier=0.1"]);
     assert!(early[0] == plain[0] && early[2] != plain[2]);
 
+    let jittered = train(&workplace, "jittered", &["--color_jitter"]);
+    assert!(jittered[0] != plain[0] && jittered[2] != plain[2]);
+
     train(&workplace, "linear", &["--lr_scheduler_lora=linear", "--lr_warmup_steps_lora=0"]);
     assert_eq!(learning_rates(&workplace, "linear/inversion/log.jsonl"), [1e-2, 1e-2]);
     assert_eq!(learning_rates(&workplace, "linear/log.jsonl"), [1e-3, 5e-4]);
+}
+
+#[test]
+fn latents_can_be_drawn_once() {
+    let workplace = workplace();
+    let flags = ["--random_flip", "--color_jitter", "--cached_latents"];
+    let whole = train(&workplace, "out", &flags);
+    assert!(train(&workplace, "anew", &flags[..2]) != whole);
+    for folder in ["out/inversion/checkpoint-2", "out/checkpoint-1", "out/checkpoint-2"] {
+        fs::remove_dir_all(workplace.path(folder)).unwrap();
+    }
+    let again = train(&workplace, "out", &[&flags[..], &["--resume_from_checkpoint=latest"]].concat());
+    assert!(again == whole);
 }
 
 #[test]

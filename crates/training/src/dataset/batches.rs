@@ -199,8 +199,14 @@ impl Dataset {
         let places = (index..self.examples.len()).chain(0..index);
         let mut first_error = None;
         for place in places.filter(|&place| self.examples[place].target == own) {
-            let mut generator = generator(self.options.seed, epoch, purpose);
-            match self.sample_of_size(place, target, &mut generator) {
+            let sample = match self.options.drawn_once {
+                true => self.fixed_sample_of_size(place, target),
+                false => {
+                    let mut generator = generator(self.options.seed, epoch, purpose);
+                    self.sample_of_size(place, target, &mut generator)
+                }
+            };
+            match sample {
                 Ok(sample) => return Ok(sample),
                 Err(error) if self.options.skip_broken => {
                     warnings.push(skipped(&self.examples[place].picture, &error));

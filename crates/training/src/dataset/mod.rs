@@ -5,6 +5,7 @@
 
 mod batches;
 mod buckets;
+mod color_jitter;
 mod digest;
 mod examples;
 mod fit;
@@ -23,6 +24,7 @@ use candle_diffusers_schedulers::TorchGenerator;
 use image::RgbImage;
 
 use crate::error::{Error, Result};
+use color_jitter::ColorJitter;
 use examples::Example;
 use picture_file::read_picture;
 use transform::resized;
@@ -58,6 +60,8 @@ pub struct DatasetOptions {
     pub repeats: usize,
     /// How often a caption is left out (0.1 is one in ten), so that a model learns to paint without one as guidance needs it.
     pub caption_dropout: f64,
+    /// Each picture is cut, and its caption chosen, once for all by the seed, and not anew each time (`cached_latents` of cloneofsimo's lora).
+    pub drawn_once: bool,
     /// What order, crops, flips and choices follow from.
     pub seed: u64,
     /// Leave out pictures that cannot be read, with a warning, instead of failing.
@@ -76,6 +80,7 @@ impl Default for DatasetOptions {
             transform: TransformOptions::default(),
             repeats: 1,
             caption_dropout: 0.0,
+            drawn_once: false,
             seed: 0,
             skip_broken: false,
         }
@@ -276,12 +281,31 @@ impl Dataset {
     pub fn is_fixed(&self) -> bool {
         let transform = self.options.transform;
         let sizes = self.like.as_ref().map(|other| other.sizes());
-        let covers = transform.fit == Fit::Cover && transform.flip == Flip::Never;
+        let is_only_cut =
+            transform.fit == Fit::Cover && transform.flip == Flip::Never && !transform.color_jitter;
         let has_no_room = |example: &Example| {
             let targets = sizes.as_deref().unwrap_or(std::slice::from_ref(&example.target));
             targets.iter().all(|&target| resized(example.size, target).is_ok_and(|size| size == target))
         };
-        transform.is_fixed() || (covers && self.examples.iter().all(has_no_room))
+        self.options.drawn_once
+            || transform.is_fixed()
+            || (is_only_cut && self.examples.iter().all(has_no_room))
+    }
+
+    /// The picture at `index` as it comes each time where pictures are [cut alike](Self::is_fixed).
+    ///
+    /// # Errors
+    /// Those of [`sample`](Self::sample).
+    pub fn fixed_sample(&self, index: usize) -> Result<Sample> {
+        self.sample(index, &mut order::fixed_generator(self.options.seed, index))
+    }
+
+    /// [`fixed_sample`](Self::fixed_sample), cut to this width and height.
+    ///
+    /// # Errors
+    /// Those of [`sample_of_size`](Self::sample_of_size).
+    pub fn fixed_sample_of_size(&self, index: usize, target: [u32; 2]) -> Result<Sample> {
+        self.sample_of_size(index, target, &mut order::fixed_generator(self.options.seed, index))
     }
 
     /// Reads the picture at `index` and cuts it; what is random is drawn from `generator`.
@@ -313,13 +337,17 @@ impl Dataset {
         let cut = transform.choose([width, height], target, generator)?;
         let others = example.others.iter().map(|path| cut.apply(&read_picture(path)?));
         let others = others.collect::<Result<_>>()?;
+        let jitter = transform.color_jitter.then(|| ColorJitter::draw(generator)).transpose()?;
         let whole = transform.fit != Fit::Cover;
         let words = transform.fit.words(cut.resized[0], cut.target[0]);
         let caption = self.choose_caption(&example.captions, words, generator)?;
         Ok(Sample {
             index,
             caption,
-            picture: cut.apply(&picture)?,
+            picture: match jitter {
+                Some(jitter) => cut.apply_changed(&picture, |resized| jitter.apply(resized))?,
+                None => cut.apply(&picture)?,
+            },
             others,
             original_size: (height, width),
             crop_top_left: cut.crop_top_left(),

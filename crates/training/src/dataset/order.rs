@@ -12,6 +12,12 @@ pub(super) fn generator(seed: u64, epoch: u64, purpose: u64) -> TorchGenerator {
     TorchGenerator::new(mixed(mixed(mixed(seed) ^ epoch) ^ purpose))
 }
 
+/// The generator of a picture that comes alike each time.
+pub(super) fn fixed_generator(seed: u64, index: usize) -> TorchGenerator {
+    // An epoch that no run comes to.
+    generator(seed, u64::MAX, index as u64)
+}
+
 /// SplitMix64 (Steele, Lea and Flood, 2014): neighbours become numbers that have nothing to do with each other.
 fn mixed(value: u64) -> u64 {
     let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);

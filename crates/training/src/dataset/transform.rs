@@ -32,11 +32,14 @@ pub struct TransformOptions {
     pub flip: Flip,
     /// How they fill what they are cut to; whole ones are never cropped, but where they are larger.
     pub fit: Fit,
+    /// Make them a little brighter or darker, with a little more or less contrast, as torchvision's `ColorJitter(0.1, 0.1)`; not the others that belong to them.
+    pub color_jitter: bool,
 }
 
 impl Default for TransformOptions {
     fn default() -> Self {
-        Self { filter: Filter::Bilinear, center_crop: false, flip: Flip::Never, fit: Fit::Cover }
+        let (flip, fit) = (Flip::Never, Fit::Cover);
+        Self { filter: Filter::Bilinear, center_crop: false, flip, fit, color_jitter: false }
     }
 }
 
@@ -65,7 +68,7 @@ impl TransformOptions {
             Fit::Whole => true,
             Fit::RandomSize => false,
         };
-        is_placed_alike && self.flip == Flip::Never
+        is_placed_alike && self.flip == Flip::Never && !self.color_jitter
     }
 
     /// Chooses a cut for a picture of `size` (width and height) by torch's random numbers, in the order of the scripts.
@@ -112,12 +115,22 @@ impl Cut {
     /// # Errors
     /// If the picture has a side of 0.
     pub fn apply(&self, picture: &RgbImage) -> Result<RgbImage> {
+        self.apply_changed(picture, |resized| resized)
+    }
+
+    /// The same, where something is done to the resized picture before it is cut.
+    pub(super) fn apply_changed(
+        &self,
+        picture: &RgbImage,
+        change: impl FnOnce(RgbImage) -> RgbImage,
+    ) -> Result<RgbImage> {
         let [width, height] = self.resized;
-        let mut resized = if picture.dimensions() == (width, height) {
+        let resized = if picture.dimensions() == (width, height) {
             picture.clone()
         } else {
             resize_with(self.filter, picture, width, height)?
         };
+        let mut resized = change(resized);
         if self.flip == Flip::BeforeCrop {
             resized = flip_horizontal(&resized);
         }

@@ -9,7 +9,7 @@ use candle_diffusers_models::{DiagonalGaussianDistribution, TextTime, UNetCondit
 use candle_diffusers_pipelines::{
     PooledPromptEmbeds, PromptEmbeds, StableDiffusionPipeline, TextToImage, scale_latents,
 };
-use candle_diffusers_schedulers::{Scheduler, scheduler_from_other};
+use candle_diffusers_schedulers::{Scheduler, TorchGenerator, scheduler_from_other};
 
 use super::Encoded;
 use super::area_mask::area_weights;
@@ -40,6 +40,9 @@ pub struct DenoisingOptions {
     pub encoded: Arc<Encoded>,
     /// The first of the other pictures of each example is a mask, by which its loss is weighed at this temperature: see [`masked_loss`](Denoising::masked_loss).
     pub mask_temperature: Option<f64>,
+    /// What the draw from what the VAE makes of each picture follows from, with its [key](Example::key), so that it is the same each time (`cached_latents` of cloneofsimo's
+    /// lora); where nothing is said, each time is another draw.
+    pub latents_seed: Option<u64>,
     /// The share of timesteps, from the first, that are drawn from; all where nothing is said. cloneofsimo's `lora_pti` has 0.8 for a LoRA (its `t_mutliplier`).
     pub t_multiplier: Option<f64>,
     /// Less memory for more time: see [`gradient_checkpointing`](candle_diffusers_models::gradient_checkpointing).
@@ -281,7 +284,29 @@ impl<'a> Denoising<'a> {
         self.encode_kept(examples)?;
         let distribution = |example: &Example| self.distribution(example.key, &example.pixel_values);
         let distributions = examples.iter().map(distribution).collect::<Result<Vec<_>>>()?;
-        self.draw(&distributions, generator)
+        match self.options.latents_seed {
+            Some(seed) => self.draw_alike(examples, &distributions, seed),
+            None => self.draw(&distributions, generator),
+        }
+    }
+
+    /// One draw from each, which follows from the seed and the picture alone.
+    fn draw_alike(
+        &self,
+        examples: &[Example],
+        distributions: &[DiagonalGaussianDistribution],
+        seed: u64,
+    ) -> Result<Tensor> {
+        let draw = |(example, distribution): (&Example, &DiagonalGaussianDistribution)| {
+            let Some(key) = example.key else {
+                let expected = "a number for each picture, under which it comes again".to_string();
+                return Err(Error::Field { field: "key", found: "missing".to_string(), expected });
+            };
+            let seed = seed ^ key.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            self.draw(std::slice::from_ref(distribution), &mut TorchGenerator::new(seed))
+        };
+        let latents = examples.iter().zip(distributions).map(draw).collect::<Result<Vec<_>>>()?;
+        Ok(Tensor::cat(&latents, 0)?)
     }
 
     /// What the VAE makes of a picture from -1 to 1; where that comes again, of its first time.

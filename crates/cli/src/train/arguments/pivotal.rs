@@ -3,7 +3,7 @@
 use clap::Args;
 use serde::Serialize;
 
-use super::STEPS;
+use super::{PICTURES, STEPS};
 
 /// The word's steps and the LoRA's.
 #[derive(Debug, Args, Serialize)]
@@ -33,4 +33,10 @@ pub(crate) struct PivotalArguments {
     /// Pivotal tuning: how large a step of the word is then, whatever --scale-lr says [default: that of the textual inversion]
     #[arg(long, value_name = "X", requires = "continue_inversion", help_heading = STEPS)]
     pub(crate) continue_inversion_lr: Option<f64>,
+    /// Pivotal tuning: cut each picture, choose its caption and draw its latents once for all steps, so that pictures are encoded once
+    #[arg(long, help_heading = PICTURES)]
+    pub(crate) cached_latents: bool,
+    /// Pivotal tuning: make pictures a little brighter or darker, with a little more or less contrast, at random
+    #[arg(long, help_heading = PICTURES)]
+    pub(crate) color_jitter: bool,
 }
