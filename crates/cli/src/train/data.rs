@@ -148,7 +148,8 @@ impl Data {
     /// Whether all of them come in so many more steps; of those of the class that come in several sizes, whether as many.
     pub(super) fn all_come(&self, steps: u64, arguments: &TrainArguments) -> bool {
         let pace = self.pace(arguments);
-        let pictures = pace.batches_in(steps).saturating_mul((self.batches.batch_size * self.batches.processes) as u64);
+        let pictures =
+            pace.batches_in(steps).saturating_mul((self.batches.batch_size * self.batches.processes) as u64);
         let has_use_for = |class: &Arc<Dataset>| {
             let sizes = class.sizes().len();
             sizes == 1 || pictures >= (class.len() * sizes) as u64
