@@ -16,7 +16,8 @@ fn batches_of_a_short_step_count_as_much_as_those_of_a_whole_one() {
     let groups = vec![ParameterGroup { parameters, learning_rate: 1.0, weight_decay: 0.0 }];
     let schedule = LrSchedule::new(LrScheduleName::Constant, Default::default()).unwrap();
     let optimizer = Box::new(Sgd::new(SgdConfig::default()).unwrap());
-    let options = TrainerOptions { gradient_accumulation_steps: 4, max_grad_norm: None };
+    let options =
+        TrainerOptions { gradient_accumulation_steps: 4, max_grad_norm: None, ..Default::default() };
     let generator = TorchGenerator::new(0);
     let mut trainer = Trainer::new(groups, optimizer, schedule, None, options, generator).unwrap();
     trainer.step(|_| Ok(var.sum_all()?)).unwrap();
