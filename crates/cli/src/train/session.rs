@@ -126,12 +126,9 @@ impl<'a> Session<'a> {
         // Of all processes, as a step depends on nothing else of them: a run may go on with another number of them.
         let batch = self.arguments.steps.train_batch_size * self.started.processes.size();
         settings.insert("train_batch_size".to_string(), batch.to_string());
-        // A run may be made longer where its learning rate does not depend on how long it is.
-        let schedule = match self.parts.stage {
-            Stage::Word => self.arguments.steps.lr_scheduler.as_str(),
-            Stage::Only | Stage::Lora => self.arguments.lr_scheduler_lora(),
-        };
-        if schedule.starts_with("constant") {
+        // A run may be made longer where its learning rate does not depend on how long it is. How long a word is learned has a flag of its own.
+        let is_word = self.parts.stage == Stage::Word;
+        if is_word || self.arguments.lr_scheduler_lora().starts_with("constant") {
             settings.remove("max_train_steps");
             settings.remove("num_train_epochs");
         }

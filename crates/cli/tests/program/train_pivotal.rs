@@ -107,6 +107,17 @@ fn a_word_learns_on_beside_the_lora() {
 }
 
 #[test]
+fn the_lora_may_be_learned_longer_where_its_rate_stays() {
+    let workplace = workplace();
+    let rates = ["--lr_scheduler=linear", "--lr_scheduler_lora=constant"];
+    let before = train(&workplace, "out", &rates);
+    let longer = ["--max_train_steps=3", "--resume_from_checkpoint=latest"];
+    let after = train(&workplace, "out", &[&rates[..], &longer].concat());
+    assert!(after[0] == before[0] && after[2] != before[2]);
+    assert_eq!(learning_rates(&workplace, "out/log.jsonl"), [1e-3; 3]);
+}
+
+#[test]
 fn what_does_not_go_together_is_refused() {
     let workplace = workplace();
     let fixed = [
