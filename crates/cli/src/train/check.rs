@@ -140,9 +140,9 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
         .contains(&"piecewise_constant");
     ensure!(
         is_piecewise == arguments.steps.lr_step_rules.is_some(),
-        "--lr-step-rules and --lr-scheduler piecewise_constant belong together; give both"
+        "--lr-step-rules and piecewise_constant (as --lr-scheduler, or as --lr-scheduler-lora of pivotal-tuning) belong together; give both"
     );
-    check_lora_after_word(arguments)?;
+    check_pivotal(arguments)?;
     check_pictures(arguments)?;
     ensure!(arguments.watch.checkpointing_steps > 0, "--checkpointing-steps is 0, expected 1 or more");
     ensure!(arguments.watch.validation_steps != Some(0), "--validation-steps is 0, expected 1 or more");
@@ -194,10 +194,11 @@ fn check_pairs(arguments: &TrainArguments) -> Result<()> {
     Ok(())
 }
 
-/// What would else be told after a word has been learned.
-fn check_lora_after_word(arguments: &TrainArguments) -> Result<()> {
+/// What would else be told without the name of its flag, or after a word has been learned.
+fn check_pivotal(arguments: &TrainArguments) -> Result<()> {
     let pivotal = &arguments.pivotal;
     let flags = [
+        ("--weight-decay-ti", pivotal.weight_decay_ti),
         ("--weight-decay-lora", pivotal.weight_decay_lora),
         ("--continue-inversion-lr", pivotal.continue_inversion_lr),
     ];

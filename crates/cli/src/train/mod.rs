@@ -30,7 +30,7 @@ mod trainer;
 mod unconditional;
 mod validation;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use candle_diffusers_training::LrScheduleName;
 
 use crate::progress::Progress;
@@ -54,7 +54,7 @@ fn run_recipe(arguments: &TrainArguments, progress: &Progress, started: &Started
     arguments.without_effect.tell();
     // Small things first: what is wrong with them is told before a model is loaded.
     arguments.steps.lr_scheduler.parse::<LrScheduleName>()?;
-    arguments.lr_scheduler_lora().parse::<LrScheduleName>()?;
+    arguments.lr_scheduler_lora().parse::<LrScheduleName>().context("--lr-scheduler-lora")?;
     match arguments.recipe {
         Recipe::CustomDiffusion => custom_diffusion::run(arguments, progress, started),
         Recipe::Unconditional => unconditional::run(arguments, progress, started),

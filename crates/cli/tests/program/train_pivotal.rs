@@ -131,9 +131,9 @@ fn what_does_not_go_together_is_refused() {
     for (flag, culprit) in [
         ("--t_multiplier=0", "t_multiplier is 0"),
         ("--t_multiplier=1.5", "t_multiplier is 1.5"),
-        ("--lr_scheduler_lora=sideways", "sideways"),
-        ("--lr_scheduler_lora=piecewise_constant", "--lr-step-rules"),
-        ("--weight_decay_ti=-1", "weight_decay is -1"),
+        ("--lr_scheduler_lora=sideways", "--lr-scheduler-lora: lr_scheduler is sideways"),
+        ("--lr_scheduler_lora=piecewise_constant", "--lr-scheduler-lora"),
+        ("--weight_decay_ti=-1", "--weight-decay-ti is -1"),
         ("--weight_decay_lora=-1", "--weight-decay-lora is -1"),
     ] {
         let run = workplace.run([&fixed[..], &[flag]].concat());
