@@ -22,7 +22,9 @@ pub(super) fn read(arguments: &TrainArguments, resolution: u32) -> Result<Option
     let step = (resolution / 8).min(64) / 8 * 8;
     let options = BucketOptions {
         min_size: pictures.min_bucket_reso.unwrap_or(resolution / 2 / step.max(8) * step.max(8)),
-        max_size: pictures.max_bucket_reso.unwrap_or(resolution * 2 / step.max(8) * step.max(8)),
+        max_size: pictures
+            .max_bucket_reso
+            .unwrap_or(resolution.saturating_mul(2) / step.max(8) * step.max(8)),
         step: pictures.bucket_reso_steps.unwrap_or(step.max(8)),
     };
     Ok(pictures.use_aspect_ratio_buckets.then_some(Buckets::OfArea(options)))
