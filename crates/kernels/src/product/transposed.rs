@@ -8,9 +8,9 @@ use rayon::prelude::*;
 
 use super::level::Level;
 use super::packed::{Numbers, PackedWeight};
-use super::panels::{AlignedBuffer, DEPTH, Pair};
-use super::weight_panels::{AsFloats, WeightPanels, padded};
-use crate::cpu::{Float, Instructions, Work, run_at};
+use super::panels::{AlignedBuffer, DEPTH, Element, Pair};
+use super::weight_panels::{WeightPanels, padded};
+use crate::cpu::{CACHE_LINE, Instructions, Work, chunk_by_chunk, prefetch, run_at};
 
 /// The memory of the last transposed weight, for the next one: pages fresh from the system would take as long as the transposing.
 static SPARE: Mutex<Option<AlignedBuffer>> = Mutex::new(None);
@@ -55,7 +55,7 @@ impl PackedWeight {
     }
 }
 
-impl<T: FromFloats> WeightPanels<T> {
+impl<T: Turned> WeightPanels<T> {
     /// In `buffer`, all of which that is needed is written.
     fn transposed(&self, level: Level, in_features: usize, taps: usize, mut buffer: AlignedBuffer) -> Self {
         let (width, depth) = (self.width(), self.features() * taps);
@@ -84,7 +84,7 @@ struct TransposedPanel<'a, T> {
     blocks: Vec<&'a mut [T]>,
 }
 
-impl<T: FromFloats> Work for TransposedPanel<'_, T> {
+impl<T: Turned> Work for TransposedPanel<'_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -93,44 +93,75 @@ impl<T: FromFloats> Work for TransposedPanel<'_, T> {
             self.blocks.iter_mut().for_each(|block| block.fill(T::default()));
             return;
         }
-        match self.weight.width() {
-            1 => self.write_feature(),
-            4 => self.write::<4>(),
-            6 => self.write::<6>(),
-            8 => self.write::<8>(),
-            12 => self.write::<12>(),
-            16 => self.write::<16>(),
-            32 => self.write::<32>(),
-            // Of microkernels that are not there yet, with an even width.
-            _ => self.write::<1>(),
+        match (self.taps, self.weight.width()) {
+            (_, 1) => self.write_feature(),
+            // So that squares lie in one block.
+            (1, width) if width.is_power_of_two() => self.write_squares(),
+            _ => self.write_panel(),
         }
     }
 }
 
-impl<T: FromFloats> TransposedPanel<'_, T> {
-    /// In squares of `WIDTH` input and output features, which `WIDTH` divides the width.
+impl<T: Turned> TransposedPanel<'_, T> {
+    /// From one panel of output features after the other: of each the numbers that this panel's input features have.
     #[inline(always)]
-    fn write<const WIDTH: usize>(&mut self) {
+    fn write_panel(&mut self) {
         let (weight, taps, width) = (self.weight, self.taps, self.weight.width());
         let features = self.index * width..self.in_features.min((self.index + 1) * width);
-        let mut room = AlignedBuffer::default();
-        // What the panel lacks stays zero.
-        let mut rows = vec![0f32; width * taps * width];
-        for source in 0..weight.features().div_ceil(width) {
-            let depths = features.start * taps..features.end * taps;
-            let numbers = &weight.floats(source, depths.clone(), 0, &mut room)[..depths.len() * width];
-            for (lane, numbers) in
-                (0..features.len()).step_by(WIDTH).zip(numbers.chunks(WIDTH * taps * width))
-            {
-                for output in (0..width).step_by(WIDTH) {
-                    for tap in 0..taps {
-                        let to = (output * taps + taps - 1 - tap) * width + lane;
-                        let from = &numbers[tap * width + output..];
-                        transpose::<WIDTH>(from, &mut rows[to..], taps * width);
+        // From a whole step on, for panels have an even width.
+        let steps = features.start * taps / T::PER_STEP..(features.end * taps).div_ceil(T::PER_STEP);
+        // In the order of the new panel, `width` input features for each output feature and tap. What the panel lacks stays zero.
+        let mut numbers = vec![T::Number::default(); width * taps * width];
+        let places: Vec<usize> = (0..taps)
+            .flat_map(|tap| (0..width).map(move |output| output * taps + taps - 1 - tap))
+            .map(|depth| depth / T::PER_STEP * width * T::PER_STEP + depth % T::PER_STEP)
+            .collect();
+        let sources = weight.features().div_ceil(width);
+        for source in 0..sources {
+            if source + 1 < sources {
+                steps.clone().for_each(|step| prefetch(weight.step(source + 1, step), 0));
+            }
+            let (mut lane, mut taps) = (0, places.chunks_exact(width));
+            for step in steps.clone() {
+                let row = weight.step(source, step);
+                for index in 0..T::PER_STEP {
+                    let places = taps.next().unwrap_or_else(|| {
+                        lane += 1;
+                        taps = places.chunks_exact(width);
+                        taps.next().unwrap_or_default()
+                    });
+                    if lane == features.len() {
+                        break;
+                    }
+                    let numbers = &mut numbers[lane * T::PER_STEP..];
+                    for (place, element) in places.iter().zip(row) {
+                        // Vectors would only be taken apart again.
+                        chunk_by_chunk();
+                        numbers[*place] = element.number(index);
                     }
                 }
             }
-            self.write_rows(source * width * taps, &rows);
+            self.write_numbers(source * width * self.taps, &numbers);
+        }
+    }
+
+    /// The same where there is one tap: in squares of as many input as output features.
+    #[inline(always)]
+    fn write_squares(&mut self) {
+        let (weight, width) = (self.weight, self.weight.width());
+        let first = self.index * width / T::PER_STEP;
+        let steps = first..weight.steps().min(first + width / T::PER_STEP);
+        let sources = weight.features().div_ceil(width);
+        for source in 0..sources {
+            if source + 1 < sources {
+                let next = weight.steps_of(source + 1, &steps);
+                (0..next.len()).step_by(CACHE_LINE / size_of::<T>()).for_each(|place| prefetch(next, place));
+            }
+            let to = source * width / T::PER_STEP;
+            let place = to % DEPTH * width;
+            let block = &mut self.blocks[to / DEPTH];
+            let end = block.len().min(place + width / T::PER_STEP * width);
+            T::transpose(weight.steps_of(source, &steps), width, &mut block[place..end]);
         }
     }
 
@@ -139,7 +170,8 @@ impl<T: FromFloats> TransposedPanel<'_, T> {
     fn write_feature(&mut self) {
         let (weight, taps) = (self.weight, self.taps);
         // Whole steps: what the last one lacks is zero.
-        let mut row = vec![0f32; (weight.features() * taps).next_multiple_of(T::PER_STEP)];
+        let depth = (weight.features() * taps).next_multiple_of(T::PER_STEP);
+        let mut row = vec![T::Number::default(); depth];
         for tap in 0..taps {
             let depth = self.index * taps + tap;
             let (step, half) = (depth / T::PER_STEP, depth % T::PER_STEP);
@@ -147,94 +179,109 @@ impl<T: FromFloats> TransposedPanel<'_, T> {
             let block = start..weight.steps().min(start + DEPTH);
             let panels = weight.panels(0, weight.features(), &block).chunks_exact(block.len());
             for (output, numbers) in row[taps - 1 - tap..].iter_mut().step_by(taps).zip(panels) {
-                *output = numbers[step - start].to_float(half);
+                *output = numbers[step - start].number(half);
             }
         }
-        self.write_rows(0, &row);
+        self.write_numbers(0, &row);
     }
 
-    /// Writes rows from a depth on, which is a multiple of what a step has, as far as the panel is deep.
+    /// Writes steps from a depth on, which is a multiple of what a step has, as far as the panel is deep.
     #[inline(always)]
-    fn write_rows(&mut self, depth: usize, rows: &[f32]) {
+    fn write_numbers(&mut self, depth: usize, numbers: &[T::Number]) {
         let width = self.weight.width();
-        let end = self.weight.features() * self.taps;
-        let first = depth / T::PER_STEP;
-        for (step, rows) in (first..end.div_ceil(T::PER_STEP)).zip(rows.chunks(T::PER_STEP * width)) {
-            let place = step % DEPTH * width;
-            T::from_floats(rows, &mut self.blocks[step / DEPTH][place..place + width]);
+        let end = (self.weight.features() * self.taps).div_ceil(T::PER_STEP);
+        let mut first = depth / T::PER_STEP;
+        let mut numbers = numbers;
+        while first < end && !numbers.is_empty() {
+            let last =
+                end.min(first / DEPTH * DEPTH + DEPTH).min(first + numbers.len() / (T::PER_STEP * width));
+            let (here, rest) = numbers.split_at((last - first) * width * T::PER_STEP);
+            let place = first % DEPTH * width;
+            T::join(here, &mut self.blocks[first / DEPTH][place..place + (last - first) * width]);
+            (first, numbers) = (last, rest);
         }
     }
 }
 
-/// Writes the transpose of a square, the rows of both `stride` apart; of the last rows there may be fewer.
-#[inline(always)]
-fn transpose<const WIDTH: usize>(from: &[f32], to: &mut [f32], stride: usize) {
-    let mut square = [[0f32; WIDTH]; WIDTH];
-    for (square, from) in square.iter_mut().zip(from.chunks(stride)) {
-        square.copy_from_slice(&from[..WIDTH]);
-    }
-    for column in 0..WIDTH {
-        let to = &mut to[column * stride..][..WIDTH];
-        for row in 0..WIDTH {
-            to[row] = square[row][column];
-        }
-    }
-}
-
-/// What holds one number or more that follow each other in depth, and is made of float32 that have its precision.
-pub(super) trait FromFloats: AsFloats {
-    /// Writes a step from its rows, one for each number.
-    fn from_floats(rows: &[f32], step: &mut [Self]);
+/// A weight's element: one number, or two that follow each other in depth.
+pub(super) trait Turned: Element {
+    type Number: Copy + Default;
+    /// How many it holds.
+    const PER_STEP: usize;
 
     /// One of its numbers.
-    fn to_float(self, index: usize) -> f32;
+    fn number(self, index: usize) -> Self::Number;
+
+    /// Elements of numbers in their order.
+    fn join(numbers: &[Self::Number], elements: &mut [Self]);
+
+    /// Writes the transpose of a square of numbers, in steps of `width` elements. The square's last rows may be missing, which are zeros, and the last of the transpose
+    /// are left out for which there is no room.
+    fn transpose(square: &[Self], width: usize, to: &mut [Self]);
 }
 
-impl FromFloats for f32 {
-    #[inline(always)]
-    fn from_floats(rows: &[f32], step: &mut [Self]) {
-        step.copy_from_slice(rows);
-    }
-
-    #[inline(always)]
-    fn to_float(self, _: usize) -> f32 {
-        self
-    }
-}
-
-macro_rules! from_floats {
+macro_rules! one_number {
     ($($type:ty),*) => {
-        $(impl FromFloats for $type {
+        $(impl Turned for $type {
+            type Number = Self;
+            const PER_STEP: usize = 1;
+
             #[inline(always)]
-            fn from_floats(rows: &[f32], step: &mut [Self]) {
-                for (step, number) in step.iter_mut().zip(rows) {
-                    *step = <$type as Float>::from_float(*number);
-                }
+            fn number(self, _: usize) -> Self {
+                self
             }
 
             #[inline(always)]
-            fn to_float(self, _: usize) -> f32 {
-                <$type as Float>::to_float(self)
+            fn join(numbers: &[Self], elements: &mut [Self]) {
+                elements.copy_from_slice(numbers);
+            }
+
+            #[inline(always)]
+            fn transpose(square: &[Self], width: usize, to: &mut [Self]) {
+                for (feature, to) in to.chunks_exact_mut(width).enumerate() {
+                    let (rows, missing) = to.split_at_mut(square.len() / width);
+                    for (number, row) in rows.iter_mut().zip(square.chunks_exact(width)) {
+                        // Vectors would only be taken apart again.
+                        chunk_by_chunk();
+                        *number = row[feature];
+                    }
+                    missing.fill(Self::default());
+                }
             }
         })*
     };
 }
 
-from_floats!(f16, bf16);
+one_number!(f32, f16, bf16);
 
-impl FromFloats for Pair {
+impl Turned for Pair {
+    type Number = u16;
+    const PER_STEP: usize = 2;
+
     #[inline(always)]
-    fn from_floats(rows: &[f32], step: &mut [Self]) {
-        let (first, second) = rows.split_at(step.len());
-        for ((step, first), second) in step.iter_mut().zip(first).zip(second) {
-            // A bfloat16 is the upper half of a float32.
-            *step = Self(first.to_bits() >> 16 | second.to_bits() & 0xffff_0000);
+    fn number(self, index: usize) -> u16 {
+        (self.0 >> (16 * index)) as u16
+    }
+
+    #[inline(always)]
+    fn join(numbers: &[u16], elements: &mut [Self]) {
+        for (element, [first, second]) in elements.iter_mut().zip(numbers.as_chunks().0) {
+            *element = Self(u32::from(*first) | u32::from(*second) << 16);
         }
     }
 
     #[inline(always)]
-    fn to_float(self, index: usize) -> f32 {
-        f32::from_bits(self.0 >> (16 * index) << 16)
+    fn transpose(square: &[Self], width: usize, to: &mut [Self]) {
+        for (features, to) in to.chunks_exact_mut(width).enumerate() {
+            let (rows, missing) = to.split_at_mut(2 * (square.len() / width));
+            for ([first, second], row) in rows.as_chunks_mut().0.iter_mut().zip(square.chunks_exact(width)) {
+                chunk_by_chunk();
+                let (Self(even), Self(odd)) = (row[2 * features], row[2 * features + 1]);
+                *first = Self(even & 0xffff | odd << 16);
+                *second = Self(even >> 16 | odd & 0xffff_0000);
+            }
+            missing.fill(Self::default());
+        }
     }
 }
 
@@ -253,7 +300,7 @@ mod tests {
         places.flat_map(|place| (0..taps).map(move |tap| at(place, tap))).collect()
     }
 
-    fn check<S: Unpacked<T>, T: FromFloats>(from: impl Fn(f32) -> S) {
+    fn check<S: Unpacked<T>, T: Turned>(from: impl Fn(f32) -> S) {
         let mut buffer = AlignedBuffer::default();
         for (features, inputs, taps) in
             [(1, 1, 1), (33, 31, 1), (3, 5, 9), (65, 300, 1), (40, 61, 9), (17, 130, 3), (300, 3, 1)]

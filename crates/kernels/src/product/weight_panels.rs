@@ -151,6 +151,20 @@ impl<T: Element> WeightPanels<T> {
         &self.buffer.values()[start..start + count * self.width * steps.len()]
     }
 
+    /// One step of a panel of features.
+    #[inline(always)]
+    pub(super) fn step(&self, index: usize, step: usize) -> &[T] {
+        self.steps_of(index, &(step..step + 1))
+    }
+
+    /// Some steps of a panel of features, which must all lie in one of the [`depth_blocks`].
+    #[inline(always)]
+    pub(super) fn steps_of(&self, index: usize, steps: &Range<usize>) -> &[T] {
+        let start = steps.start / DEPTH * DEPTH;
+        let panel = self.panel(index, &(start..self.steps.min(start + DEPTH)));
+        &panel[(steps.start - start) * self.width..(steps.end - start) * self.width]
+    }
+
     /// The panel of features that begins at `index * width`, in one of the [`depth_blocks`].
     pub(super) fn panel(&self, index: usize, steps: &Range<usize>) -> &[T] {
         self.panels(index, 1, steps)
