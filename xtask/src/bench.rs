@@ -19,7 +19,7 @@ use crate::worker::{Cost, Worker};
 use crate::workspace;
 
 /// What is timed: names of `xtask/bench/models.json`, and what is of a whole pipeline.
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 11] = [
     "sd15_unet_step",
     "sd15_lora_train_step",
     "sd15_vae_decode",
@@ -30,11 +30,14 @@ const NAMES: [&str; 10] = [
     "sdxl_unet_step",
     "sdxl_vae_decode",
     "sdxl_text_encoder_2",
+    EMBEDDED,
 ];
 /// From a prompt to pixels of 512x512 in 4 steps; without loading.
 const PICTURE: &str = "sd15_picture";
 /// From the start of the program to the first step of a picture, of a folder in float16.
 const START: &str = "sd15_start";
+/// The whole program with the small model inside: one picture in 20 steps.
+const EMBEDDED: &str = "embedded_picture";
 const DTYPES: [&str; 2] = ["f32", "bf16"];
 /// In float32 the models of SDXL of three programs do not fit into 24 GB at once; OpenVINO needs as much again to convert one.
 const TOO_LARGE: [(&str, &str); 1] = [("sdxl_unet_step", "f32")];
@@ -48,7 +51,7 @@ pub(crate) struct BenchArguments {
     #[arg(long, value_name = "PYTHON")]
     against: Option<PathBuf>,
     /// Only what has this in its name: sd15_unet_step, sd15_lora_train_step, sd15_vae_decode, sd15_vae_encode, sd15_text_encoder, sd15_picture, sd15_start,
-    /// sdxl_unet_step, sdxl_vae_decode, sdxl_text_encoder_2, kernels, kernels/linear_8192_320_320
+    /// sdxl_unet_step, sdxl_vae_decode, sdxl_text_encoder_2, embedded_picture, kernels, kernels/linear_8192_320_320
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
     /// Only this type: f32 or bf16
@@ -124,6 +127,7 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
             }
             let row = match name {
                 START => start::time(dtype, &peers, arguments),
+                EMBEDDED => start::time_embedded(dtype, arguments),
                 _ => time(name, dtype, &peers, arguments),
             };
             add(row.with_context(|| format!("{name} in {dtype}"))?)?;

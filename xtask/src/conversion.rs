@@ -26,7 +26,7 @@ pub(crate) struct BenchArguments {
 /// Opens folders of every family that `diffuse convert` makes, and what `diffuse train` writes, in the reference library.
 pub(crate) fn parity() -> Result<()> {
     let python = Python::find_or_install()?;
-    let program = build()?;
+    let program = build_program()?;
     let (scripts, target) = (workspace::root().join("xtask/python"), workspace::target());
     let converted = target.join("converted");
     python::run(python.script(&scripts.join("converted.py")).arg(&program).arg(converted))?;
@@ -47,7 +47,7 @@ struct Contender {
 /// Times conversions of a full-size Stable Diffusion 1.5 between one file and a folder.
 pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
     let python = Python::find_or_install()?;
-    let program = build()?;
+    let program = build_program()?;
     let folder = full_size_folder(&python)?;
     let place = Place::new(&folder)?;
     let convert = |from: &Path, to: &Path, flags: &[&str]| {
@@ -176,7 +176,7 @@ fn remove(path: &Path) -> Result<()> {
 }
 
 /// Builds `diffuse`, optimised, and says where it is.
-fn build() -> Result<PathBuf> {
+pub(crate) fn build_program() -> Result<PathBuf> {
     let mut command = Command::new("cargo");
     command.args(["build", "--release", "--package", "candle-diffusers"]);
     python::run(command.current_dir(workspace::root()))?;
