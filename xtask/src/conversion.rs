@@ -178,7 +178,7 @@ fn remove(path: &Path) -> Result<()> {
 /// Builds `diffuse`, optimised, and says where it is.
 pub(crate) fn build_program() -> Result<PathBuf> {
     let mut command = Command::new("cargo");
-    command.args(["build", "--release", "--package", "candle-diffusers"]);
+    command.args(["build", "--release", "--workspace", "--bin", "diffuse"]);
     python::run(command.current_dir(workspace::root()))?;
     let program =
         workspace::target().join("release").join(format!("diffuse{}", std::env::consts::EXE_SUFFIX));

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::Result;
 use clap::Args;
 
-use crate::full_size::build_example_of;
+use crate::full_size::build_example;
 use crate::python;
 use crate::workspace;
 
@@ -23,7 +23,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let embedded = workspace::root().join("crates/cli/assets/shapes");
     let output = arguments.output.clone().unwrap_or_else(|| workspace::target().join("demo/shapes"));
-    let program = build_example_of("candle-diffusers-training", "shapes")?;
+    let program = build_example("shapes")?;
     python::run(Command::new(program).arg(&embedded).arg(&output))?;
     if !arguments.embed {
         return Ok(());

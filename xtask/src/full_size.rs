@@ -171,15 +171,11 @@ fn reference_script(python: &Python) -> Command {
     python.script(&workspace::root().join("xtask/python/full_size.py"))
 }
 
-/// Builds an example of the `tests` package, optimised, and says where it is.
+/// Builds an example, optimised, and says where it is.
 pub(crate) fn build_example(example: &str) -> Result<PathBuf> {
-    build_example_of("candle-diffusers-tests", example)
-}
-
-/// The same of any package.
-pub(crate) fn build_example_of(package: &str, example: &str) -> Result<PathBuf> {
     let mut command = Command::new("cargo");
-    command.args(["build", "--release", "--package", package, "--example", example]);
+    // With the features of the whole workspace, as tests are built: else the dependencies would be built once more.
+    command.args(["build", "--release", "--workspace", "--example", example]);
     python::run(command.current_dir(workspace::root()))?;
     let name = format!("{example}{}", std::env::consts::EXE_SUFFIX);
     let program = workspace::target().join("release/examples").join(name);
