@@ -127,6 +127,13 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
     if let Some(gamma) = arguments.noise.snr_gamma {
         ensure!(gamma.is_finite() && gamma > 0.0, "--snr-gamma is {gamma}, expected more than 0");
     }
+    for (flag, number) in [
+        ("--noise-offset", arguments.noise.noise_offset),
+        ("--input-perturbation", arguments.noise.input_perturbation),
+        ("--prior-loss-weight", arguments.thing.prior_loss_weight),
+    ] {
+        ensure!(number.is_finite(), "{flag} is {number}, expected a number that is not infinite");
+    }
     let optimizer = &arguments.optimizer;
     ensure!(
         optimizer.optimizer == OptimizerName::AdamW || !optimizer.use_8bit_adam,

@@ -203,6 +203,8 @@ fn what_cannot_be_trained_is_told_before_pictures_of_its_class_are_painted() {
         ("dreambooth-lora", &["--max_grad_norm", "0"], &["max_grad_norm is 0"]),
         ("dreambooth-lora", &["--adam_beta1", "1"], &["adam_beta1 is 1"]),
         ("dreambooth-lora", &["--snr_gamma", "0"], &["--snr-gamma is 0"]),
+        ("dreambooth-lora", &["--noise_offset", "nan"], &["--noise-offset is NaN"]),
+        ("dreambooth-lora", &["--prior_loss_weight", "inf"], &["--prior-loss-weight is inf"]),
     ] {
         refuse(&workplace, &[&["train", recipe][..], &class, flags].concat(), culprits);
         assert_eq!(fs::read_dir(workplace.path("class")).unwrap().count(), 0, "{recipe} {flags:?}");
