@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::arithmetic::Kernel;
 use super::backward_step::{BackwardStep, Queries, Sums};
-use super::fused::{KEYS, LINE, on_cpu, side_by_side, transpose};
+use super::fused::{KEYS, LINE, first_line, on_cpu, side_by_side, transpose};
 use super::step::shares;
 use super::tokens::{Mask, Tokens, to_bf16};
 use crate::cpu::TASK;
@@ -259,7 +259,7 @@ impl HeadWork<'_> {
         let length = 4 * KEYS * lanes;
         let mut room = ROOM.take();
         room.resize(room.len().max(length + LINE), 0.0);
-        let start = room.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+        let start = first_line(&room);
         let (tiles, mask_tile) = room[start..start + length].split_at_mut(3 * KEYS * lanes);
         for block in (keys.start..keys.end).step_by(KEYS) {
             let block = block..keys.end.min(block + KEYS);

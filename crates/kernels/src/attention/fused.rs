@@ -130,7 +130,7 @@ impl Lines {
 }
 
 /// Where the first cache line begins in a vector, which has one more than it needs.
-fn first_line(room: &[f32]) -> usize {
+pub(super) fn first_line(room: &[f32]) -> usize {
     room.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE)
 }
 
