@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::microkernel::{MatrixRows, Microkernel};
+use super::microkernel::{MAX_COLUMNS, MatrixRows, Microkernel};
 use super::packed::Side;
 use super::panels::{AlignedBuffer, DEPTH, Element, Source};
 use super::weight_panels::{Stored, WeightPanels, depth_blocks};
@@ -368,13 +368,13 @@ impl<E: Source<E>, T: Stored<E>, A: Activations<E>, O: Float> Work for Finish<'_
                 });
                 let mut gates = gate.chunks_exact_mut(kernel.columns);
                 for (item, sums) in items.zip(rows) {
-                    let sums = &mut sums[..features.len()];
-                    add_each(sums, biases);
-                    if let Some(gate) = gates.next() {
-                        add_each(gate, gate_bias);
-                        apply_gate(sums, gate);
-                    }
-                    product.write(sums, product.activations.place(features.start, item), instructions);
+                    let row = Row {
+                        product,
+                        bias: biases,
+                        gate: gates.next().map(|gate| (gate, gate_bias)),
+                        place: product.activations.place(features.start, item),
+                    };
+                    row.finish(&mut sums[..features.len()], instructions);
                 }
             }
             Side::Left => {
@@ -393,9 +393,42 @@ impl<E: Source<E>, T: Stored<E>, A: Activations<E>, O: Float> Work for Finish<'_
     }
 }
 
+/// The sums of one item for the features of a tile.
+struct Row<'a, E, T, A, O> {
+    product: &'a Product<'a, E, T, A, O>,
+    bias: Option<&'a [f32]>,
+    /// The other half's sums and their bias, where [`After::Geglu`] wants them.
+    gate: Option<(&'a mut [f32], Option<&'a [f32]>)>,
+    /// Where the results go in the output.
+    place: usize,
+}
+
+impl<E: Source<E>, T: Stored<E>, A: Activations<E>, O: Float> Row<'_, E, T, A, O> {
+    #[inline(always)]
+    fn finish(self, sums: &mut [f32], instructions: impl Instructions) {
+        // Most rows are whole ones of the widest tiles: of a length that the compiler knows, so that it needs no loops.
+        match <&mut [f32; MAX_COLUMNS]>::try_from(&mut *sums) {
+            Ok(sums) => self.finish_sums(sums, instructions),
+            Err(_) => self.finish_sums(sums, instructions),
+        }
+    }
+
+    #[inline(always)]
+    fn finish_sums(self, sums: &mut [f32], instructions: impl Instructions) {
+        add_each(sums, self.bias);
+        if let Some((gate, bias)) = self.gate {
+            let gate = &mut gate[..sums.len()];
+            add_each(gate, bias);
+            apply_gate(sums, gate);
+        }
+        self.product.write(sums, self.place, instructions);
+    }
+}
+
 #[inline(always)]
 fn add_each(sums: &mut [f32], bias: Option<&[f32]>) {
     if let Some(bias) = bias {
+        let bias = &bias[..sums.len()];
         sums.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);
     }
 }
