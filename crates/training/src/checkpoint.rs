@@ -172,6 +172,11 @@ impl Checkpoint {
         self.fields.get(&format!("{SETTING}{name}")).map(String::as_str)
     }
 
+    /// Says what one of the settings was, where the checkpoint does not: one of an earlier version, which knew no such setting.
+    pub fn assume_setting(&mut self, name: &str, value: &str) {
+        self.fields.entry(format!("{SETTING}{name}")).or_insert_with(|| value.to_string());
+    }
+
     /// Reads the checkpoint in `folder`.
     ///
     /// # Errors

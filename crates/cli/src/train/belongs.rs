@@ -2,7 +2,6 @@
 
 use anyhow::{Result, bail};
 use clap::Parser;
-use serde_json::Value;
 
 use super::{Recipe, TrainArguments};
 
@@ -94,7 +93,7 @@ const FLAGS: [Flags; 12] = [
 
 /// Refuses flags that a recipe has no use for. What says the same as leaving the flag out goes: a run's settings.toml, which has all of them, can be given as --config.
 pub(super) fn check_recipe(arguments: &TrainArguments) -> Result<()> {
-    let (given, usual) = (serde_json::to_value(arguments)?, usual(arguments.recipe)?);
+    let (given, usual) = (serde_json::to_value(arguments)?, serde_json::to_value(usual(arguments.recipe)?)?);
     for (names, is_for, whose) in FLAGS {
         let is_said = |name: &&&str| given.get(name) != usual.get(name);
         if let Some(name) = names.iter().find(is_said).filter(|_| !is_for(arguments.recipe)) {
@@ -105,7 +104,7 @@ pub(super) fn check_recipe(arguments: &TrainArguments) -> Result<()> {
 }
 
 /// What flags mean that are not given.
-fn usual(recipe: Recipe) -> Result<Value> {
+pub(super) fn usual(recipe: Recipe) -> Result<TrainArguments> {
     #[derive(Parser)]
     struct Alone {
         #[command(flatten)]
@@ -113,7 +112,9 @@ fn usual(recipe: Recipe) -> Result<Value> {
     }
     let name = recipe.name();
     let needed = ["train", &name, "--output-dir", "-", "--train-data-dir", "-"];
-    Ok(serde_json::to_value(Alone::try_parse_from(needed)?.train)?)
+    let mut usual = Alone::try_parse_from(needed)?.train;
+    usual.pictures.train_data_dir = None;
+    Ok(usual)
 }
 
 #[cfg(test)]
@@ -125,7 +126,7 @@ mod tests {
     #[test]
     fn flags_are_those_of_the_command_line() {
         for recipe in Recipe::value_variants() {
-            let usual = usual(*recipe).unwrap();
+            let usual = serde_json::to_value(usual(*recipe).unwrap()).unwrap();
             for name in FLAGS.iter().flat_map(|(names, ..)| *names) {
                 assert!(usual.get(name).is_some(), "{name}");
             }

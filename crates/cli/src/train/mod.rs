@@ -22,6 +22,7 @@ mod processes;
 mod report;
 mod result;
 mod session;
+mod settings;
 mod stable_diffusion;
 mod taught;
 mod tensorboard;

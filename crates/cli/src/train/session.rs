@@ -18,7 +18,7 @@ use super::processes::Started;
 use super::report::Report;
 use super::taught::Taught;
 use super::validation::Validation;
-use super::{TrainArguments, interrupt, result};
+use super::{TrainArguments, interrupt, result, settings};
 use crate::progress::{Progress, Shown};
 use crate::terminal;
 
@@ -105,34 +105,10 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// All flags that change what is learned, with what those mean that were not given.
-    fn resolved(&self) -> Result<toml::Table> {
-        let mut table = toml::Table::try_from(self.arguments)?;
-        table.insert("resolution".to_string(), i64::from(self.parts.data.resolution()).into());
-        table.insert("learning_rate".to_string(), self.arguments.learning_rate().into());
-        // How long the word is learned has a flag of its own.
-        if self.parts.stage != Stage::Word {
-            table.insert("max_train_steps".to_string(), i64::try_from(self.parts.max_steps)?.into());
-        }
-        Ok(table)
-    }
-
-    /// What a checkpoint must have been made with: all that changes what is learned.
+    /// What a checkpoint must have been made with.
     fn settings(&self) -> Result<BTreeMap<String, String>> {
-        let mut settings: BTreeMap<String, String> =
-            self.resolved()?.into_iter().map(|(name, value)| (name, value.to_string())).collect();
-        settings.insert("recipe".to_string(), format!("{:?}", self.arguments.recipe));
-        settings.extend(self.pictures.clone());
-        // Of all processes, as a step depends on nothing else of them: a run may go on with another number of them.
-        let batch = self.arguments.steps.train_batch_size * self.started.processes.size();
-        settings.insert("train_batch_size".to_string(), batch.to_string());
-        // A run may be made longer where its learning rate does not depend on how long it is. How long a word is learned has a flag of its own.
-        let is_word = self.parts.stage == Stage::Word;
-        if is_word || self.arguments.lr_scheduler_lora().starts_with("constant") {
-            settings.remove("max_train_steps");
-            settings.remove("num_train_epochs");
-        }
-        Ok(settings)
+        let Parts { data, stage, .. } = &self.parts;
+        settings::settings(self.arguments, self.started, data, *stage, self.pictures.clone())
     }
 
     /// Goes on from the checkpoint that was named, if there is one.
@@ -152,10 +128,9 @@ impl<'a> Session<'a> {
             return Ok(());
         };
         let shown = folder.display().to_string();
-        let checkpoint = Checkpoint::read(&folder)?;
-        let mut settings = self.settings()?;
-        // Those of earlier versions do not say which pictures there were.
-        settings.retain(|name, _| !self.pictures.contains_key(name) || checkpoint.setting(name).is_some());
+        let mut checkpoint = Checkpoint::read(&folder)?;
+        let settings = self.settings()?;
+        settings::assume_defaults(self.arguments, &mut checkpoint, &settings)?;
         let position = self.parts.trainer.resume(&shown, checkpoint, &settings)?;
         if position != self.position() {
             terminal::note(&format!(
@@ -171,7 +146,7 @@ impl<'a> Session<'a> {
         let folder = &self.parts.folder;
         fs::create_dir_all(folder).with_context(|| format!("writing {}", folder.display()))?;
         let path = folder.join("settings.toml");
-        let mut table = self.resolved()?;
+        let mut table = settings::resolved(self.arguments, &self.parts.data, self.parts.stage)?;
         table.extend(toml::Table::try_from(&self.arguments.watch)?);
         if let Some(folder) = &self.arguments.pictures.encoder_cache_dir {
             table.insert("encoder_cache_dir".to_string(), folder.display().to_string().into());

@@ -231,3 +231,46 @@ fn pictures_and_captions_that_have_changed_are_told() {
     let run = go_on();
     assert_eq!(run.status, Some(0), "{}", run.stderr);
 }
+
+#[test]
+fn a_checkpoint_of_an_earlier_version_had_the_defaults_of_later_flags() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    let run =
+        |output: &str, flags: &[&str]| workplace.run([&LORA[..], &["--output_dir", output], flags].concat());
+    for (output, steps) in [("whole", "3"), ("out", "2")] {
+        let run = run(output, &["--max_train_steps", steps]);
+        assert_eq!(run.status, Some(0), "{}", run.stderr);
+    }
+    let mut checkpoint = Checkpoint::read(&workplace.path("out/checkpoint-2")).unwrap();
+    for name in ["rank", "use_rslora", "resolution", "pictures", "captions"] {
+        assert!(checkpoint.fields.remove(&format!("setting.{name}")).is_some(), "{name}");
+    }
+    Checkpoints::new(workplace.path("out"), None).unwrap().write(2, &checkpoint, |_| Ok(())).unwrap();
+    copy_folder(&workplace.path("out"), &workplace.path("other"));
+
+    let resume = ["--max_train_steps", "3", "--resume_from_checkpoint", "latest"];
+    let refused = run("out", &[&resume[..], &["--rank", "8", "--use_rslora", "--snr_gamma", "5"]].concat());
+    assert_eq!(refused.status, Some(1), "{}", refused.stderr);
+    let culprit = "checkpoint-2 was made with rank 4, snr_gamma nothing, use_rslora false; this run has rank 8, snr_gamma 5.0, use_rslora true";
+    assert!(refused.stderr.contains(culprit), "{}", refused.stderr);
+    let resumed = run("out", &resume);
+    assert_eq!(resumed.status, Some(0), "{}", resumed.stderr);
+    assert!(resumed.stderr.contains("going on from") && !resumed.stderr.contains("other batches"));
+    let lora =
+        |output: &str| fs::read(workplace.path(output).join("pytorch_lora_weights.safetensors")).unwrap();
+    assert!(lora("out") == lora("whole"));
+
+    // It does not know which pictures there were, but how many epochs they had made.
+    for kind in ["png", "txt"] {
+        fs::copy(workplace.path(&format!("data/0.{kind}")), workplace.path(&format!("data/2.{kind}")))
+            .unwrap();
+    }
+    let resumed = run("other", &resume);
+    assert_eq!(resumed.status, Some(0), "{}", resumed.stderr);
+    assert!(
+        resumed.stderr.contains("other batches had come before other/checkpoint-2"),
+        "{}",
+        resumed.stderr
+    );
+}

@@ -1,0 +1,68 @@
+//! What a run is known by, which one that goes on must have too: all that changes what is learned.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use candle_diffusers_training::Checkpoint;
+
+use super::TrainArguments;
+use super::belongs::usual;
+use super::data::Data;
+use super::processes::Started;
+use super::session::Stage;
+
+/// All flags that change what is learned, with what those mean that were not given.
+pub(super) fn resolved(arguments: &TrainArguments, data: &Data, stage: Stage) -> Result<toml::Table> {
+    let mut table = toml::Table::try_from(arguments)?;
+    table.insert("resolution".to_string(), i64::from(data.resolution()).into());
+    table.insert("learning_rate".to_string(), arguments.learning_rate().into());
+    // How long the word is learned has a flag of its own.
+    if stage != Stage::Word {
+        table.insert("max_train_steps".to_string(), i64::try_from(data.max_steps(arguments))?.into());
+    }
+    Ok(table)
+}
+
+/// What a checkpoint must have been made with: those flags, and `pictures`, by what they are known by.
+pub(super) fn settings(
+    arguments: &TrainArguments,
+    started: &Started,
+    data: &Data,
+    stage: Stage,
+    pictures: BTreeMap<String, String>,
+) -> Result<BTreeMap<String, String>> {
+    let flags = resolved(arguments, data, stage)?;
+    let mut settings: BTreeMap<String, String> =
+        flags.into_iter().map(|(name, value)| (name, value.to_string())).collect();
+    settings.insert("recipe".to_string(), format!("{:?}", arguments.recipe));
+    settings.extend(pictures);
+    // Of all processes, as a step depends on nothing else of them: a run may go on with another number of them.
+    let batch = arguments.steps.train_batch_size * started.processes.size();
+    settings.insert("train_batch_size".to_string(), batch.to_string());
+    // A run may be made longer where its learning rate does not depend on how long it is. How long a word is learned has a flag of its own.
+    if stage == Stage::Word || arguments.lr_scheduler_lora().starts_with("constant") {
+        settings.remove("max_train_steps");
+        settings.remove("num_train_epochs");
+    }
+    Ok(settings)
+}
+
+/// Completes what a checkpoint of an earlier version says, which did not know all of these settings: a flag did then what its default does. What is no flag, such as
+/// which pictures there were, is taken for what it is now.
+pub(super) fn assume_defaults(
+    arguments: &TrainArguments,
+    checkpoint: &mut Checkpoint,
+    settings: &BTreeMap<String, String>,
+) -> Result<()> {
+    let (given, usual) =
+        (toml::Table::try_from(arguments)?, toml::Table::try_from(usual(arguments.recipe)?)?);
+    for (name, value) in settings {
+        // What a flag means that is not given may follow from the model, as the resolution does.
+        if given.get(name) == usual.get(name) {
+            checkpoint.assume_setting(name, value);
+        } else if let Some(default) = usual.get(name) {
+            checkpoint.assume_setting(name, &default.to_string());
+        }
+    }
+    Ok(())
+}
