@@ -1,6 +1,6 @@
 //! Where a run is, on disk: a folder `checkpoint-STEP` that appears whole or not at all.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -196,6 +196,38 @@ impl Checkpoint {
             }
         }
         Ok(Self { tensors, fields })
+    }
+
+    /// Reads what the checkpoint in `folder` says of its run, without the tensors.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn read_fields(folder: &Path) -> Result<Self> {
+        let checkpoint = Repository::folder(folder)?.open_checkpoint(STATE)?;
+        let fields = checkpoint.files().iter().flat_map(|file| file.metadata().clone()).collect();
+        Ok(Self { tensors: HashMap::new(), fields })
+    }
+
+    /// Whether it was made with these settings; `name` is what it is called in the error.
+    ///
+    /// # Errors
+    /// When it was made with others: says all that differ.
+    pub fn check_settings(&self, name: &str, settings: &BTreeMap<String, String>) -> Result<()> {
+        let (mut found, mut expected) = (Vec::new(), Vec::new());
+        let removed = self.fields.keys().filter_map(|field| field.strip_prefix(SETTING));
+        let all: BTreeSet<&str> = settings.keys().map(String::as_str).chain(removed).collect();
+        for setting in all {
+            let (before, now) = (self.setting(setting), settings.get(setting).map(String::as_str));
+            if before != now {
+                found.push(format!("{setting} {}", before.unwrap_or("nothing")));
+                expected.push(format!("{setting} {}", now.unwrap_or("nothing")));
+            }
+        }
+        if found.is_empty() {
+            return Ok(());
+        }
+        let (checkpoint, found, expected) = (name.to_string(), found.join(", "), expected.join(", "));
+        Err(Error::Resume { checkpoint, found, expected })
     }
 }
 

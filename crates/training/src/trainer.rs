@@ -254,8 +254,8 @@ impl Trainer {
         checkpoint: Checkpoint,
         settings: &BTreeMap<String, String>,
     ) -> Result<Position> {
+        checkpoint.check_settings(name, settings)?;
         let Checkpoint { mut tensors, fields } = checkpoint;
-        check_settings(name, &fields, settings)?;
         let number = |field: &str| {
             let value = fields.get(field).and_then(|value| value.parse::<u64>().ok());
             value.ok_or_else(|| state_error(field, fields.get(field).cloned(), "a number"))
@@ -298,34 +298,6 @@ const PARAMETERS: &str = "parameters.";
 const OPTIMIZER: &str = "optimizer.";
 const EMA: &str = "ema.";
 const GENERATOR: &str = "generator";
-
-/// Whether a checkpoint was made with these settings; says all that differ.
-fn check_settings(
-    name: &str,
-    fields: &BTreeMap<String, String>,
-    settings: &BTreeMap<String, String>,
-) -> Result<()> {
-    let nothing = "nothing".to_string();
-    let (mut found, mut expected) = (Vec::new(), Vec::new());
-    let old = |setting: &str| fields.get(&format!("{SETTING}{setting}"));
-    let removed = fields.keys().filter_map(|field| field.strip_prefix(SETTING));
-    let all: std::collections::BTreeSet<&str> = settings.keys().map(String::as_str).chain(removed).collect();
-    for setting in all {
-        let (before, now) = (old(setting), settings.get(setting));
-        if before != now {
-            found.push(format!("{setting} {}", before.unwrap_or(&nothing)));
-            expected.push(format!("{setting} {}", now.unwrap_or(&nothing)));
-        }
-    }
-    if found.is_empty() {
-        return Ok(());
-    }
-    Err(Error::Resume {
-        checkpoint: name.to_string(),
-        found: found.join(", "),
-        expected: expected.join(", "),
-    })
-}
 
 fn state_error(tensor: &str, found: Option<String>, expected: &str) -> Error {
     let found = found.unwrap_or_else(|| "missing".to_string());

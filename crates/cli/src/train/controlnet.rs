@@ -3,7 +3,6 @@
 use anyhow::Result;
 use candle_diffusers_pipelines::{Task, check_controlnet};
 use candle_diffusers_schedulers::TorchGenerator;
-use candle_diffusers_training::Checkpoints;
 use candle_diffusers_training::recipes::TrainedControlNet;
 
 use super::data::Data;
@@ -12,7 +11,7 @@ use super::session::{Learned, Parts, Session, Stage};
 use super::taught::Taught;
 use super::trained::{denoising_options, group};
 use super::trainer::new_trainer;
-use super::{TrainArguments, model};
+use super::{TrainArguments, beginning, model};
 use crate::progress::Progress;
 
 pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Started) -> Result<()> {
@@ -25,8 +24,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
         check_controlnet(&repository, begun)?;
     }
     let data = Data::open(arguments, &repository, &[], started)?;
-    let limit = arguments.watch.checkpoints_total_limit;
-    started.first_before_others(|| Ok(Checkpoints::new(&arguments.output_dir, limit)?))?;
+    beginning::check(arguments, started, &data)?;
     let (models, options) = model::load(arguments, &repository, started.device()?, progress)?;
     let generator = TorchGenerator::new(arguments.steps.seed);
     let trained = match &begun {

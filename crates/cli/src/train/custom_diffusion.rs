@@ -3,7 +3,6 @@
 use anyhow::{Result, ensure};
 use candle_diffusers_pipelines::Task;
 use candle_diffusers_schedulers::TorchGenerator;
-use candle_diffusers_training::Checkpoints;
 use candle_diffusers_training::recipes::{
     CustomDiffusion, DenoisingOptions, TextualInversionOptions, TrainedProjections,
 };
@@ -14,7 +13,7 @@ use super::session::{Learned, Parts, Session, Stage};
 use super::taught::Taught;
 use super::trained::{denoising_options, group};
 use super::trainer::{check_trainer, new_trainer};
-use super::{FreezeModel, TrainArguments, class_pictures, concepts, model};
+use super::{FreezeModel, TrainArguments, beginning, class_pictures, concepts, model};
 use crate::progress::Progress;
 
 /// What new words begin as where nothing is said, as in diffusers' script.
@@ -26,8 +25,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     model::check_task(&repository, &[Task::Paint])?;
     let concepts = concepts::read(arguments)?;
     let mut data = Data::open(arguments, &repository, &concepts, started)?;
-    let limit = arguments.watch.checkpoints_total_limit;
-    started.first_before_others(|| Ok(Checkpoints::new(&arguments.output_dir, limit)?))?;
+    beginning::check(arguments, started, &data)?;
     let (mut models, _) = model::load(arguments, &repository, started.device()?, progress)?;
     CustomDiffusion::check_tokens(&mut models, &tokens)?;
     check_trainer(arguments, started, data.max_steps(arguments))?;

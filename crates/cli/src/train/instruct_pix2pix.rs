@@ -3,7 +3,6 @@
 use anyhow::{Result, ensure};
 use candle_diffusers_pipelines::Task;
 use candle_diffusers_schedulers::TorchGenerator;
-use candle_diffusers_training::Checkpoints;
 use candle_diffusers_training::recipes::{InstructPix2PixOptions, trainable_edit_unet};
 use serde_json::Value;
 
@@ -13,7 +12,7 @@ use super::session::{Learned, Parts, Session, Stage};
 use super::taught::Taught;
 use super::trained::{denoising_options, group};
 use super::trainer::new_trainer;
-use super::{TrainArguments, model};
+use super::{TrainArguments, beginning, model};
 use crate::progress::Progress;
 
 pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Started) -> Result<()> {
@@ -26,8 +25,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
         repository.name()
     );
     let data = Data::open(arguments, &repository, &[], started)?;
-    let limit = arguments.watch.checkpoints_total_limit;
-    started.first_before_others(|| Ok(Checkpoints::new(&arguments.output_dir, limit)?))?;
+    beginning::check(arguments, started, &data)?;
     let (mut models, options) = model::load(arguments, &repository, started.device()?, progress)?;
     let (whole, config) = trainable_edit_unet(&repository, &model::in_float32(&options))?;
     models.unet = whole.model;

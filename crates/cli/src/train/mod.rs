@@ -1,6 +1,7 @@
 //! `diffuse train`.
 
 mod arguments;
+mod beginning;
 mod belongs;
 mod buckets;
 mod check;

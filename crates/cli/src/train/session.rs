@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -12,6 +12,7 @@ use candle_diffusers_training::dataset::Position;
 use candle_diffusers_training::recipes::{CustomDiffusion, TrainedToken};
 use candle_diffusers_training::{Checkpoint, Checkpoints, Error, StepReport, TrainedLora, Trainer};
 
+use super::beginning::find;
 use super::data::Data;
 use super::encode_ahead::encode_ahead;
 use super::processes::Started;
@@ -55,8 +56,15 @@ pub(super) enum Stage {
     Lora,
 }
 
-/// The folder of a word that a LoRA is learned for then.
-pub(super) const WORD_FOLDER: &str = "inversion";
+impl Stage {
+    /// Where all of it goes.
+    pub(super) fn folder(self, arguments: &TrainArguments) -> PathBuf {
+        match self {
+            Self::Word => arguments.output_dir.join("inversion"),
+            Self::Only | Self::Lora => arguments.output_dir.clone(),
+        }
+    }
+}
 
 pub(super) struct Session<'a> {
     pub(super) arguments: &'a TrainArguments,
@@ -113,18 +121,10 @@ impl<'a> Session<'a> {
 
     /// Goes on from the checkpoint that was named, if there is one.
     fn resume(&mut self) -> Result<()> {
-        let Some(name) = &self.arguments.watch.resume_from_checkpoint else { return Ok(()) };
-        let output = &self.arguments.output_dir;
-        let is_of = |folder: &Path| Checkpoints::new(folder, None).and_then(|other| other.find(name)).is_ok();
-        let found = match (self.checkpoints.find(name), self.parts.stage) {
-            // A checkpoint of the LoRA comes after the whole of the word's run.
-            (Err(_), Stage::Word) if is_of(output) => self.checkpoints.find("latest")?,
-            // One of the word comes before anything of the LoRA's.
-            (Err(_), Stage::Lora) if is_of(&output.join(WORD_FOLDER)) => None,
-            (found, _) => found?,
-        };
-        let Some(folder) = found else {
-            terminal::note("there is no checkpoint yet; beginning anew");
+        let Some(folder) = find(self.arguments, &self.checkpoints, self.parts.stage)? else {
+            if self.arguments.watch.resume_from_checkpoint.is_some() {
+                terminal::note("there is no checkpoint yet; beginning anew");
+            }
             return Ok(());
         };
         let shown = folder.display().to_string();

@@ -3,16 +3,15 @@
 use anyhow::Result;
 use candle_diffusers_pipelines::Task;
 use candle_diffusers_schedulers::TorchGenerator;
-use candle_diffusers_training::Checkpoints;
 use candle_diffusers_training::recipes::{Denoising, DenoisingOptions};
 
 use super::data::Data;
 use super::processes::Started;
-use super::session::{Learned, Parts, Session, Stage, WORD_FOLDER};
+use super::session::{Learned, Parts, Session, Stage};
 use super::taught::Taught;
 use super::trained::{attach_token, check_trained, choose_trained, denoising_options, group};
 use super::trainer::{check_trainer, new_trainer};
-use super::{Recipe, TrainArguments, class_pictures, concepts, model, pivotal};
+use super::{Recipe, TrainArguments, beginning, class_pictures, concepts, model, pivotal};
 use crate::progress::Progress;
 
 pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Started) -> Result<()> {
@@ -20,8 +19,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     model::check_task(&repository, &[Task::Paint, Task::Inpaint])?;
     let concepts = concepts::read(arguments)?;
     let mut data = Data::open(arguments, &repository, &concepts, started)?;
-    let limit = arguments.watch.checkpoints_total_limit;
-    started.first_before_others(|| Ok(Checkpoints::new(&arguments.output_dir, limit)?))?;
+    beginning::check(arguments, started, &data)?;
     let (mut models, options) = model::load(arguments, &repository, started.device()?, progress)?;
     check_trained(arguments, &models)?;
     // A word's gradients are not clipped, and nothing long is done before its trainer is made.
@@ -44,7 +42,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
         let denoising =
             DenoisingOptions { train_text_encoder: true, ..denoising_options(arguments, &models)? };
         let parts = Parts {
-            folder: arguments.output_dir.join(WORD_FOLDER),
+            folder: Stage::Word.folder(arguments),
             taught: Taught::StableDiffusion(Box::new(models), denoising),
             learned: Learned { token: Some(learned), ..Default::default() },
             trainer: new_trainer(arguments, groups, max_steps, generator.clone())?,

@@ -167,30 +167,32 @@ fn flags_that_do_not_go_together_are_refused() {
     }
 }
 
+/// A thing and its class, of which pictures are painted.
+const CLASS: [&str; 17] = [
+    "--instance_data_dir",
+    "data",
+    "--instance_prompt",
+    "a sks",
+    "--with_prior_preservation",
+    "--class_data_dir",
+    "class",
+    "--class_prompt",
+    "a circle",
+    "--num_class_images",
+    "2",
+    "--num_inference_steps",
+    "2",
+    "--max_train_steps",
+    "1",
+    "--output_dir",
+    "out",
+];
+
 #[test]
 fn what_cannot_be_trained_is_told_before_pictures_of_its_class_are_painted() {
     let workplace = Workplace::new();
     pictures(&workplace, "data", 1);
     fs::create_dir(workplace.path("class")).unwrap();
-    let class = [
-        "--instance_data_dir",
-        "data",
-        "--instance_prompt",
-        "a sks",
-        "--with_prior_preservation",
-        "--class_data_dir",
-        "class",
-        "--class_prompt",
-        "a circle",
-        "--num_class_images",
-        "2",
-        "--num_inference_steps",
-        "2",
-        "--max_train_steps",
-        "1",
-        "--output_dir",
-        "out",
-    ];
     for (recipe, flags, culprits) in [
         ("dreambooth-lora", &["--rank", "0"], &["rank is 0"][..]),
         ("dreambooth-lora", &["--target_modules", "to_("], &["target_modules", "to_("]),
@@ -205,16 +207,62 @@ fn what_cannot_be_trained_is_told_before_pictures_of_its_class_are_painted() {
         ("dreambooth-lora", &["--snr_gamma", "0"], &["--snr-gamma is 0"]),
         ("dreambooth-lora", &["--noise_offset", "nan"], &["--noise-offset is NaN"]),
         ("dreambooth-lora", &["--prior_loss_weight", "inf"], &["--prior-loss-weight is inf"]),
+        ("dreambooth-lora", &["--resume_from_checkpoint", "checkpoint-7"], &["checkpoint-7", "has none"]),
+        ("custom-diffusion", &["--resume_from_checkpoint", "checkpoint-7"], &["checkpoint-7", "has none"]),
+        (
+            "dreambooth-lora",
+            &["--encoder_cache_dir", "data/0.png"],
+            &["--encoder-cache-dir data/0.png cannot be written to"],
+        ),
+        (
+            "custom-diffusion",
+            &["--output_dir", "data/0.png/out"],
+            &["--output-dir data/0.png/out cannot be written to"],
+        ),
     ] {
-        refuse(&workplace, &[&["train", recipe][..], &class, flags].concat(), culprits);
+        refuse(&workplace, &[&["train", recipe][..], &CLASS, flags].concat(), culprits);
         assert_eq!(fs::read_dir(workplace.path("class")).unwrap().count(), 0, "{recipe} {flags:?}");
     }
     let model = format!("{PARITY}/stable_diffusion_xl/base");
     let xl = ["--pretrained_model_name_or_path", &model, "--resolution", "32", "--train_text_encoder"];
     refuse(
         &workplace,
-        &[&["train", "dreambooth"][..], &class, &xl].concat(),
+        &[&["train", "dreambooth"][..], &CLASS, &xl].concat(),
         &["--train-text-encoder", "XL"],
     );
     assert_eq!(fs::read_dir(workplace.path("class")).unwrap().count(), 0);
+}
+
+#[test]
+fn settings_that_a_run_cannot_go_on_with_are_told_before_pictures_of_its_class_are_painted() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    let train = [&["train", "dreambooth-lora"][..], &CLASS].concat();
+    workplace.succeed(&train);
+    fs::remove_dir_all(workplace.path("class")).unwrap();
+    let resume = [&train[..], &["--resume_from_checkpoint", "latest"]].concat();
+    let culprit = "checkpoint-1 was made with rank 4, use_rslora false; this run has rank 8, use_rslora true";
+    refuse(&workplace, &[&resume[..], &["--rank", "8", "--use_rslora"]].concat(), &[culprit]);
+    assert!(!workplace.path("class").exists());
+    // The same seed paints the same pictures, which are compared when they are there.
+    let run = workplace.succeed(&resume);
+    assert!(run.stderr.contains("going on from"), "{}", run.stderr);
+    fs::remove_file(workplace.path("class").join("0-seed-0.png")).unwrap();
+    fs::copy(workplace.path("data/0.png"), workplace.path("class/another.png")).unwrap();
+    refuse(&workplace, &resume, &["checkpoint-1 was made with ", "pictures 1 ("]);
+}
+
+/// A link to nothing stands for a place where no folder can be made: nothing is in the way until it is.
+#[cfg(unix)]
+#[test]
+fn a_folder_that_cannot_be_made_is_told_before_pictures_of_the_class_are_painted() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    std::os::unix::fs::symlink("nowhere/else", workplace.path("link")).unwrap();
+    for (flag, told) in [("--output_dir", "--output-dir"), ("--encoder_cache_dir", "--encoder-cache-dir")] {
+        let flags = [&["train", "dreambooth-lora"][..], &CLASS, &[flag, "link"]].concat();
+        let told = format!("{told} link cannot be written to");
+        refuse(&workplace, &flags, &[told.as_str()]);
+        assert!(!workplace.path("class").exists(), "{flag}");
+    }
 }
