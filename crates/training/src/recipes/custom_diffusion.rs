@@ -194,7 +194,8 @@ fn on_cpu(var: &Var) -> Result<Tensor> {
 }
 
 /// What computes losses: those of [`Denoising`], except that the squared differences are summed over the latents' channels, as in the script; those of the
-/// class's pictures are not. Of pictures with an [area](Example::area) only what is within it counts, and as much as a whole picture.
+/// class's pictures are not. Of pictures with an [area](Example::area) only what is within it counts, and as much as a whole picture; where pictures come with masks
+/// ([`mask_temperature`](DenoisingOptions::mask_temperature)), these say how much each place within it counts.
 pub struct CustomDiffusionDenoising<'a> {
     denoising: Denoising<'a>,
     channels: f64,
@@ -223,8 +224,10 @@ impl<'a> CustomDiffusionDenoising<'a> {
         }
         let (prediction, noised) = self.denoising.predict(examples, generator)?;
         let (_, _, height, width) = prediction.dims4()?;
-        let masks = area_masks(own, height, width)?;
-        Ok((self.denoising.compare_areas(&prediction, &noised, &masks)? * self.channels)?)
+        let areas = area_masks(own, height, width)?;
+        let mask = self.denoising.own_mask_weights(&prediction, examples, generator)?;
+        let loss = self.denoising.compare_areas(&prediction, &noised, &areas, mask.as_ref())?;
+        Ok((loss * self.channels)?)
     }
 }
 

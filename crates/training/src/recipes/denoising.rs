@@ -188,6 +188,18 @@ impl<'a> Denoising<'a> {
         Ok((prediction, noised))
     }
 
+    /// How much each place of what was predicted counts by the masks that come with the pictures, `(batch, 1, height, width)` of latents; none where none come.
+    pub(super) fn own_mask_weights(
+        &self,
+        prediction: &Tensor,
+        examples: &[Example],
+        generator: &mut dyn RandomSource,
+    ) -> Result<Option<Tensor>> {
+        let Some(temperature) = self.options.mask_temperature else { return Ok(None) };
+        let mask = masks(examples, self.options.prior_loss_weight.is_some())?;
+        self.mask_weights(prediction, &mask, temperature, generator).map(Some)
+    }
+
     /// How much each place of what was predicted counts.
     fn mask_weights(
         &self,
@@ -246,19 +258,25 @@ impl<'a> Denoising<'a> {
         self.weighed_loss(prediction, noised, weights.as_ref(), mask)
     }
 
-    /// The same where of each picture but those of the class only the latents count at which `masks` is 1; it is 0 elsewhere. `(batch, 1, height, width)` of latents.
+    /// The same where of each picture but those of the class only the latents count at which `areas` is 1; it is 0 elsewhere. `areas` and `mask`, where there is one, are
+    /// `(batch, 1, height, width)` of latents, and only of pictures that are not of the class.
     pub(super) fn compare_areas(
         &self,
         prediction: &Tensor,
         noised: &Noised,
-        masks: &Tensor,
+        areas: &Tensor,
+        mask: Option<&Tensor>,
     ) -> Result<Tensor> {
-        let areas = area_weights(masks)?;
+        let mask = match mask {
+            Some(mask) => (mask.to_device(areas.device())? * areas)?,
+            None => areas.clone(),
+        };
+        let areas = area_weights(areas)?;
         let weights = match self.weights(noised)? {
             Some(weights) => (weights.narrow(0, 0, areas.dims1()?)? * areas)?,
             None => areas,
         };
-        self.weighed_loss(prediction, noised, Some(&weights), Some(masks))
+        self.weighed_loss(prediction, noised, Some(&weights), Some(&mask))
     }
 
     /// How much the timestep of each picture counts; none where all count the same.

@@ -161,36 +161,75 @@ fn words_that_do_not_fit_leave_the_models_as_they_were() {
     assert!(farthest(&paint(&mut models, "a star"), &before) < 1e-4);
 }
 
-/// The loss of a mask of zeros and ones is the mean over what counts, whatever the pictures' share of it.
-#[test]
-fn pictures_with_an_area_count_as_much_as_whole_ones() {
-    let models = models();
-    let fixture = Fixture::open(format!("{FOLDER}/custom_diffusion.safetensors"));
-    let area = Area { left: 4, top: 0, width: 20, height: 20 };
-    let example = |area: Option<Area>| Example {
+/// A picture with its area and other pictures.
+fn example(fixture: &Fixture, area: Option<Area>, others: Vec<Tensor>) -> Example {
+    Example {
         pixel_values: fixture.get("pictures").get(0).unwrap(),
         caption: "a small star".to_string(),
         original_size: (32, 32),
         crop_top_left: (0, 0),
         key: None,
-        others: Vec::new(),
+        others,
         area,
-    };
+    }
+}
+
+/// 1 where `counts` says so of column and row, 0 elsewhere.
+fn mask(channels: usize, counts: impl Fn(usize, usize) -> bool) -> Tensor {
+    let value = |i: usize| if counts(i % 32, i / 32 % 32) { 1.0_f32 } else { 0.0 };
+    let values: Vec<f32> = (0..channels * 32 * 32).map(value).collect();
+    Tensor::from_vec(values, (channels, 32, 32), &Device::Cpu).unwrap()
+}
+
+/// Of a latent 4 pixels wide and this area columns 1 to 5 and rows 0 to 4 are within; those but the first and the last of each count, 3 by 3 of 8 by 8.
+const AREA: Area = Area { left: 4, top: 0, width: 20, height: 20 };
+
+/// Whether the latent of a pixel counts.
+fn counts(x: usize, y: usize) -> bool {
+    (8..20).contains(&x) && (4..16).contains(&y)
+}
+
+/// What a mask of the whole picture makes of its loss, at a temperature that leaves nothing of what is black; as much as if only 9 of 64 latents were there.
+fn masked_loss(models: &StableDiffusionPipeline, fixture: &Fixture, mask: &Tensor) -> f64 {
+    let denoising = Denoising::new(models, DenoisingOptions::default()).unwrap();
+    let (examples, mask) = ([example(fixture, None, Vec::new())], mask.unsqueeze(0).unwrap());
+    let loss = denoising.masked_loss(&examples, &mask, 20.0, &mut TorchGenerator::new(3)).unwrap();
+    let channels = models.unet.config().out_channels as f64;
+    f64::from(loss.to_scalar::<f32>().unwrap()) * channels * 64.0 / 9.0
+}
+
+/// The loss of a mask of zeros and ones is the mean over what counts, whatever the pictures' share of it.
+#[test]
+fn pictures_with_an_area_count_as_much_as_whole_ones() {
+    let models = models();
+    let fixture = Fixture::open(format!("{FOLDER}/custom_diffusion.safetensors"));
     let custom = CustomDiffusionDenoising::new(&models, DenoisingOptions::default()).unwrap();
     let loss = |area: Option<Area>| {
-        let loss = custom.loss(&[example(area)], &mut TorchGenerator::new(3)).unwrap();
+        let loss = custom.loss(&[example(&fixture, area, Vec::new())], &mut TorchGenerator::new(3)).unwrap();
         f64::from(loss.to_scalar::<f32>().unwrap())
     };
-    // A latent is 4 pixels wide: of columns 1 to 5 and rows 0 to 4 those but the first and the last of each count, 3 by 3 of 8 by 8.
-    let counts = |x: usize, y: usize| (8..20).contains(&x) && (4..16).contains(&y);
-    let mask: Vec<f32> = (0..32 * 32).map(|i| if counts(i % 32, i / 32) { 1.0 } else { 0.0 }).collect();
-    let mask = Tensor::from_vec(mask, (1, 1, 32, 32), &Device::Cpu).unwrap();
-    let denoising = Denoising::new(&models, DenoisingOptions::default()).unwrap();
-    // At this temperature nothing is left of what is black.
-    let masked = denoising.masked_loss(&[example(None)], &mask, 20.0, &mut TorchGenerator::new(3)).unwrap();
-    let masked = f64::from(masked.to_scalar::<f32>().unwrap());
-    let channels = models.unet.config().out_channels as f64;
-    let expected = masked * channels * 64.0 / 9.0;
-    assert!((loss(Some(area)) / expected - 1.0).abs() < 1e-5, "{} and {expected}", loss(Some(area)));
+    let expected = masked_loss(&models, &fixture, &mask(1, counts));
+    assert!((loss(Some(AREA)) / expected - 1.0).abs() < 1e-5, "{} and {expected}", loss(Some(AREA)));
     assert!((loss(None) / expected - 1.0).abs() > 1e-3, "the area makes a difference");
+}
+
+#[test]
+fn masks_weigh_what_is_within_an_area() {
+    let models = models();
+    let fixture = Fixture::open(format!("{FOLDER}/custom_diffusion.safetensors"));
+    let loss = |mask_temperature: Option<f64>, others: Vec<Tensor>| {
+        let options = DenoisingOptions { mask_temperature, ..Default::default() };
+        let custom = CustomDiffusionDenoising::new(&models, options).unwrap();
+        let examples = [example(&fixture, Some(AREA), others)];
+        custom.loss(&examples, &mut TorchGenerator::new(3)).map(|loss| loss.to_scalar::<f32>().unwrap())
+    };
+    let is_left = |x: usize, _: usize| x < 16;
+    let left = f64::from(loss(Some(20.0), vec![mask(3, is_left)]).unwrap());
+    let expected = masked_loss(&models, &fixture, &mask(1, |x, y| counts(x, y) && is_left(x, y)));
+    assert!((left / expected - 1.0).abs() < 1e-5, "{left} and {expected}");
+    let (plain, white) = (loss(None, Vec::new()).unwrap(), loss(Some(20.0), vec![mask(3, |_, _| true)]));
+    let white = white.unwrap();
+    assert!((white / plain - 1.0).abs() < 1e-6, "a white mask leaves nothing out: {plain} and {white}");
+    let error = loss(Some(1.0), Vec::new()).unwrap_err().to_string();
+    assert_eq!(error, "others is 0; expected 1, one for each example");
 }
