@@ -25,8 +25,9 @@ impl ColorJitter {
         // Of brightness, contrast, saturation and hue, the last two of which stay.
         let order = generator.randperm(4, &Device::Cpu)?.to_vec1::<i64>()?;
         let begins_with_contrast = order.into_iter().find(|which| *which < 2) == Some(1);
+        // Rounded once, as torch's `uniform_` does where the processor can: now and then a pixel depends on the last bit.
         let mut factor =
-            || -> Result<f32> { Ok(uniform(generator)? * (FACTORS[1] - FACTORS[0]) + FACTORS[0]) };
+            || -> Result<f32> { Ok(uniform(generator)?.mul_add(FACTORS[1] - FACTORS[0], FACTORS[0])) };
         let (brightness, contrast) = (factor()?, factor()?);
         Ok(Self { brightness, contrast, begins_with_contrast })
     }

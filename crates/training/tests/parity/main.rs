@@ -6,6 +6,7 @@
 mod adamw;
 mod adamw_8bit;
 mod clip_gradients;
+mod color_jitter;
 mod controlnet;
 mod custom_diffusion;
 mod dora;
