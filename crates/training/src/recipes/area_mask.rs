@@ -46,13 +46,14 @@ fn within(start: usize, length: usize, pixels: usize, latents: usize) -> Range<u
 #[cfg(test)]
 mod tests {
     use candle_core::DType;
+    use candle_diffusers_test_support::Fixture;
 
     use super::*;
     use crate::loss::{LossOptions, loss};
 
-    fn example(area: Option<Area>) -> Example {
+    fn example(size: usize, area: Option<Area>) -> Example {
         Example {
-            pixel_values: Tensor::zeros((3, 64, 64), DType::F32, &Device::Cpu).unwrap(),
+            pixel_values: Tensor::zeros((3, size, size), DType::F32, &Device::Cpu).unwrap(),
             caption: String::new(),
             original_size: (64, 64),
             crop_top_left: (0, 0),
@@ -73,13 +74,35 @@ mod tests {
         assert_eq!(within(8, 21, 64, 8), 1..3);
         assert_eq!(within(4, 7, 64, 8), 0..1);
         let area = Area { left: 8, top: 16, width: 40, height: 32 };
-        let masks = area_masks(&[example(Some(area)), example(None)], 8, 8).unwrap();
+        let masks = area_masks(&[example(64, Some(area)), example(64, None)], 8, 8).unwrap();
         assert_eq!(masks.dims(), [2, 1, 8, 8]);
         let masks = masks.squeeze(1).unwrap().to_vec3::<f32>().unwrap();
         for (row, column) in (0..8).flat_map(|row| (0..8).map(move |column| (row, column))) {
             let counts = (3..5).contains(&row) && (2..5).contains(&column);
             assert_eq!(masks[0][row][column], if counts { 1.0 } else { 0.0 }, "{row} {column}");
             assert_eq!(masks[1][row][column], 1.0);
+        }
+    }
+
+    #[test]
+    fn masks_are_those_of_the_script() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/parity/custom_diffusion_pictures");
+        let fixture = Fixture::open(format!("{folder}/custom_diffusion_pictures.safetensors"));
+        for (size, latents) in [(24_u32, 12), (256, 32)] {
+            let places = fixture.get(&format!("{size}/places")).to_vec2::<i64>().unwrap();
+            let of_place = |place: Vec<i64>| {
+                let [scale, top, left] = [0, 1, 2].map(|field| place[field] as u32);
+                let area = Area { left, top, width: scale, height: scale };
+                example(size as usize, (scale <= size).then_some(area))
+            };
+            let examples: Vec<Example> = places.into_iter().map(of_place).collect();
+            let actual = area_masks(&examples, latents, latents).unwrap();
+            let expected = fixture.get(&format!("{size}/masks")).to_dtype(DType::F32).unwrap();
+            assert_eq!(actual.dims(), expected.dims());
+            for (index, shown) in examples.iter().enumerate() {
+                let values = |masks: &Tensor| masks.get(index).unwrap().squeeze(0).unwrap().to_vec2::<f32>();
+                assert_eq!(values(&actual).unwrap(), values(&expected).unwrap(), "{:?}", shown.area);
+            }
         }
     }
 

@@ -9,6 +9,7 @@ mod clip_gradients;
 mod color_jitter;
 mod controlnet;
 mod custom_diffusion;
+mod custom_diffusion_pictures;
 mod dora;
 mod ema;
 mod inpainting;
