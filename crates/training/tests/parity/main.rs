@@ -14,6 +14,7 @@ mod dora;
 mod ema;
 mod inpainting;
 mod instruct_pix2pix;
+mod loss_mask;
 mod lr_schedule;
 mod masked_loss;
 mod noise_and_loss;
