@@ -5,8 +5,8 @@ use candle_core::{DType, Tensor};
 use crate::error::{Error, Result};
 
 /// The weights that a mask of pictures gives to latents, as cloneofsimo's lora: scaled down to `height` x `width` by nearest values, a little more
-/// than zero where the mask is black, raised to `temperature`, and 1 where they are largest in the batch. `mask` is shaped (batch, 1, picture's height, width),
-/// from 0 to 1.
+/// than zero where the mask is 0, raised to `temperature`, and 1 where they are largest in the batch. `mask` is shaped (batch, 1, picture's height, width), of numbers
+/// that are not negative: from 0 to 1, or as in that lora's dataset from 0.5, for black, to 1.5.
 ///
 /// # Errors
 /// If the mask has another shape or `temperature` is negative.

@@ -39,6 +39,7 @@ pub struct DenoisingOptions {
     /// What has been made of captions that come again, and of pictures with a [key](Example::key): for all that is computed with these options and clones of them.
     pub encoded: Arc<Encoded>,
     /// The first of the other pictures of each example is a mask, by which its loss is weighed at this temperature: see [`masked_loss`](Denoising::masked_loss).
+    /// As in cloneofsimo's lora what is black, which becomes 0.5, counts less than what is white, which becomes 1.5: a ninth as much at a temperature of 1, less at a higher one.
     pub mask_temperature: Option<f64>,
     /// What the draw from what the VAE makes of each picture follows from, with its [key](Example::key), so that it is the same each time (`cached_latents` of cloneofsimo's
     /// lora); where nothing is said, each time is another draw.
@@ -141,7 +142,7 @@ impl<'a> Denoising<'a> {
         self.loss_where(examples, Some((&mask, temperature)), generator)
     }
 
-    /// [`loss`](Self::loss) where `mask` is, as in cloneofsimo's `lora_pti`: `(batch, 1, height, width)` for the pictures, 1 where they count and 0 where they do not;
+    /// [`loss`](Self::loss) where `mask` is, as in cloneofsimo's `lora_pti`: `(batch, 1, height, width)` for the pictures, 0 where they do not count and the more the more they do;
     /// see [`loss_mask`](crate::loss_mask) for the temperature, which is usually 1.
     ///
     /// # Errors
@@ -487,10 +488,14 @@ pub(super) fn other_pictures(examples: &[Example], place: usize) -> Result<Tenso
     Ok(Tensor::stack(&pictures, 0)?)
 }
 
-/// The masks of the pictures, `(batch, 1, height, width)`, of which all channels are the same; those of the class have none.
+/// What cloneofsimo's `lora_diffusion/dataset.py` makes of black in the picture of a mask; of white it makes 1 more.
+const BLACK_OF_MASKS: f64 = 0.5;
+
+/// The masks of the pictures, `(batch, 1, height, width)`, of whose pictures all channels are the same; those of the class have none.
 fn masks(examples: &[Example], has_class: bool) -> Result<Tensor> {
     let own = if has_class { examples.len() / 2 } else { examples.len() };
-    Ok(other_pictures(&examples[..own], 0)?.narrow(1, 0, 1)?.contiguous()?)
+    let pictures = other_pictures(&examples[..own], 0)?.narrow(1, 0, 1)?.contiguous()?;
+    Ok((pictures + BLACK_OF_MASKS)?)
 }
 
 /// Whether there is a mask for each picture; those of the class, the second half, need none.

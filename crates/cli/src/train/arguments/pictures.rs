@@ -47,13 +47,13 @@ pub(crate) struct PictureArguments {
     /// The sizes themselves, heights and widths, in place of --resolution: "512,512;448,640;640,448"
     #[arg(long, value_name = "SIZES", help_heading = PICTURES)]
     pub(crate) aspect_ratio_buckets: Option<String>,
-    /// The column of the metadata that names each picture's mask: white counts, black does not
+    /// The column of the metadata that names each picture's mask: white counts, black less (see --mask-temperature)
     #[arg(long, value_name = "NAME", help_heading = PICTURES)]
     pub(crate) mask_column: Option<String>,
     /// Take masks from the files beside the pictures: cat.mask.png for cat.png or cat.src.jpg
     #[arg(long, conflicts_with = "mask_column", help_heading = PICTURES)]
     pub(crate) use_mask_captioned_data: bool,
-    /// How strong masks are: what they are raised to
+    /// How strong masks are: what they are raised to; at 1 black counts a ninth of what white does, at 4 next to nothing
     #[arg(long, value_name = "X", default_value_t = 1.0, help_heading = PICTURES)]
     pub(crate) mask_temperature: f64,
     /// Cut the middle out of pictures that are not square; otherwise a random part
