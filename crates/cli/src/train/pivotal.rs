@@ -1,7 +1,7 @@
 //! Pivotal tuning's two runs, with what cloneofsimo's `lora_pti` lets a user change of them (`train` of its `lora_diffusion/cli_lora_pti.py`).
 
 use candle_diffusers_training::ParameterGroup;
-use candle_diffusers_training::recipes::TrainedToken;
+use candle_diffusers_training::recipes::{DenoisingOptions, TrainedToken};
 
 use super::processes::Started;
 use super::trained::group;
@@ -19,6 +19,12 @@ pub(super) fn word_group(
     let group = group(arguments, started, word.parameters(), arguments.steps.learning_rate_ti);
     let weight_decay = arguments.pivotal.weight_decay_ti.unwrap_or(group.weight_decay);
     ParameterGroup { weight_decay, ..group }
+}
+
+/// What the word's loss is computed by: `--mask-temperature` is the LoRA's, as in lora_pti, whose `train_inversion` leaves it at 1.
+pub(super) fn word_denoising(options: DenoisingOptions) -> DenoisingOptions {
+    let mask_temperature = options.mask_temperature.map(|_| 1.0);
+    DenoisingOptions { train_text_encoder: true, mask_temperature, ..options }
 }
 
 /// The LoRA, where it is that of pivotal tuning with its own weight decay; and the word, if that learns on.

@@ -39,8 +39,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
         drop(Denoising::new(&models, DenoisingOptions { t_multiplier, ..Default::default() })?);
         let groups = vec![pivotal::word_group(arguments, started, &learned)];
         let max_steps = arguments.steps.max_train_steps_ti;
-        let denoising =
-            DenoisingOptions { train_text_encoder: true, ..denoising_options(arguments, &models)? };
+        let denoising = pivotal::word_denoising(denoising_options(arguments, &models)?);
         let parts = Parts {
             folder: Stage::Word.folder(arguments),
             taught: Taught::StableDiffusion(Box::new(models), denoising),

@@ -3,6 +3,7 @@
 use std::fs;
 
 use candle_core::{DType, Device};
+use image::{GrayImage, Luma};
 use serde_json::Value;
 
 use crate::program::Workplace;
@@ -78,6 +79,19 @@ fn flags_of_lora_pti_do_what_they_say() {
     train(&workplace, "linear", &["--lr_scheduler_lora=linear", "--lr_warmup_steps_lora=0"]);
     assert_eq!(learning_rates(&workplace, "linear/inversion/log.jsonl"), [1e-2, 1e-2]);
     assert_eq!(learning_rates(&workplace, "linear/log.jsonl"), [1e-3, 5e-4]);
+}
+
+#[test]
+fn masks_weigh_what_the_word_learns_from_at_a_temperature_of_one() {
+    let workplace = workplace();
+    for index in 0..2 {
+        let mask = GrayImage::from_fn(64, 64, |x, _| Luma([if x < 40 { 0 } else { 255 }]));
+        mask.save(workplace.path(&format!("data/{index}.mask.png"))).unwrap();
+    }
+    let masks = "--use_mask_captioned_data";
+    let plain = train(&workplace, "plain", &[masks]);
+    let hotter = train(&workplace, "hotter", &[masks, "--mask_temperature=4"]);
+    assert!(hotter[0] == plain[0] && hotter[2] != plain[2]);
 }
 
 #[test]
