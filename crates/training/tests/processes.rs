@@ -207,10 +207,10 @@ fn prepare(taught: Taught, generator: &mut TorchGenerator) -> (Models, Vec<Param
             models.loras.push(TrainedLora::attach(encoder, "text_encoder", &text, generator).unwrap());
             models.loras.iter().flat_map(TrainedLora::parameters).collect()
         }
-        Taught::Word => TrainedToken::attach(pipeline, &word()).unwrap().parameters(),
+        Taught::Word => TrainedToken::attach(pipeline, &word(), generator).unwrap().parameters(),
         Taught::CustomDiffusion => {
             let projections = TrainedProjections::KeysAndValues;
-            CustomDiffusion::attach(pipeline, &[word()], projections).unwrap().parameters()
+            CustomDiffusion::attach(pipeline, &[word()], projections, generator).unwrap().parameters()
         }
         Taught::ControlNet => {
             let new = TrainedControlNet::from_unet(&repository, &load, generator.clone()).unwrap();

@@ -36,7 +36,8 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
         FreezeModel::CrossattnKv => TrainedProjections::KeysAndValues,
         FreezeModel::Crossattn => TrainedProjections::All,
     };
-    let custom = CustomDiffusion::attach(&mut models, &tokens, projections)?;
+    let mut generator = TorchGenerator::new(arguments.steps.seed);
+    let custom = CustomDiffusion::attach(&mut models, &tokens, projections, &mut generator)?;
     // As the script, --scale-lr counts pictures of the class too.
     let is_twice = arguments.steps.scale_lr && arguments.thing.with_prior_preservation;
     let learning_rate = arguments.learning_rate() * if is_twice { 2.0 } else { 1.0 };
@@ -48,7 +49,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
         folder: arguments.output_dir.clone(),
         taught: Taught::CustomDiffusion(Box::new(models), options),
         learned: Learned { custom: Some(custom), ..Default::default() },
-        trainer: new_trainer(arguments, groups, max_steps, TorchGenerator::new(arguments.steps.seed))?,
+        trainer: new_trainer(arguments, groups, max_steps, generator)?,
         data,
         max_steps,
         stage: Stage::Only,

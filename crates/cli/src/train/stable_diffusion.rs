@@ -30,7 +30,8 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     data.open_classes(arguments, &concepts)?;
 
     let mut generator = TorchGenerator::new(arguments.steps.seed);
-    let mut token = arguments.recipe.has_token().then(|| attach_token(arguments, &mut models)).transpose()?;
+    let attach = || attach_token(arguments, &mut models, &mut generator);
+    let mut token = arguments.recipe.has_token().then(attach).transpose()?;
     if arguments.recipe == Recipe::PivotalTuning
         && let Some(learned) = token.take()
     {

@@ -136,6 +136,7 @@ fn text_encoder_lr(arguments: &TrainArguments, started: &Started) -> f64 {
 pub(super) fn attach_token(
     arguments: &TrainArguments,
     models: &mut StableDiffusionPipeline,
+    generator: &mut TorchGenerator,
 ) -> Result<TrainedToken> {
     let word = |word: &Option<String>| word.clone().unwrap_or_default();
     let options = TextualInversionOptions {
@@ -143,7 +144,7 @@ pub(super) fn attach_token(
         initializer_token: word(&arguments.word.initializer_token),
         num_vectors: arguments.word.num_vectors,
     };
-    Ok(TrainedToken::attach(models, &options)?)
+    Ok(TrainedToken::attach(models, &options, generator)?)
 }
 
 pub(super) fn denoising_options(

@@ -121,6 +121,29 @@ fn a_word_learns_on_beside_the_lora() {
 }
 
 #[test]
+fn a_word_begins_at_random_or_as_zeros() {
+    let workplace = workplace();
+    // So that the word stays what it begins as.
+    let still = "--learning_rate_ti=0";
+    let begin = |output: &str, initializer: &str| {
+        let initializer = format!("--initializer_token={initializer}");
+        length(&train(&workplace, output, &[initializer.as_str(), still])[0])
+    };
+    assert_eq!(begin("zero", "<zero>"), 0.0);
+    let (small, large) = (begin("small", "<rand-0.01>"), begin("large", "<rand-0.02>"));
+    assert!(small > 0.0 && (large / small - 2.0).abs() < 1e-5, "{small} and {large}");
+
+    let random = "--initializer_token=<rand-0.017>";
+    let whole = train(&workplace, "out", &[random]);
+    assert!(train(&workplace, "anew", &[random]) == whole);
+    for folder in ["out/inversion/checkpoint-2", "out/checkpoint-1", "out/checkpoint-2"] {
+        fs::remove_dir_all(workplace.path(folder)).unwrap();
+    }
+    let again = train(&workplace, "out", &[random, "--resume_from_checkpoint=latest"]);
+    assert!(again == whole);
+}
+
+#[test]
 fn the_lora_may_be_learned_longer_where_its_rate_stays() {
     let workplace = workplace();
     let rates = ["--lr_scheduler=linear", "--lr_scheduler_lora=constant"];
@@ -147,6 +170,7 @@ fn what_does_not_go_together_is_refused() {
         ("--t_multiplier=1.5", "t_multiplier is 1.5"),
         ("--lr_scheduler_lora=sideways", "--lr-scheduler-lora: lr_scheduler is sideways"),
         ("--lr_scheduler_lora=piecewise_constant", "--lr-scheduler-lora"),
+        ("--initializer_token=<rand>", "initializer_token is \"<rand>\""),
         ("--weight_decay_ti=-1", "--weight-decay-ti is -1"),
         ("--weight_decay_lora=-1", "--weight-decay-lora is -1"),
     ] {

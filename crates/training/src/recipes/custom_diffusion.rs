@@ -9,6 +9,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use candle_diffusers_kernels::linear;
 use candle_diffusers_models::layers::{Layer, LayerAdapter, Layers};
 use candle_diffusers_pipelines::StableDiffusionPipeline;
+use candle_diffusers_schedulers::TorchGenerator;
 
 use super::area_mask::area_masks;
 use super::{Denoising, DenoisingOptions, Example, TextualInversionOptions, TrainedToken};
@@ -40,6 +41,7 @@ pub struct CustomDiffusion {
 
 impl CustomDiffusion {
     /// Adds the words to the models, each usually of one vector, and puts variables in place of the projections in the UNet's cross-attentions.
+    /// Words that begin at random take their numbers from `generator`.
     ///
     /// # Errors
     /// Those of [`TrainedToken::attach`], and when the UNet has no cross-attention. Then the models are what they were.
@@ -47,6 +49,7 @@ impl CustomDiffusion {
         models: &mut StableDiffusionPipeline,
         tokens: &[TextualInversionOptions],
         trained: TrainedProjections,
+        generator: &mut TorchGenerator,
     ) -> Result<Self> {
         let ends: &[&str] = match trained {
             TrainedProjections::KeysAndValues => &["to_k", "to_v"],
@@ -67,7 +70,7 @@ impl CustomDiffusion {
                 "the UNet has no cross-attention to train; Custom Diffusion is for Stable Diffusion";
             return Err(Error::Parameters(problem.to_string()));
         }
-        let attached = attach_tokens(models, tokens)?;
+        let attached = attach_tokens(models, tokens, generator)?;
         for (_, layer, projection) in &projections {
             layer.set_adapter(Some(projection.clone()));
         }
@@ -82,7 +85,7 @@ impl CustomDiffusion {
         models: &mut StableDiffusionPipeline,
         tokens: &[TextualInversionOptions],
     ) -> Result<()> {
-        let attached = attach_tokens(models, tokens)?;
+        let attached = attach_tokens(models, tokens, &mut TorchGenerator::new(0))?;
         detach_tokens(models, &attached)
     }
 
@@ -160,10 +163,11 @@ impl CustomDiffusion {
 fn attach_tokens(
     models: &mut StableDiffusionPipeline,
     tokens: &[TextualInversionOptions],
+    generator: &mut TorchGenerator,
 ) -> Result<Vec<TrainedToken>> {
     let mut attached = Vec::new();
     for token in tokens {
-        match TrainedToken::attach(models, token) {
+        match TrainedToken::attach(models, token, generator) {
             Ok(token) => attached.push(token),
             Err(error) => {
                 detach_tokens(models, &attached)?;

@@ -8,6 +8,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use candle_diffusers_loaders::{ClipTokenizer, TextualInversion, TokenVectors};
 use candle_diffusers_models::ClipTextModel;
 use candle_diffusers_pipelines::{StableDiffusionPipeline, TextEncoders};
+use candle_diffusers_schedulers::{NoiseSource, TorchGenerator};
 
 use crate::checkpoint::save_tensors;
 use crate::error::{Error, Result};
@@ -18,7 +19,8 @@ use crate::parameters::Parameter;
 pub struct TextualInversionOptions {
     /// What it is called in prompts: nothing that the tokenizer knows, in lower case where it has several vectors.
     pub placeholder_token: String,
-    /// A word of one token that it begins as.
+    /// What it begins as: a word of one token; `<rand-0.017>`, numbers at random of this standard deviation; or `<zero>`. The last two as cloneofsimo's `lora_pti`
+    /// calls them.
     pub initializer_token: String,
     /// How many vectors stand for it.
     pub num_vectors: usize,
@@ -36,28 +38,32 @@ pub struct TrainedToken {
 
 impl TrainedToken {
     /// Adds the token to the models' tokenizers and text encoders. Losses are then computed by a [`Denoising`](super::Denoising) of the models whose options say
-    /// `train_text_encoder`, for captions such as [`LearnableProperty::captions`](super::LearnableProperty::captions) gives.
+    /// `train_text_encoder`, for captions such as [`LearnableProperty::captions`](super::LearnableProperty::captions) gives. Random numbers come from
+    /// `generator`, where it begins with such: for one text encoder after the other.
     ///
     /// # Errors
-    /// When the placeholder is in a tokenizer's vocabulary, the initializer is not one token, or `num_vectors` is 0 or more than a text encoder reads. Then the models are what they were.
-    pub fn attach(models: &mut StableDiffusionPipeline, options: &TextualInversionOptions) -> Result<Self> {
+    /// When the placeholder is in a tokenizer's vocabulary, the initializer is neither one token nor one of the others, or `num_vectors` is 0 or more than a text encoder reads. Then the models are what they were.
+    pub fn attach(
+        models: &mut StableDiffusionPipeline,
+        options: &TextualInversionOptions,
+        generator: &mut TorchGenerator,
+    ) -> Result<Self> {
         let TextualInversionOptions { placeholder_token, num_vectors, .. } = options;
         if *num_vectors == 0 {
             let (found, expected) = ("0".to_string(), "1 or more".to_string());
             return Err(Error::Field { field: "num_vectors", found, expected });
         }
+        let device = &models.device;
+        let mut beginning = |tokenizer: &ClipTokenizer, text_encoder: &ClipTextModel| {
+            beginning(tokenizer, text_encoder, options, device, generator)
+        };
         let (first, second) = match &models.text_encoders {
-            TextEncoders::Clip(clip) => {
-                (Some(beginning(&clip.tokenizer, &clip.text_encoder, options)?), None)
-            }
+            TextEncoders::Clip(clip) => (Some(beginning(&clip.tokenizer, &clip.text_encoder)?), None),
             TextEncoders::Xl(encoders) => {
                 let first = encoders.first.as_ref();
-                let first = first.map(|clip| beginning(&clip.tokenizer, &clip.text_encoder, options));
+                let first = first.map(|clip| beginning(&clip.tokenizer, &clip.text_encoder)).transpose()?;
                 let second = &encoders.second;
-                (
-                    first.transpose()?,
-                    Some(beginning(&second.tokenizer, second.text_encoder.text_model(), options)?),
-                )
+                (first, Some(beginning(&second.tokenizer, second.text_encoder.text_model())?))
             }
         };
         let vectors = |var: &Option<Var>| {
@@ -110,39 +116,67 @@ impl TrainedToken {
     }
 }
 
-/// The vectors that the token begins with: the initializer's, once for each.
+/// What begins a token as zeros.
+const ZERO: &str = "<zero>";
+/// What begins one at random, before the standard deviation.
+const RANDOM: &str = "<rand";
+
+/// The vectors that the token begins with, `(num_vectors, width)` in float32: the initializer's, once for each; each its own where they are random.
 fn beginning(
     tokenizer: &ClipTokenizer,
     text_encoder: &ClipTextModel,
     options: &TextualInversionOptions,
+    device: &Device,
+    generator: &mut TorchGenerator,
 ) -> Result<Var> {
-    let placeholder = &options.placeholder_token;
+    let TextualInversionOptions { placeholder_token, initializer_token, num_vectors } = options;
     // A whole word is in a CLIP vocabulary with a mark at its end.
-    if tokenizer.token_to_id(&format!("{placeholder}</w>")).is_some() {
-        let found = format!("{placeholder:?}, which is a word of the tokenizer already");
+    if tokenizer.token_to_id(&format!("{placeholder_token}</w>")).is_some() {
+        let found = format!("{placeholder_token:?}, which is a word of the tokenizer already");
         let expected = "a new one, such as \"<my-cat>\"".to_string();
         return Err(Error::Field { field: "placeholder_token", found, expected });
     }
-    let word = &options.initializer_token;
-    let ids = tokenizer.encode_pieces(word)?;
-    let [id] = ids[..] else {
-        let pieces = tokenizer.tokenize(word)?.join(", ");
-        let found = match ids.len() {
-            0 => format!("{word:?}, which is no token"),
-            count => format!("{word:?}, which is {count} tokens ({pieces})"),
-        };
-        let expected = "a word that is a single one".to_string();
-        return Err(Error::Field { field: "initializer_token", found, expected });
-    };
     // A prompt has a first and a last token beside.
     let most = text_encoder.max_position_embeddings().saturating_sub(2);
-    if options.num_vectors > most {
-        let (found, expected) = (
-            options.num_vectors.to_string(),
-            format!("at most {most}, which is as many as a prompt can have"),
-        );
+    if *num_vectors > most {
+        let (found, expected) =
+            (num_vectors.to_string(), format!("at most {most}, which is as many as a prompt can have"));
         return Err(Error::Field { field: "num_vectors", found, expected });
     }
-    let row: Tensor = text_encoder.token_embeddings(&[id])?.to_dtype(DType::F32)?;
-    Ok(Var::from_tensor(&row.repeat((options.num_vectors, 1))?)?)
+    let shape = [*num_vectors, text_encoder.hidden_size()];
+    let rows = match (initializer_token.as_str(), initializer_token.strip_prefix(RANDOM)) {
+        (ZERO, _) => Tensor::zeros(&shape, DType::F32, device)?,
+        (_, Some(rest)) => (generator.randn(&shape, DType::F32, device)? * deviation(rest)?)?,
+        (word, None) => {
+            let id = single_token(tokenizer, word)?;
+            text_encoder.token_embeddings(&[id])?.to_dtype(DType::F32)?.repeat((*num_vectors, 1))?
+        }
+    };
+    Ok(Var::from_tensor(&rows)?)
+}
+
+/// The standard deviation, of what follows `<rand`.
+fn deviation(rest: &str) -> Result<f64> {
+    let number = rest.strip_prefix('-').and_then(|rest| rest.strip_suffix('>'));
+    let deviation = number.and_then(|number| number.parse::<f64>().ok());
+    deviation.filter(|deviation| deviation.is_finite() && *deviation >= 0.0).ok_or_else(|| {
+        let found = format!("\"{RANDOM}{rest}\"");
+        let expected = "<rand-X> with a standard deviation X, such as <rand-0.017>".to_string();
+        Error::Field { field: "initializer_token", found, expected }
+    })
+}
+
+/// The id of a word that is a single token.
+fn single_token(tokenizer: &ClipTokenizer, word: &str) -> Result<u32> {
+    let ids = tokenizer.encode_pieces(word)?;
+    if let [id] = ids[..] {
+        return Ok(id);
+    }
+    let pieces = tokenizer.tokenize(word)?.join(", ");
+    let found = match ids.len() {
+        0 => format!("{word:?}, which is no token"),
+        count => format!("{word:?}, which is {count} tokens ({pieces})"),
+    };
+    let expected = "a word that is a single one".to_string();
+    Err(Error::Field { field: "initializer_token", found, expected })
 }

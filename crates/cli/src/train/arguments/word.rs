@@ -11,7 +11,7 @@ pub(crate) struct WordArguments {
     /// Textual inversion: the new word, such as `<cat-toy>`
     #[arg(long, value_name = "TOKEN", help_heading = PICTURES)]
     pub(crate) placeholder_token: Option<String>,
-    /// Textual inversion: a word that the new one begins as, such as "toy"
+    /// Textual inversion: a word that the new one begins as, such as "toy"; or `<rand-0.017>`, numbers at random of this standard deviation; or `<zero>`
     #[arg(long, value_name = "WORD", help_heading = PICTURES)]
     pub(crate) initializer_token: Option<String>,
     /// Custom Diffusion: the new words, such as `<new1>+<new2>`, which begin as those of --initializer-token (`dog+hat`)

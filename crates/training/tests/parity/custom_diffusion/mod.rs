@@ -37,6 +37,14 @@ fn word(token: &str, initializer: &str) -> TextualInversionOptions {
     }
 }
 
+fn attach(
+    models: &mut StableDiffusionPipeline,
+    words: &[TextualInversionOptions],
+    trained: TrainedProjections,
+) -> candle_diffusers_training::Result<CustomDiffusion> {
+    CustomDiffusion::attach(models, words, trained, &mut TorchGenerator::new(0))
+}
+
 fn trainer(case: &Value, parameters: Vec<Parameter>) -> Trainer {
     let groups = vec![ParameterGroup { parameters, learning_rate: 1e-3, weight_decay: 1e-2 }];
     let schedule = LrSchedule::new(
@@ -84,7 +92,7 @@ fn losses_and_weights_are_those_of_the_reference() {
         let words: Vec<_> = tokens.iter().map(|(token, from)| word(token, from.as_str().unwrap())).collect();
         let all = case["all"].as_bool().unwrap();
         let trained = if all { TrainedProjections::All } else { TrainedProjections::KeysAndValues };
-        let custom = CustomDiffusion::attach(&mut models, &words, trained).unwrap();
+        let custom = attach(&mut models, &words, trained).unwrap();
         let mut trainer = trainer(case, custom.parameters());
         let options = DenoisingOptions {
             prior_loss_weight: case["prior"].as_f64(),
@@ -153,10 +161,10 @@ fn words_that_do_not_fit_leave_the_models_as_they_were() {
     let mut models = models();
     let before = paint(&mut models, "a star");
     let words = [word("<new1>", "circle"), word("<new2>", "large circle")];
-    let error = CustomDiffusion::attach(&mut models, &words, TrainedProjections::All).unwrap_err();
+    let error = attach(&mut models, &words, TrainedProjections::All).unwrap_err();
     assert!(error.to_string().contains("initializer_token is \"large circle\""), "{error}");
     assert_eq!(paint(&mut models, "a star"), before);
-    CustomDiffusion::attach(&mut models, &words[..1], TrainedProjections::All).unwrap();
+    attach(&mut models, &words[..1], TrainedProjections::All).unwrap();
     // Variables that have not moved compute what the weights do.
     assert!(farthest(&paint(&mut models, "a star"), &before) < 1e-4);
 }

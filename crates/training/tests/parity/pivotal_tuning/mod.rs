@@ -47,7 +47,7 @@ fn a_lora_is_learned_for_what_the_word_has_become() {
         initializer_token: text("initializer"),
         num_vectors: reference.settings["num_vectors"].as_u64().unwrap() as usize,
     };
-    let token = TrainedToken::attach(&mut models, &options).unwrap();
+    let token = TrainedToken::attach(&mut models, &options, &mut TorchGenerator::new(0)).unwrap();
     check(&reference, "word", &models, token.parameters());
 
     let learned = values(&token.parameters()[0].var);

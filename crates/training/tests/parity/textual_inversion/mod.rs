@@ -2,10 +2,10 @@
 
 use std::ops::ControlFlow;
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use candle_diffusers_loaders::{LoadOptions, Repository};
 use candle_diffusers_pipelines::{Schedule, StableDiffusionPipeline, TextToImage, seeded_generators};
-use candle_diffusers_schedulers::TorchGenerator;
+use candle_diffusers_schedulers::{NoiseSource, TorchGenerator};
 use candle_diffusers_test_support::{Fixture, assert_close, values};
 use candle_diffusers_training::recipes::{
     Denoising, DenoisingOptions, Example, LearnableProperty, TextualInversionOptions, TrainedToken,
@@ -34,6 +34,13 @@ fn options(token: &str, initializer: &str, num_vectors: usize) -> TextualInversi
         initializer_token: initializer.to_string(),
         num_vectors,
     }
+}
+
+fn attach(
+    models: &mut StableDiffusionPipeline,
+    options: &TextualInversionOptions,
+) -> candle_diffusers_training::Result<TrainedToken> {
+    TrainedToken::attach(models, options, &mut TorchGenerator::new(0))
 }
 
 fn trainer(case: &Value, token: &TrainedToken) -> Trainer {
@@ -95,7 +102,7 @@ fn losses_and_vectors_are_those_of_the_reference() {
         let without = paint(&mut models, "a large star");
         let options =
             options(text("token"), text("initializer"), case["num_vectors"].as_u64().unwrap() as usize);
-        let token = TrainedToken::attach(&mut models, &options).unwrap();
+        let token = attach(&mut models, &options).unwrap();
         let key = |parameter: &Parameter, when: &str| {
             let encoder = parameter.name.split('.').next().unwrap();
             format!("{name}/{when}/{encoder}")
@@ -180,25 +187,51 @@ fn tokens_that_do_not_fit_are_refused() {
                 "initializer_token is \"large circle\", which is 2 tokens",
             ),
             (options("<ring>", "", 1), "initializer_token is \"\", which is no token"),
+            (options("<ring>", "<rand>", 1), "initializer_token is \"<rand>\"; expected <rand-X>"),
+            (options("<ring>", "<rand-inf>", 1), "initializer_token is \"<rand-inf>\""),
             (options("circle</w>", "circle", 1), "is in the tokenizer's vocabulary already"),
             (options(" ", "circle", 1), "it is empty"),
             (options("<ring>", "circle", 0), "num_vectors is 0; expected 1 or more"),
         ] {
-            let error = TrainedToken::attach(&mut models, &options).unwrap_err().to_string();
+            let error = attach(&mut models, &options).unwrap_err().to_string();
             assert!(error.contains(message), "{error}");
         }
-        TrainedToken::attach(&mut models, &options("<ring>", "circle", 2)).unwrap();
-        let error = TrainedToken::attach(&mut models, &options("<ring>", "circle", 1)).unwrap_err();
+        attach(&mut models, &options("<ring>", "circle", 2)).unwrap();
+        let error = attach(&mut models, &options("<ring>", "circle", 1)).unwrap_err();
         assert!(error.to_string().contains("vocabulary already"), "{error}");
         assert_eq!(paint(&mut models, "a star"), before);
+    }
+}
+
+/// As in lora_pti, whose random rows are `torch.randn_like(row) * sigma`.
+#[test]
+fn vectors_begin_at_random_or_as_zeros() {
+    for (model, encoders) in [("text_to_image/sd1", 1), ("stable_diffusion_xl/base", 2)] {
+        let mut models = models(model);
+        let mut begin = |token: &str, initializer: &str, generator: &mut TorchGenerator| {
+            let token =
+                TrainedToken::attach(&mut models, &options(token, initializer, 2), generator).unwrap();
+            token.parameters().iter().map(|parameter| values(&parameter.var)).collect::<Vec<_>>()
+        };
+        let mut generator = TorchGenerator::new(7);
+        let zeros = begin("<dots>", "<zero>", &mut generator);
+        assert_eq!(zeros.len(), encoders);
+        assert!(zeros.iter().flatten().all(|value| *value == 0.0));
+        // Nothing was drawn for zeros.
+        let mut expected = TorchGenerator::new(7);
+        for found in begin("<ring>", "<rand-0.5>", &mut generator) {
+            let noise = expected.randn(&[2, found.len() / 2], DType::F32, &Device::Cpu).unwrap();
+            assert_eq!(found, values(&(noise * 0.5).unwrap()), "{model}");
+        }
+        assert!(generator.state() == expected.state());
     }
 }
 
 #[test]
 fn a_second_token_learns_beside_the_first() {
     let mut models = models("text_to_image/sd1");
-    let first = TrainedToken::attach(&mut models, &options("<ring>", "circle", 2)).unwrap();
-    let second = TrainedToken::attach(&mut models, &options("<dots>", "red", 1)).unwrap();
+    let first = attach(&mut models, &options("<ring>", "circle", 2)).unwrap();
+    let second = attach(&mut models, &options("<dots>", "red", 1)).unwrap();
     let request = TextToImage { prompts: vec!["a <ring> in <dots>".to_string()], ..Default::default() };
     let embeds = models.encode_prompt(&request).unwrap();
     let gradients = embeds.prompt.sqr().unwrap().sum_all().unwrap().backward().unwrap();
@@ -217,7 +250,7 @@ fn a_second_token_learns_beside_the_first() {
 fn a_word_gets_no_gradient_where_embeddings_are_kept() {
     let fixture = Fixture::open(format!("{FOLDER}/textual_inversion.safetensors"));
     let mut models = models("text_to_image/sd1");
-    let token = TrainedToken::attach(&mut models, &options("<ring>", "circle", 1)).unwrap();
+    let token = attach(&mut models, &options("<ring>", "circle", 1)).unwrap();
     let captions = vec!["a <ring>".to_string(); 4];
     let examples = examples(fixture.get("pictures"), &captions, 0, 1);
     let has_gradient = |train_text_encoder: bool| {
