@@ -31,6 +31,7 @@ mod trained;
 mod trainer;
 mod unconditional;
 mod validation;
+mod words;
 
 use anyhow::{Context, Result};
 use candle_diffusers_training::LrScheduleName;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use candle_diffusers_convert::{ConvertOptions, Dtype, LoraFormat, WriteOptions, convert};
 use candle_diffusers_loaders::Repository;
 use candle_diffusers_training::recipes::{
-    CustomDiffusion, TrainedControlNet, UnconditionalDenoising, save_unconditional,
+    CustomDiffusion, TrainedControlNet, TrainedToken, UnconditionalDenoising, save_unconditional,
 };
 use candle_diffusers_training::{TrainedLora, parameters, save_component, save_lora};
 use serde_json::Value;
@@ -21,15 +21,12 @@ use crate::terminal;
 /// Begins as those of checkpoints that are not whole yet: what a run that was killed leaves of it, the next one removes.
 pub(super) const PARTIAL: &str = ".checkpoint-result-";
 
-/// The names that diffusers looks for.
+/// The name that diffusers looks for.
 const LORA_FILE: &str = "pytorch_lora_weights.safetensors";
-const EMBEDDING_FILE: &str = "learned_embeds.safetensors";
 
-/// Writes a LoRA in diffusers' layout and the vectors of a word into a folder, where there are such.
+/// Writes a LoRA in diffusers' layout and the vectors of words into a folder, where there are such.
 pub(super) fn write_learned(folder: &Path, learned: &Learned) -> candle_diffusers_training::Result<()> {
-    if let Some(token) = &learned.token {
-        token.save(&folder.join(EMBEDDING_FILE))?;
-    }
+    TrainedToken::save_all(&learned.tokens, folder)?;
     if let Some(custom) = &learned.custom {
         custom.save(folder)?;
         custom.save_as_lora(&folder.join(LORA_FILE))?;
@@ -47,9 +44,7 @@ fn write_lora(folder: &Path, loras: &[TrainedLora]) -> candle_diffusers_training
 /// Writes what was learned: a LoRA's file, or a whole model's folder.
 pub(super) fn write(session: &mut Session, repository: Option<&Repository>) -> Result<()> {
     let folder = &session.parts.folder;
-    if let Some(token) = &session.parts.learned.token {
-        let path = folder.join(EMBEDDING_FILE);
-        token.save(&path)?;
+    for path in TrainedToken::save_all(&session.parts.learned.tokens, folder)? {
         terminal::note(&format!("wrote {}", path.display()));
     }
     if let Taught::ControlNet(_, trained, _) = &session.parts.taught {
@@ -59,10 +54,10 @@ pub(super) fn write(session: &mut Session, repository: Option<&Repository>) -> R
         return write_custom_diffusion(session, custom);
     }
     if session.parts.learned.loras.is_empty() {
-        return match (&session.parts.learned.token, repository) {
-            (None, Some(repository)) => write_whole(session, repository),
-            (None, None) => write_unconditional(session),
-            (Some(_), _) => Ok(()),
+        return match (session.parts.learned.tokens.is_empty(), repository) {
+            (true, Some(repository)) => write_whole(session, repository),
+            (true, None) => write_unconditional(session),
+            (false, _) => Ok(()),
         };
     }
     let write = |path: &Path| Ok(save_lora(path, &session.parts.learned.loras)?);

@@ -30,7 +30,7 @@ const VALIDATION_STEPS: u64 = 100;
 #[derive(Default)]
 pub(super) struct Learned {
     pub(super) loras: Vec<TrainedLora>,
-    pub(super) token: Option<TrainedToken>,
+    pub(super) tokens: Vec<TrainedToken>,
     pub(super) custom: Option<CustomDiffusion>,
 }
 

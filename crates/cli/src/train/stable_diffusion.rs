@@ -9,9 +9,9 @@ use super::data::Data;
 use super::processes::Started;
 use super::session::{Learned, Parts, Session, Stage};
 use super::taught::Taught;
-use super::trained::{attach_token, check_trained, choose_trained, denoising_options, group};
+use super::trained::{check_trained, choose_trained, denoising_options, group};
 use super::trainer::{check_trainer, new_trainer};
-use super::{Recipe, TrainArguments, beginning, class_pictures, concepts, model, pivotal};
+use super::{Recipe, TrainArguments, class_pictures, concepts, model, pivotal, words};
 use crate::progress::Progress;
 
 pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Started) -> Result<()> {
@@ -30,21 +30,18 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     data.open_classes(arguments, &concepts)?;
 
     let mut generator = TorchGenerator::new(arguments.steps.seed);
-    let attach = || attach_token(arguments, &mut models, &mut generator);
-    let mut token = arguments.recipe.has_token().then(attach).transpose()?;
-    if arguments.recipe == Recipe::PivotalTuning
-        && let Some(learned) = token.take()
-    {
+    let mut tokens = words::attach(arguments, &mut models, &mut generator)?;
+    if arguments.recipe == Recipe::PivotalTuning {
         // What a LoRA cannot be learned by is told before the word is learned.
         let t_multiplier = Some(arguments.pivotal.t_multiplier);
         drop(Denoising::new(&models, DenoisingOptions { t_multiplier, ..Default::default() })?);
-        let groups = vec![pivotal::word_group(arguments, started, &learned)];
+        let groups = vec![pivotal::word_group(arguments, started, &tokens)];
         let max_steps = arguments.steps.max_train_steps_ti;
         let denoising = pivotal::word_denoising(denoising_options(arguments, &models)?);
         let parts = Parts {
             folder: Stage::Word.folder(arguments),
             taught: Taught::StableDiffusion(Box::new(models), denoising),
-            learned: Learned { token: Some(learned), ..Default::default() },
+            learned: Learned { tokens, ..Default::default() },
             trainer: new_trainer(arguments, groups, max_steps, generator.clone())?,
             data,
             max_steps,
@@ -53,18 +50,15 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
         let mut session = Session::new(arguments, progress, started, parts)?;
         session.run(Some(&repository))?;
         let Parts { taught, data: kept, learned, .. } = session.parts;
-        (models, data, token) = (taught.stable_diffusion()?, kept, learned.token);
+        (models, data, tokens) = (taught.stable_diffusion()?, kept, learned.tokens);
     }
-    let (groups, loras) = match (arguments.recipe, &token) {
-        (Recipe::TextualInversion, Some(token)) => {
-            let group = group(arguments, started, token.parameters(), arguments.learning_rate());
-            (vec![group], Vec::new())
-        }
-        _ => {
-            let (groups, loras) =
-                choose_trained(arguments, started, &repository, &mut models, &options, &mut generator)?;
-            (pivotal::lora_groups(arguments, started, groups, token.as_ref()), loras)
-        }
+    let (groups, loras) = if arguments.recipe == Recipe::TextualInversion {
+        let parameters = words::parameters(&tokens);
+        (vec![group(arguments, started, parameters, arguments.learning_rate())], Vec::new())
+    } else {
+        let (groups, loras) =
+            choose_trained(arguments, started, &repository, &mut models, &options, &mut generator)?;
+        (pivotal::lora_groups(arguments, started, groups, &tokens), loras)
     };
     let max_steps = data.max_steps(arguments);
     let mut denoising = denoising_options(arguments, &models)?;
@@ -74,7 +68,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     let parts = Parts {
         folder: arguments.output_dir.clone(),
         taught: Taught::StableDiffusion(Box::new(models), denoising),
-        learned: Learned { loras, token, ..Default::default() },
+        learned: Learned { loras, tokens, ..Default::default() },
         trainer: new_trainer(arguments, groups, max_steps, generator)?,
         data,
         max_steps,

@@ -1,4 +1,4 @@
-//! What is trained: a LoRA, new words, or models' own weights; and by which loss.
+//! What is trained: a LoRA, or models' own weights; and by which loss.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use candle_diffusers_loaders::{LoadOptions, Repository};
 use candle_diffusers_models::layers::Layers;
 use candle_diffusers_pipelines::{StableDiffusionPipeline, TextEncoders};
 use candle_diffusers_schedulers::TorchGenerator;
-use candle_diffusers_training::recipes::{DenoisingOptions, Encoded, TextualInversionOptions, TrainedToken};
+use candle_diffusers_training::recipes::{DenoisingOptions, Encoded};
 use candle_diffusers_training::{
     LoraConfig, LoraInit, LossWeighting, NoiseOptions, Parameter, ParameterGroup, TEXT_ENCODER_TARGETS,
     TargetModules, TrainedLora, trainable_text_encoder, trainable_unet,
@@ -130,21 +130,6 @@ fn text_encoder_lr(arguments: &TrainArguments, started: &Started) -> f64 {
         Some(rate) if arguments.recipe != Recipe::PivotalTuning => rate,
         rate => rate.unwrap_or(arguments.learning_rate()) * scale(arguments, started),
     }
-}
-
-/// Gives the models the word that is learned.
-pub(super) fn attach_token(
-    arguments: &TrainArguments,
-    models: &mut StableDiffusionPipeline,
-    generator: &mut TorchGenerator,
-) -> Result<TrainedToken> {
-    let word = |word: &Option<String>| word.clone().unwrap_or_default();
-    let options = TextualInversionOptions {
-        placeholder_token: word(&arguments.word.placeholder_token),
-        initializer_token: word(&arguments.word.initializer_token),
-        num_vectors: arguments.word.num_vectors,
-    };
-    Ok(TrainedToken::attach(models, &options, generator)?)
 }
 
 pub(super) fn denoising_options(

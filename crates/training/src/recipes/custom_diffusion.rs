@@ -70,7 +70,7 @@ impl CustomDiffusion {
                 "the UNet has no cross-attention to train; Custom Diffusion is for Stable Diffusion";
             return Err(Error::Parameters(problem.to_string()));
         }
-        let attached = attach_tokens(models, tokens, generator)?;
+        let attached = TrainedToken::attach_all(models, tokens, generator)?;
         for (_, layer, projection) in &projections {
             layer.set_adapter(Some(projection.clone()));
         }
@@ -85,8 +85,8 @@ impl CustomDiffusion {
         models: &mut StableDiffusionPipeline,
         tokens: &[TextualInversionOptions],
     ) -> Result<()> {
-        let attached = attach_tokens(models, tokens, &mut TorchGenerator::new(0))?;
-        detach_tokens(models, &attached)
+        let attached = TrainedToken::attach_all(models, tokens, &mut TorchGenerator::new(0))?;
+        TrainedToken::detach_all(models, &attached)
     }
 
     /// What is trained, in float32.
@@ -157,35 +157,6 @@ impl CustomDiffusion {
         }
         save_tensors(path, &tensors, [("format".to_string(), "pt".to_string())])
     }
-}
-
-/// Adds the words to the models: all or none.
-fn attach_tokens(
-    models: &mut StableDiffusionPipeline,
-    tokens: &[TextualInversionOptions],
-    generator: &mut TorchGenerator,
-) -> Result<Vec<TrainedToken>> {
-    let mut attached = Vec::new();
-    for token in tokens {
-        match TrainedToken::attach(models, token, generator) {
-            Ok(token) => attached.push(token),
-            Err(error) => {
-                detach_tokens(models, &attached)?;
-                return Err(error);
-            }
-        }
-    }
-    Ok(attached)
-}
-
-/// Takes words away again.
-fn detach_tokens(models: &mut StableDiffusionPipeline, tokens: &[TrainedToken]) -> Result<()> {
-    let names: Vec<&str> = tokens.iter().map(TrainedToken::token).collect();
-    // None would be all that there are.
-    if !names.is_empty() {
-        models.unload_textual_inversion(&names)?;
-    }
-    Ok(())
 }
 
 /// What has become of a layer's tensor, in float32 on the CPU.

@@ -2,7 +2,7 @@
 //! nothing else of the models changes. The loss is that of [`Denoising`](super::Denoising).
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_diffusers_loaders::{ClipTokenizer, TextualInversion, TokenVectors};
@@ -13,6 +13,9 @@ use candle_diffusers_schedulers::{NoiseSource, TorchGenerator};
 use crate::checkpoint::save_tensors;
 use crate::error::{Error, Result};
 use crate::parameters::Parameter;
+
+/// What diffusers looks for.
+const FILE: &str = "learned_embeds.safetensors";
 
 /// Which token is learned; no default has a name for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,6 +85,38 @@ impl TrainedToken {
         Ok(Self { token: placeholder_token.clone(), first, second })
     }
 
+    /// [`attach`](Self::attach) for several tokens.
+    ///
+    /// # Errors
+    /// Those of [`attach`](Self::attach). Then none is added.
+    pub fn attach_all(
+        models: &mut StableDiffusionPipeline,
+        tokens: &[TextualInversionOptions],
+        generator: &mut TorchGenerator,
+    ) -> Result<Vec<Self>> {
+        let mut attached = Vec::new();
+        for token in tokens {
+            match Self::attach(models, token, generator) {
+                Ok(token) => attached.push(token),
+                Err(error) => {
+                    Self::detach_all(models, &attached)?;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(attached)
+    }
+
+    /// Takes tokens away again.
+    pub(super) fn detach_all(models: &mut StableDiffusionPipeline, tokens: &[Self]) -> Result<()> {
+        let names: Vec<&str> = tokens.iter().map(Self::token).collect();
+        // None would be all that there are.
+        if !names.is_empty() {
+            models.unload_textual_inversion(&names)?;
+        }
+        Ok(())
+    }
+
     /// What it is called in prompts.
     pub fn token(&self) -> &str {
         &self.token
@@ -102,6 +137,37 @@ impl TrainedToken {
     /// # Errors
     /// When the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
+        save_vectors(path, &self.tensors()?)
+    }
+
+    /// Writes the vectors of all tokens into `folder`, and gives the files: `learned_embeds.safetensors`, where each tensor is called as its token. As there is room
+    /// for no more than one of Stable Diffusion XL's, several of those get a file each that is called as the token. Nothing is written where there is none.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn save_all(tokens: &[Self], folder: &Path) -> Result<Vec<PathBuf>> {
+        if tokens.is_empty() {
+            return Ok(Vec::new());
+        }
+        if tokens.len() > 1 && tokens.iter().any(|token| token.second.is_some()) {
+            let save = |token: &Self| {
+                let path = folder.join(format!("{}.safetensors", token.token));
+                token.save(&path)?;
+                Ok(path)
+            };
+            return tokens.iter().map(save).collect();
+        }
+        let mut tensors = BTreeMap::new();
+        for token in tokens {
+            tensors.extend(token.tensors()?);
+        }
+        let path = folder.join(FILE);
+        save_vectors(&path, &tensors)?;
+        Ok(vec![path])
+    }
+
+    /// The vectors on the CPU, by their names in a file.
+    fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
         let (first, second) = match &self.second {
             None => (self.token.as_str(), ""),
             Some(_) => ("clip_l", "clip_g"),
@@ -112,8 +178,12 @@ impl TrainedToken {
                 tensors.insert(name.to_string(), var.as_detached_tensor().to_device(&Device::Cpu)?);
             }
         }
-        save_tensors(path, &tensors, [("format".to_string(), "pt".to_string())])
+        Ok(tensors)
     }
+}
+
+fn save_vectors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+    save_tensors(path, tensors, [("format".to_string(), "pt".to_string())])
 }
 
 /// What begins a token as zeros.

@@ -228,6 +228,39 @@ fn vectors_begin_at_random_or_as_zeros() {
 }
 
 #[test]
+fn several_tokens_are_added_and_written_together() {
+    for (model, files) in [
+        ("text_to_image/sd1", &["learned_embeds.safetensors"][..]),
+        ("stable_diffusion_xl/base", &["<ring>.safetensors", "<dots>.safetensors"]),
+    ] {
+        let mut models = models(model);
+        let mut add = |initializer: &str| {
+            let tokens = [options("<ring>", "circle", 2), options("<dots>", initializer, 1)];
+            TrainedToken::attach_all(&mut models, &tokens, &mut TorchGenerator::new(0))
+        };
+        let error = add("large circle").unwrap_err().to_string();
+        assert!(error.contains("initializer_token is \"large circle\""), "{error}");
+        // All or none: the first can be added again.
+        let tokens = add("<rand-0.5>").unwrap();
+        let prompt = "a <ring><dots>";
+        let learned = paint(&mut models, prompt);
+
+        let folder = tempfile::tempdir().unwrap();
+        let written = TrainedToken::save_all(&tokens, folder.path()).unwrap();
+        let expected: Vec<_> = files.iter().map(|file| folder.path().join(file)).collect();
+        assert_eq!(written, expected);
+        let mut fresh = self::models(model);
+        for file in &written {
+            fresh.load_textual_inversion(file, None).unwrap();
+        }
+        assert_eq!(paint(&mut fresh, prompt), learned, "{model}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    assert!(TrainedToken::save_all(&[], folder.path()).unwrap().is_empty());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn a_second_token_learns_beside_the_first() {
     let mut models = models("text_to_image/sd1");
     let first = attach(&mut models, &options("<ring>", "circle", 2)).unwrap();
