@@ -52,6 +52,8 @@ const FLAGS: [Flags; 12] = [
     ),
     (
         &[
+            "placeholder_tokens",
+            "initializer_tokens",
             "clip_ti_decay",
             "weight_decay_ti",
             "weight_decay_lora",
@@ -64,7 +66,7 @@ const FLAGS: [Flags; 12] = [
             "color_jitter",
         ],
         |recipe| recipe == Recipe::PivotalTuning,
-        "pivotal-tuning, which learns a word and then a LoRA",
+        "pivotal-tuning, which learns new words and then a LoRA",
     ),
     (
         &["controlnet_model_name_or_path", "conditioning_image_column"],

@@ -3,7 +3,7 @@
 use anyhow::{Result, bail, ensure};
 use candle_diffusers_pipelines::load_picture;
 
-use super::{MixedPrecision, OptimizerName, Recipe, ReportTo, TrainArguments};
+use super::{MixedPrecision, OptimizerName, Recipe, ReportTo, TrainArguments, words};
 
 /// Refuses flags that the recipe does not have, or that need others.
 pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
@@ -98,10 +98,7 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
             "--train-text-encoder: custom-diffusion trains new words and cross-attention alone"
         );
     } else if recipe.has_token() {
-        ensure!(
-            arguments.word.placeholder_token.is_some() && arguments.word.initializer_token.is_some(),
-            "a new word needs --placeholder-token, what it is called, and --initializer-token, what it begins as; give both"
-        );
+        words::read(arguments)?;
     } else {
         ensure!(
             !has_token,

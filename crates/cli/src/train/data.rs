@@ -20,7 +20,7 @@ use serde_json::Value;
 use super::concepts::Concept;
 use super::pace::Pace;
 use super::processes::Started;
-use super::{Interpolation, Property, Recipe, TrainArguments, buckets};
+use super::{Interpolation, Property, Recipe, TrainArguments, buckets, words};
 use crate::terminal;
 
 /// Batches that are read before they are asked for.
@@ -285,14 +285,14 @@ fn captions(folder: &Path, prompt: Option<&str>, arguments: &TrainArguments) -> 
     let column = &columns(arguments).caption;
     // Where metadata cannot be read, opening the folder says why.
     let has_captions = || has_captions(folder, column).unwrap_or(true);
-    match (prompt, &arguments.word.placeholder_token) {
+    match (prompt, words::in_captions(arguments)) {
         (Some(prompt), _) if !has_captions() => Captions::Prompt(prompt.to_string()),
-        (_, Some(token)) if !has_captions() => {
+        (_, Some(words)) if !has_captions() => {
             let property = match arguments.word.learnable_property {
                 Property::Object => LearnableProperty::Object,
                 Property::Style => LearnableProperty::Style,
             };
-            Captions::OneOf(property.captions(token))
+            Captions::OneOf(property.captions(&words))
         }
         _ => Captions::Folder { column: column.to_string() },
     }

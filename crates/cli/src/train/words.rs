@@ -1,6 +1,6 @@
-//! The new words of textual inversion and pivotal tuning.
+//! The new words of textual inversion and pivotal tuning: one by the flags of diffusers' scripts, or several by those of cloneofsimo's `lora_pti`.
 
-use anyhow::Result;
+use anyhow::{Result, bail, ensure};
 use candle_diffusers_pipelines::StableDiffusionPipeline;
 use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_training::Parameter;
@@ -8,17 +8,63 @@ use candle_diffusers_training::recipes::{TextualInversionOptions, TrainedToken};
 
 use super::TrainArguments;
 
+/// What each of several words begins as where nothing is said, as in lora_pti.
+const INITIALIZER: &str = "<rand-0.017>";
+
 /// The words with what each begins as; none where a recipe learns none so.
-fn read(arguments: &TrainArguments) -> Vec<TextualInversionOptions> {
-    let word = &arguments.word;
-    let (Some(placeholder), Some(initializer)) = (&word.placeholder_token, &word.initializer_token) else {
-        return Vec::new();
+///
+/// # Errors
+/// When flags are missing or do not go together.
+pub(super) fn read(arguments: &TrainArguments) -> Result<Vec<TextualInversionOptions>> {
+    if !arguments.recipe.has_token() {
+        return Ok(Vec::new());
+    }
+    let token = |(placeholder, initializer): (&str, &str)| TextualInversionOptions {
+        placeholder_token: placeholder.to_string(),
+        initializer_token: initializer.to_string(),
+        num_vectors: arguments.word.num_vectors,
     };
-    vec![TextualInversionOptions {
-        placeholder_token: placeholder.clone(),
-        initializer_token: initializer.clone(),
-        num_vectors: word.num_vectors,
-    }]
+    Ok(pairs(arguments)?.into_iter().map(token).collect())
+}
+
+/// What each word is called, and what it begins as.
+fn pairs(arguments: &TrainArguments) -> Result<Vec<(&str, &str)>> {
+    let word = &arguments.word;
+    let one = (word.placeholder_token.as_deref(), word.initializer_token.as_deref());
+    let several = (word.placeholder_tokens.as_deref(), word.initializer_tokens.as_deref());
+    match (one, several) {
+        ((Some(placeholder), Some(initializer)), (None, None)) => Ok(vec![(placeholder, initializer)]),
+        ((None, None), (Some(placeholders), initializers)) => {
+            let placeholders: Vec<&str> = placeholders.split('|').collect();
+            let initializers: Vec<&str> = match initializers {
+                Some(initializers) => initializers.split('|').collect(),
+                None => vec![INITIALIZER; placeholders.len()],
+            };
+            ensure!(
+                placeholders.len() == initializers.len(),
+                "--initializer-tokens has {} words for the {} of --placeholder-tokens; give one for each, joined by |",
+                initializers.len(),
+                placeholders.len()
+            );
+            Ok(placeholders.into_iter().zip(initializers).collect())
+        }
+        (_, (None, None)) => bail!(
+            "a new word needs --placeholder-token, what it is called, and --initializer-token, what it begins as; give both"
+        ),
+        ((None, None), (None, Some(_))) => {
+            bail!("--initializer-tokens is what the words of --placeholder-tokens begin as; give both")
+        }
+        _ => bail!(
+            "--placeholder-token and --initializer-token are for one new word, --placeholder-tokens and --initializer-tokens for several; give those of one kind"
+        ),
+    }
+}
+
+/// What captions call the words that are learned: all of them as one, as lora_pti joins them.
+pub(super) fn in_captions(arguments: &TrainArguments) -> Option<String> {
+    let word = &arguments.word;
+    let joined = word.placeholder_tokens.as_ref().map(|words| words.replace('|', ""));
+    joined.or_else(|| word.placeholder_token.clone())
 }
 
 /// Gives the models the words that are learned.
@@ -27,7 +73,7 @@ pub(super) fn attach(
     models: &mut StableDiffusionPipeline,
     generator: &mut TorchGenerator,
 ) -> Result<Vec<TrainedToken>> {
-    Ok(TrainedToken::attach_all(models, &read(arguments), generator)?)
+    Ok(TrainedToken::attach_all(models, &read(arguments)?, generator)?)
 }
 
 /// What is trained of words.

@@ -141,6 +141,7 @@ fn flags_that_do_not_go_together_are_refused() {
         (&["--noaug"], &["--noaug", "custom-diffusion"]),
         (&["--ddpm_num_steps", "10"], &["--ddpm-num-steps", "is for unconditional"]),
         (&["--clip_ti_decay"], &["--clip-ti-decay", "pivotal-tuning"]),
+        (&["--placeholder_tokens", "<a>|<b>"], &["--placeholder-tokens", "pivotal-tuning"]),
         (&["--t_mutliplier", "0.8"], &["--t-multiplier", "pivotal-tuning"]),
         (&["--weight_decay_lora", "0.1"], &["--weight-decay-lora", "pivotal-tuning"]),
         (&["--continue_inversion"], &["--continue-inversion", "pivotal-tuning"]),

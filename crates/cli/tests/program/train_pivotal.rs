@@ -2,12 +2,19 @@
 
 use std::fs;
 
-use candle_core::{DType, Device};
-use image::{GrayImage, Luma};
+use candle_core::{DType, Device, Tensor};
+use candle_diffusers_training::Checkpoint;
 use serde_json::Value;
 
 use crate::program::Workplace;
 use crate::train::pictures;
+
+/// The words after the first run, after the second, and the LoRA.
+const FILES: [&str; 3] = [
+    "inversion/learned_embeds.safetensors",
+    "learned_embeds.safetensors",
+    "pytorch_lora_weights.safetensors",
+];
 
 /// A word and a LoRA of two steps each, from captions with the word; gives the word after the first run, after the second, and the LoRA.
 fn train(workplace: &Workplace, output: &str, flags: &[&str]) -> [Vec<u8>; 3] {
@@ -26,8 +33,7 @@ fn train(workplace: &Workplace, output: &str, flags: &[&str]) -> [Vec<u8>; 3] {
         output,
     ];
     workplace.succeed([&fixed[..], flags].concat());
-    ["inversion/learned_embeds.safetensors", "learned_embeds.safetensors", "pytorch_lora_weights.safetensors"]
-        .map(|name| fs::read(workplace.path(output).join(name)).unwrap())
+    FILES.map(|name| fs::read(workplace.path(output).join(name)).unwrap())
 }
 
 fn workplace() -> Workplace {
@@ -143,6 +149,98 @@ fn a_word_begins_at_random_or_as_zeros() {
     assert!(again == whole);
 }
 
+/// Words of two steps and a LoRA of two, by lora_pti's flags, as `train`.
+fn train_words(workplace: &Workplace, data: &str, output: &str, flags: &[&str]) -> [Vec<u8>; 3] {
+    let fixed = [
+        "train",
+        "pivotal-tuning",
+        "--train_data_dir",
+        data,
+        "--placeholder_tokens=<s1>|<s2>",
+        "--max_train_steps_ti=2",
+        "--max_train_steps=2",
+        "--learning_rate_ti=1e-1",
+        "--checkpointing_steps=1",
+        "--output_dir",
+        output,
+    ];
+    workplace.succeed([&fixed[..], flags].concat());
+    FILES.map(|name| fs::read(workplace.path(output).join(name)).unwrap())
+}
+
+/// A folder of two pictures with this caption; without one they have none.
+fn captioned(workplace: &Workplace, folder: &str, caption: Option<&str>) {
+    pictures(workplace, folder, 2);
+    for index in 0..2 {
+        let file = workplace.path(&format!("{folder}/{index}.txt"));
+        match caption {
+            Some(caption) => fs::write(file, caption).unwrap(),
+            None => fs::remove_file(file).unwrap(),
+        }
+    }
+}
+
+#[test]
+fn several_words_are_learned_and_painted() {
+    let workplace = Workplace::new();
+    captioned(&workplace, "both", Some("a <s1><s2>"));
+    let initializers = ["--initializer_tokens=red|<zero>"];
+    let whole = train_words(&workplace, "both", "out", &initializers);
+    let embeddings = candle_core::safetensors::load_buffer(&whole[1], &Device::Cpu).unwrap();
+    let mut names: Vec<&String> = embeddings.keys().collect();
+    names.sort();
+    assert_eq!(names, ["<s1>", "<s2>"]);
+    // Both have left what they began as; where nothing is said that is at random.
+    let first = train_words(&workplace, "both", "first", &[initializers[0], "--learning_rate_ti=0"]);
+    let begun = candle_core::safetensors::load_buffer(&first[1], &Device::Cpu).unwrap();
+    let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    for name in ["<s1>", "<s2>"] {
+        assert!(values(&embeddings[name]) != values(&begun[name]), "{name}");
+    }
+    assert!(values(&begun["<s2>"]).iter().all(|value| *value == 0.0));
+    let random = train_words(&workplace, "both", "random", &[]);
+    let said = train_words(&workplace, "both", "said", &["--initializer_tokens=<rand-0.017>|<rand-0.017>"]);
+    assert!(random[0] != whole[0] && random == said);
+
+    // Goes on from either run's first step to the same files.
+    for folder in ["out/inversion/checkpoint-2", "out/checkpoint-1", "out/checkpoint-2"] {
+        fs::remove_dir_all(workplace.path(folder)).unwrap();
+    }
+    let on = [initializers[0], "--resume_from_checkpoint=latest"];
+    assert!(train_words(&workplace, "both", "out", &on) == whole);
+    fs::remove_dir_all(workplace.path("out/checkpoint-2")).unwrap();
+    assert!(train_words(&workplace, "both", "out", &on) == whole);
+
+    let paint = |prompt: &str, flags: &[&str]| {
+        let fixed = ["generate", prompt, "--steps", "2", "--seed", "1", "--output", "out.png"];
+        workplace.succeed([&fixed[..], flags].concat());
+        image::open(workplace.path("out.png")).unwrap().to_rgb8()
+    };
+    let learned = ["--embedding", "out/learned_embeds.safetensors"];
+    for word in ["<s1>", "<s2>"] {
+        let prompt = format!("a large {word} circle");
+        assert!(paint(&prompt, &learned) != paint(&prompt, &[]), "{word}");
+    }
+}
+
+#[test]
+fn several_words_are_joined_in_captions_that_are_made() {
+    let workplace = Workplace::new();
+    captioned(&workplace, "none", None);
+    let captions = |output: &str| {
+        let checkpoint = Checkpoint::read(&workplace.path(output).join("checkpoint-2")).unwrap();
+        checkpoint.setting("captions").unwrap().to_string()
+    };
+    train_words(&workplace, "none", "several", &[]);
+    let one = |word: &str, output: &str| {
+        let word = format!("--placeholder_token={word}");
+        train(&workplace, output, &["--train_data_dir=none", &word]);
+        captions(output)
+    };
+    assert_eq!(captions("several"), one("<s1><s2>", "joined"));
+    assert_ne!(captions("several"), one("<s1>", "first"));
+}
+
 #[test]
 fn the_lora_may_be_learned_longer_where_its_rate_stays() {
     let workplace = workplace();
@@ -177,5 +275,31 @@ fn what_does_not_go_together_is_refused() {
         let run = workplace.run([&fixed[..], &[flag]].concat());
         assert_eq!((run.status, run.stderr.lines().count()), (Some(1), 1), "{}", run.stderr);
         assert!(run.stderr.contains(culprit), "{culprit:?}: {}", run.stderr);
+    }
+}
+
+#[test]
+fn words_that_do_not_fit_are_refused() {
+    let workplace = workplace();
+    let fixed = ["train", "pivotal-tuning", "--train_data_dir=data", "--output_dir=out"];
+    let two = "--placeholder_tokens=<a>|<b>";
+    for (flags, culprits) in [
+        (&[two, "--initializer_tokens=red"][..], &["--initializer-tokens has 1 words for the 2"][..]),
+        (&[two, "--initializer_tokens=red|blue|green"], &["--initializer-tokens has 3 words for the 2"]),
+        (&[two, "--initializer_tokens=red|red circle"], &["initializer_token", "red circle", "2 tokens"]),
+        (&[two, "--initializer_tokens=red|<rand-x>"], &["initializer_token", "<rand-x>", "<rand-0.017>"]),
+        (&["--placeholder_tokens=<a>|red"], &["placeholder_token", "\"red\"", "already"]),
+        (&["--placeholder_tokens=<a>|<a>"], &["placeholder_token", "\"<a>\"", "already"]),
+        (&["--placeholder_tokens=<a>|"], &["placeholder_token", "empty"]),
+        (&[two, "--placeholder_token=<c>"], &["--placeholder-token", "--placeholder-tokens"]),
+        (&[two, "--initializer_token=red"], &["--initializer-token", "--initializer-tokens"]),
+        (&["--initializer_tokens=red"], &["--initializer-tokens", "--placeholder-tokens"]),
+        (&[], &["--placeholder-token", "--initializer-token"]),
+    ] {
+        let run = workplace.run([&fixed[..], flags].concat());
+        assert_eq!((run.status, run.stderr.lines().count()), (Some(1), 1), "{}", run.stderr);
+        for culprit in culprits {
+            assert!(run.stderr.contains(culprit), "{culprit:?}: {}", run.stderr);
+        }
     }
 }

@@ -15,7 +15,7 @@ pub(crate) enum Recipe {
     Dreambooth,
     /// A new word for what a few pictures show
     TextualInversion,
-    /// A new word first, then a LoRA for what it says (lora_pti)
+    /// New words first, one or several, then a LoRA for what they say (lora_pti)
     PivotalTuning,
     /// New words and what cross-attention makes of texts, from a few pictures of one thing or of several
     CustomDiffusion,
@@ -52,7 +52,7 @@ impl Recipe {
         matches!(self, Self::TextToImageLora | Self::DreamboothLora | Self::PivotalTuning)
     }
 
-    /// Whether one new word is learned, by --placeholder-token.
+    /// Whether new words are learned, by --placeholder-token or --placeholder-tokens.
     pub(crate) fn has_token(self) -> bool {
         matches!(self, Self::TextualInversion | Self::PivotalTuning)
     }

@@ -1,11 +1,11 @@
-//! Textual inversion: the new word.
+//! Textual inversion, pivotal tuning, Custom Diffusion: the new words.
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::PICTURES;
 
-/// The new word.
+/// The new words.
 #[derive(Debug, Args, Serialize)]
 pub(crate) struct WordArguments {
     /// Textual inversion: the new word, such as `<cat-toy>`
@@ -14,10 +14,16 @@ pub(crate) struct WordArguments {
     /// Textual inversion: a word that the new one begins as, such as "toy"; or `<rand-0.017>`, numbers at random of this standard deviation; or `<zero>`
     #[arg(long, value_name = "WORD", help_heading = PICTURES)]
     pub(crate) initializer_token: Option<String>,
+    /// Pivotal tuning: several new words in place of --placeholder-token, such as `<s1>|<s2>`, which captions that are made have as one, `<s1><s2>`
+    #[arg(long, value_name = "TOKENS", help_heading = PICTURES)]
+    pub(crate) placeholder_tokens: Option<String>,
+    /// Pivotal tuning: what each of those begins as, such as `cat|<zero>` [default: `<rand-0.017>` for each]
+    #[arg(long, value_name = "WORDS", help_heading = PICTURES)]
+    pub(crate) initializer_tokens: Option<String>,
     /// Custom Diffusion: the new words, such as `<new1>+<new2>`, which begin as those of --initializer-token (`dog+hat`)
     #[arg(long, value_name = "TOKENS", help_heading = PICTURES)]
     pub(crate) modifier_token: Option<String>,
-    /// Textual inversion: how many vectors the new word has
+    /// Textual inversion: how many vectors each new word has
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = PICTURES)]
     pub(crate) num_vectors: usize,
     /// Textual inversion: what the new word is, which captions are made by
