@@ -117,6 +117,18 @@ fn captions_come_from_metadata_text_files_or_a_prompt() {
 }
 
 #[test]
+fn words_of_captions_are_replaced() {
+    let folder = folder(&["a.png"]);
+    let line = "{\"file_name\": \"a.png\", \"text\": [\"a DUMMY, DUMMY\", \"a cat\"]}\n";
+    fs::write(folder.path().join("metadata.jsonl"), line).unwrap();
+    let mut dataset = Dataset::open(folder.path(), options(Captions::default())).unwrap();
+    let before = dataset.captions_digest();
+    dataset.replace_in_captions("DUMMY", "<s1><s2>");
+    assert_eq!(dataset.captions(0), ["a <s1><s2>, <s1><s2>", "a cat"]);
+    assert_ne!(dataset.captions_digest(), before);
+}
+
+#[test]
 fn captions_are_left_out_as_often_as_asked() {
     let folder = folder(&["a.png"]);
     for (caption_dropout, expected) in [(0.0, 0..=0), (0.25, 30..=70), (1.0, 200..=200)] {

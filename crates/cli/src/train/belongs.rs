@@ -54,6 +54,8 @@ const FLAGS: [Flags; 12] = [
         &[
             "placeholder_tokens",
             "initializer_tokens",
+            "placeholder_token_at_data",
+            "use_template",
             "clip_ti_decay",
             "weight_decay_ti",
             "weight_decay_lora",

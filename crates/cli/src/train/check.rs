@@ -99,6 +99,7 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
         );
     } else if recipe.has_token() {
         words::read(arguments)?;
+        words::at_data(arguments)?;
     } else {
         ensure!(
             !has_token,

@@ -20,7 +20,7 @@ use serde_json::Value;
 use super::concepts::Concept;
 use super::pace::Pace;
 use super::processes::Started;
-use super::{Interpolation, Property, Recipe, TrainArguments, buckets, words};
+use super::{Interpolation, Property, Recipe, Template, TrainArguments, buckets, words};
 use crate::terminal;
 
 /// Batches that are read before they are asked for.
@@ -281,21 +281,28 @@ fn key(first_key: u64, sample: &Sample) -> u64 {
 }
 
 /// What pictures show: what the folder itself says of each, or else the prompt for all.
-fn captions(folder: &Path, prompt: Option<&str>, arguments: &TrainArguments) -> Captions {
+fn captions(folder: &Path, prompt: Option<&str>, arguments: &TrainArguments) -> Result<Captions> {
     let column = &columns(arguments).caption;
     // Where metadata cannot be read, opening the folder says why.
     let has_captions = || has_captions(folder, column).unwrap_or(true);
-    match (prompt, words::in_captions(arguments)) {
+    Ok(match (prompt, words::in_made_captions(arguments)?) {
         (Some(prompt), _) if !has_captions() => Captions::Prompt(prompt.to_string()),
-        (_, Some(words)) if !has_captions() => {
-            let property = match arguments.word.learnable_property {
-                Property::Object => LearnableProperty::Object,
-                Property::Style => LearnableProperty::Style,
-            };
-            Captions::OneOf(property.captions(&words))
+        (_, Some(words)) if arguments.word.use_template.is_some() || !has_captions() => {
+            made_captions(arguments, &words)
         }
         _ => Captions::Folder { column: column.to_string() },
-    }
+    })
+}
+
+/// Captions for pictures that have none, or whose own are not wanted.
+fn made_captions(arguments: &TrainArguments, words: &str) -> Captions {
+    let word = &arguments.word;
+    let property = match (word.use_template, word.learnable_property) {
+        (Some(Template::Null), _) => return Captions::Prompt(words.to_string()),
+        (Some(Template::Style), _) | (None, Property::Style) => LearnableProperty::Style,
+        (Some(Template::Object), _) | (None, Property::Object) => LearnableProperty::Object,
+    };
+    Captions::OneOf(property.captions(words))
 }
 
 /// Where metadata name what a recipe learns from.
@@ -379,8 +386,12 @@ fn open_all(
 ) -> Result<Dataset> {
     let mut all: Option<Dataset> = None;
     for (folder, prompt) in folders {
-        let captions = captions(folder, *prompt, arguments);
-        let dataset = open(folder, DatasetOptions { captions, ..options.clone() })?;
+        let captions = captions(folder, *prompt, arguments)?;
+        let is_their_own = matches!(captions, Captions::Folder { .. });
+        let mut dataset = open(folder, DatasetOptions { captions, ..options.clone() })?;
+        if is_their_own && let Some((called, words)) = words::at_data(arguments)? {
+            dataset.replace_in_captions(&called, &words);
+        }
         match &mut all {
             Some(all) => all.append(dataset)?,
             None => all = Some(dataset),

@@ -40,7 +40,7 @@ use crate::progress::Progress;
 
 pub(crate) use arguments::{
     FreezeModel, InitLoraWeights, Interpolation, MixedPrecision, OptimizerName, Property, Recipe, ReportTo,
-    TrainArguments, TrainedLoraFormat, expand,
+    Template, TrainArguments, TrainedLoraFormat, expand,
 };
 use processes::Started;
 

@@ -10,6 +10,8 @@ use super::TrainArguments;
 
 /// What each of several words begins as where nothing is said, as in lora_pti.
 const INITIALIZER: &str = "<rand-0.017>";
+/// What captions call several words where nothing is said, as there.
+const AT_DATA: &str = "DUMMY";
 
 /// The words with what each begins as; none where a recipe learns none so.
 ///
@@ -60,11 +62,32 @@ fn pairs(arguments: &TrainArguments) -> Result<Vec<(&str, &str)>> {
     }
 }
 
-/// What captions call the words that are learned: all of them as one, as lora_pti joins them.
-pub(super) fn in_captions(arguments: &TrainArguments) -> Option<String> {
+/// What captions call the words, and what takes its place there (`placeholder_token_at_data`).
+///
+/// # Errors
+/// When the flag does not say both.
+pub(super) fn at_data(arguments: &TrainArguments) -> Result<Option<(String, String)>> {
     let word = &arguments.word;
-    let joined = word.placeholder_tokens.as_ref().map(|words| words.replace('|', ""));
-    joined.or_else(|| word.placeholder_token.clone())
+    let Some(at_data) = &word.placeholder_token_at_data else {
+        let joined = word.placeholder_tokens.as_ref().map(|words| words.replace('|', ""));
+        return Ok(joined.map(|words| (AT_DATA.to_string(), words)));
+    };
+    match at_data.split('|').collect::<Vec<_>>()[..] {
+        [called, words] if !called.is_empty() && !words.is_empty() => {
+            Ok(Some((called.to_string(), words.to_string())))
+        }
+        _ => bail!(
+            "--placeholder-token-at-data is {at_data:?}, expected what captions call the new words and what takes its place, joined by |: \"cat|<s1><s2>\""
+        ),
+    }
+}
+
+/// What the words are in captions that are made: as lora_pti, what takes their place in others.
+pub(super) fn in_made_captions(arguments: &TrainArguments) -> Result<Option<String>> {
+    Ok(match at_data(arguments)? {
+        Some((_, words)) => Some(words),
+        None => arguments.word.placeholder_token.clone(),
+    })
 }
 
 /// Gives the models the words that are learned.

@@ -140,6 +140,7 @@ fn flags_that_do_not_go_together_are_refused() {
         (&["--freeze_model", "crossattn"], &["--freeze-model", "custom-diffusion"]),
         (&["--noaug"], &["--noaug", "custom-diffusion"]),
         (&["--ddpm_num_steps", "10"], &["--ddpm-num-steps", "is for unconditional"]),
+        (&["--use_template", "style"], &["--use-template", "pivotal-tuning"]),
         (&["--clip_ti_decay"], &["--clip-ti-decay", "pivotal-tuning"]),
         (&["--placeholder_tokens", "<a>|<b>"], &["--placeholder-tokens", "pivotal-tuning"]),
         (&["--t_mutliplier", "0.8"], &["--t-multiplier", "pivotal-tuning"]),

@@ -223,22 +223,57 @@ fn several_words_are_learned_and_painted() {
     }
 }
 
+/// What a run knows its captions by.
+fn captions(workplace: &Workplace, output: &str) -> String {
+    let checkpoint = Checkpoint::read(&workplace.path(output).join("checkpoint-2")).unwrap();
+    checkpoint.setting("captions").unwrap().to_string()
+}
+
 #[test]
 fn several_words_are_joined_in_captions_that_are_made() {
     let workplace = Workplace::new();
     captioned(&workplace, "none", None);
-    let captions = |output: &str| {
-        let checkpoint = Checkpoint::read(&workplace.path(output).join("checkpoint-2")).unwrap();
-        checkpoint.setting("captions").unwrap().to_string()
-    };
     train_words(&workplace, "none", "several", &[]);
     let one = |word: &str, output: &str| {
         let word = format!("--placeholder_token={word}");
         train(&workplace, output, &["--train_data_dir=none", &word]);
-        captions(output)
+        captions(&workplace, output)
     };
-    assert_eq!(captions("several"), one("<s1><s2>", "joined"));
-    assert_ne!(captions("several"), one("<s1>", "first"));
+    assert_eq!(captions(&workplace, "several"), one("<s1><s2>", "joined"));
+    assert_ne!(captions(&workplace, "several"), one("<s1>", "first"));
+}
+
+#[test]
+fn captions_may_call_the_words_something_else() {
+    let workplace = Workplace::new();
+    for (folder, caption) in [("said", "a <s1><s2>"), ("dummy", "a DUMMY"), ("cat", "a <cat>")] {
+        captioned(&workplace, folder, Some(caption));
+    }
+    let whole = train_words(&workplace, "said", "whole", &[]);
+    assert!(train_words(&workplace, "dummy", "default", &[]) == whole);
+    let called = "--placeholder_token_at_data=<cat>|<s1><s2>";
+    assert!(train_words(&workplace, "cat", "called", &[called]) == whole);
+    assert!(train_words(&workplace, "cat", "uncalled", &[]) != whole);
+}
+
+#[test]
+fn captions_are_made_where_a_template_is_asked_for() {
+    let workplace = Workplace::new();
+    captioned(&workplace, "none", None);
+    captioned(&workplace, "words", Some("<s2><s1>"));
+    let both = "--placeholder_token_at_data=x|<s2><s1>";
+    let of_words = train_words(&workplace, "words", "words-out", &[]);
+    assert!(train_words(&workplace, "none", "null", &[both, "--use_template=null"]) == of_words);
+    for (kind, property) in
+        [("object", "--learnable_property=object"), ("style", "--learnable_property=style")]
+    {
+        let template = format!("--use_template={kind}");
+        train_words(&workplace, "words", kind, &[&template]);
+        let made = format!("{kind}-made");
+        train_words(&workplace, "none", &made, &[property]);
+        assert_eq!(captions(&workplace, kind), captions(&workplace, &made));
+        assert_ne!(captions(&workplace, kind), captions(&workplace, "words-out"));
+    }
 }
 
 #[test]
@@ -293,6 +328,8 @@ fn words_that_do_not_fit_are_refused() {
         (&["--placeholder_tokens=<a>|"], &["placeholder_token", "empty"]),
         (&[two, "--placeholder_token=<c>"], &["--placeholder-token", "--placeholder-tokens"]),
         (&[two, "--initializer_token=red"], &["--initializer-token", "--initializer-tokens"]),
+        (&[two, "--placeholder_token_at_data=cat"], &["--placeholder-token-at-data is \"cat\"", "<s1>"]),
+        (&[two, "--placeholder_token_at_data=|<a>"], &["--placeholder-token-at-data is \"|<a>\""]),
         (&["--initializer_tokens=red"], &["--initializer-tokens", "--placeholder-tokens"]),
         (&[], &["--placeholder-token", "--initializer-token"]),
     ] {

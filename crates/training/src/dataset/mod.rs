@@ -230,6 +230,13 @@ impl Dataset {
         Ok(())
     }
 
+    /// Puts a text in the place of a word, which is not empty, wherever captions have it (`placeholder_token_at_data` of cloneofsimo's lora).
+    pub fn replace_in_captions(&mut self, word: &str, text: &str) {
+        for caption in self.examples.iter_mut().flat_map(|example| &mut example.captions) {
+            *caption = caption.replace(word, text);
+        }
+    }
+
     /// Cuts the pictures of each batch to the size of the batch of `other` at the same place of a run, so that both can be joined: pictures of a class to the
     /// aspect-ratio buckets of what is learned. Both are to be read with the same [`BatchOptions`].
     pub fn cut_like(&mut self, other: Arc<Self>) {

@@ -32,7 +32,7 @@ pub(crate) use thing::ThingArguments;
 pub(crate) use unconditional::UnconditionalArguments;
 pub(crate) use watch::{ReportTo, WatchArguments};
 use without_effect::WithoutEffect;
-pub(crate) use word::{Property, WordArguments};
+pub(crate) use word::{Property, Template, WordArguments};
 
 /// Headings of the help page.
 const PICTURES: &str = "Say what to learn from";

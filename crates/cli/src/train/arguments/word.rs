@@ -20,6 +20,13 @@ pub(crate) struct WordArguments {
     /// Pivotal tuning: what each of those begins as, such as `cat|<zero>` [default: `<rand-0.017>` for each]
     #[arg(long, value_name = "WORDS", help_heading = PICTURES)]
     pub(crate) initializer_tokens: Option<String>,
+    /// Pivotal tuning: what captions call the new words and what takes its place, such as `cat|<s1><s2>`; captions that are made have the latter too
+    /// [default: DUMMY and the words of --placeholder-tokens, one after the other]
+    #[arg(long, value_name = "TEXTS", help_heading = PICTURES)]
+    pub(crate) placeholder_token_at_data: Option<String>,
+    /// Pivotal tuning: make captions of this kind, whether or not there are some; null is the new words alone
+    #[arg(long, value_name = "KIND", help_heading = PICTURES)]
+    pub(crate) use_template: Option<Template>,
     /// Custom Diffusion: the new words, such as `<new1>+<new2>`, which begin as those of --initializer-token (`dog+hat`)
     #[arg(long, value_name = "TOKENS", help_heading = PICTURES)]
     pub(crate) modifier_token: Option<String>,
@@ -36,4 +43,12 @@ pub(crate) struct WordArguments {
 pub(crate) enum Property {
     Object,
     Style,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Template {
+    Object,
+    Style,
+    Null,
 }
