@@ -13,9 +13,9 @@ use std::alloc::{GlobalAlloc, Layout, System};
 /// # fn main() {}
 /// ```
 ///
-/// It never holds more than the program itself once held at the same time, and at most 4 GiB for later. Buffers of 1 MiB and more are kept;
-/// smaller ones are the system allocator's. On Linux they are made of huge pages where the system has some. Elsewhere than on Unix everything
-/// is the system allocator's.
+/// It never holds more than the program itself once held at the same time, and at most 4 GiB for later. Buffers of 1 MiB and more are kept, on
+/// Linux in huge pages where the system has some; smaller ones are the system allocator's, which is told to keep some too where it is glibc's.
+/// Elsewhere than on Unix everything is the system allocator's.
 #[derive(Debug)]
 pub struct PooledAllocator {
     #[cfg(unix)]
@@ -122,6 +122,8 @@ unsafe impl GlobalAlloc for PooledAllocator {
 mod pool {
     use std::alloc::Layout;
     use std::ptr;
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::{Mutex, MutexGuard, PoisonError};
 
     /// Huge pages of x86-64, and a multiple of every other page.
@@ -206,6 +208,8 @@ mod pool {
             if let Some(start) = kept {
                 return Block { start, is_fresh: false };
             }
+            #[cfg(all(target_os = "linux", target_env = "gnu"))]
+            keep_smaller_blocks();
             let start = map(class.size());
             if start.is_null() {
                 self.lock().used_bytes -= class.size();
@@ -274,6 +278,21 @@ mod pool {
                 }
             }
             false
+        }
+    }
+
+    /// Has the system's allocator keep what is too small for the pool: by default glibc gives the end of its heap back whenever more than 128 kB
+    /// are free there, and the next operation's buffers are fresh pages again.
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    fn keep_smaller_blocks() {
+        static IS_TOLD: AtomicBool = AtomicBool::new(false);
+        const MOST_KEPT_AT_AN_END: libc::c_int = 128 << 20;
+        if !IS_TOLD.swap(true, Ordering::Relaxed) {
+            // SAFETY: these are limits, which may be set at any time. Blocks below the first are part of the heap, which the second is about.
+            unsafe {
+                libc::mallopt(libc::M_MMAP_THRESHOLD, SMALLEST as libc::c_int);
+                libc::mallopt(libc::M_TRIM_THRESHOLD, MOST_KEPT_AT_AN_END);
+            }
         }
     }
 
