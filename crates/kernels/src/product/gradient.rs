@@ -5,12 +5,12 @@ use std::ops::Range;
 use candle_core::{DType, Result, Tensor};
 use half::{bf16, f16};
 
-use super::conv2d::read_row;
 use super::level::Level;
 use super::microkernel::{MAX_COLUMNS, Microkernel};
 use super::multiply::{Activations, After, Factor, multiply};
 use super::packed::Side;
 use super::panels::{DEPTH, Element, Pair, Source, transpose_rows};
+use super::pixels::read_row;
 use super::weight_panels::{Stored, WeightPanels, depth_blocks};
 use super::{to_tensor, with_values};
 use crate::Conv2dParams;

@@ -10,6 +10,7 @@ mod avx512;
 mod avx512bf16;
 mod conv2d;
 mod file_numbers;
+mod geometry;
 mod gradient;
 #[cfg(test)]
 mod gradient_tests;
@@ -21,8 +22,10 @@ mod packed;
 mod panels;
 mod parts;
 mod peak;
+mod pixels;
 mod portable;
 mod precision;
+mod shifted;
 #[cfg(test)]
 mod tests;
 mod transposed;

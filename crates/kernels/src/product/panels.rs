@@ -155,6 +155,7 @@ macro_rules! as_it_is {
                 row
             }
 
+            #[inline(always)]
             fn join(first: &[Self], _: &[Self], steps: &mut [Self]) {
                 copy(first, steps);
             }
@@ -195,6 +196,7 @@ impl Source<Pair> for bf16 {
         steps
     }
 
+    #[inline(always)]
     fn join(first: &[Self], second: &[Self], steps: &mut [Pair]) {
         let numbers = first.iter().zip(second);
         steps.iter_mut().zip(numbers).for_each(|(step, (a, b))| *step = Pair::of(*a, *b));
@@ -202,7 +204,9 @@ impl Source<Pair> for bf16 {
 }
 
 /// Copies the usual lengths by a few vectors instead of a call.
+#[inline(always)]
 pub(super) fn copy<S: Copy>(from: &[S], to: &mut [S]) {
+    #[inline(always)]
     fn whole<S: Copy, const LENGTH: usize>(from: &[S], to: &mut [S]) -> Option<()> {
         *<&mut [S; LENGTH]>::try_from(to).ok()? = *<&[S; LENGTH]>::try_from(from).ok()?;
         Some(())

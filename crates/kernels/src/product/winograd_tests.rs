@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
-use super::conv2d::{Input, Method, Scale, conv2d_by, conv2d_normed, normalizes};
+use super::conv2d::{Input, Method, conv2d_by, conv2d_normed, normalizes};
+use super::geometry::Scale;
 use super::multiply::After;
 use super::packed::Numbers;
 use super::tests::{bits, levels, numbers, plain_conv2d, values};

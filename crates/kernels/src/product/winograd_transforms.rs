@@ -3,8 +3,9 @@
 
 use std::ops::Range;
 
-use super::conv2d::{Scale, read_twice};
+use super::geometry::Scale;
 use super::level::Level;
+use super::pixels::read_twice;
 use crate::activation::{Activation, Silu, in_place};
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::{Avx2, Avx512};
