@@ -66,6 +66,9 @@ pub(crate) fn convert_to_fresh<From: Float, To: Float>(
         store(From::load(from, instructions), to, instructions);
     }
     // The last chunk may begin within the one before.
+    if from.len().is_multiple_of(LANES) {
+        return;
+    }
     if let (Some(from), Some(to)) = (from[last..].first_chunk(), to[last..].first_chunk_mut()) {
         store(From::load(from, instructions), to, instructions);
     }

@@ -10,6 +10,7 @@ mod avx512;
 mod avx512bf16;
 mod conv2d;
 mod file_numbers;
+mod finish;
 mod geometry;
 mod gradient;
 #[cfg(test)]

@@ -5,14 +5,13 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::microkernel::{MAX_COLUMNS, MatrixRows, Microkernel};
+use super::finish::Finish;
+use super::microkernel::{MatrixRows, Microkernel};
 use super::packed::Side;
 use super::panels::{AlignedBuffer, DEPTH, Element, Source};
 use super::weight_panels::{Stored, WeightPanels, depth_blocks};
-use crate::activation::{Activation, Geglu};
-use crate::cpu::{
-    CACHE_LINE, Float, Instructions, LANES, Pointwise, Work, convert_to_fresh, load_tail, prefetch, run_at,
-};
+use crate::activation::Activation;
+use crate::cpu::{CACHE_LINE, Float, prefetch, run_at};
 
 /// How many items (rows or pixels) a task takes at a time, and how many steps of their depth: so many numbers stay in the second cache while
 /// the weight passes by. Deep passes are better than many items: with each pass the sums are read and written once more.
@@ -158,11 +157,11 @@ pub(super) fn share(count: usize, parts: usize, index: usize) -> Range<usize> {
     count * index / parts..count * (index + 1) / parts
 }
 
-struct Product<'a, E, T, A, O> {
-    factor: &'a Factor<'a, E, T>,
-    activations: &'a A,
-    after: After<'a, [O]>,
-    output: Output<'a, O>,
+pub(super) struct Product<'a, E, T, A, O> {
+    pub(super) factor: &'a Factor<'a, E, T>,
+    pub(super) activations: &'a A,
+    pub(super) after: After<'a, [O]>,
+    pub(super) output: Output<'a, O>,
     /// How many items a panel of the activations has.
     width: usize,
     /// How many panels of the weight make one of results.
@@ -170,7 +169,7 @@ struct Product<'a, E, T, A, O> {
 }
 
 /// The output, of which each task writes the results of its own items and features.
-struct Output<'a, O> {
+pub(super) struct Output<'a, O> {
     start: *mut MaybeUninit<O>,
     length: usize,
     borrow: PhantomData<&'a mut [MaybeUninit<O>]>,
@@ -290,13 +289,13 @@ impl<E: Source<E>, T: Stored<E>, A: Activations<E>, O: Float> Product<'_, E, T, 
         panel * self.width..self.activations.items().min((panel + 1) * self.width)
     }
 
-    fn features(&self, weight_panel: usize) -> Range<usize> {
+    pub(super) fn features(&self, weight_panel: usize) -> Range<usize> {
         let width = self.factor.weight_width();
         weight_panel * width..self.factor.panels.features().min((weight_panel + 1) * width)
     }
 
     /// How many panels of results there are.
-    fn results(&self) -> usize {
+    pub(super) fn results(&self) -> usize {
         (self.factor.panels.features() / self.halves).div_ceil(self.factor.weight_width())
     }
 
@@ -324,135 +323,13 @@ impl<E: Source<E>, T: Stored<E>, A: Activations<E>, O: Float> Product<'_, E, T, 
         let finish = Finish { product: self, tile, gate, items: self.items(panel), weight_panel };
         run_at(self.factor.kernel.level, finish);
     }
-
-    /// Rounds sums to where they go in the output, with what is added there or what else comes after them.
-    #[inline(always)]
-    fn write(&self, sums: &mut [f32], place: usize, instructions: impl Instructions) {
-        match self.after {
-            After::Add(addend) => {
-                let addend = &addend[place..place + sums.len()];
-                sums.iter_mut().zip(addend).for_each(|(sum, addend)| *sum += addend.to_float());
-            }
-            After::Activate(activation) => activation.apply(sums),
-            After::Nothing | After::Geglu => {}
-        }
-        // SAFETY: `compute` says that these results are of this task alone.
-        convert_to_fresh(sums, unsafe { self.output.part(place, sums.len()) }, instructions);
-    }
-}
-
-/// A tile that is summed.
-struct Finish<'a, E, T, A, O> {
-    product: &'a Product<'a, E, T, A, O>,
-    tile: &'a mut [f32],
-    gate: &'a mut [f32],
-    items: Range<usize>,
-    weight_panel: usize,
-}
-
-impl<E: Source<E>, T: Stored<E>, A: Activations<E>, O: Float> Work for Finish<'_, E, T, A, O> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self, instructions: impl Instructions) {
-        let Self { product, tile, gate, items, weight_panel } = self;
-        let Factor { kernel, side, bias, .. } = product.factor;
-        let features = product.features(weight_panel);
-        let biases = bias.map(|bias| &bias[features.clone()]);
-        let rows = tile.chunks_exact_mut(kernel.columns);
-        match side {
-            Side::Right => {
-                let gate_bias = bias.filter(|_| product.halves == 2).map(|bias| {
-                    let first = (weight_panel + product.results()) * kernel.columns;
-                    &bias[first..first + kernel.columns]
-                });
-                let mut gates = gate.chunks_exact_mut(kernel.columns);
-                for (item, sums) in items.zip(rows) {
-                    let row = Row {
-                        product,
-                        bias: biases,
-                        gate: gates.next().map(|gate| (gate, gate_bias)),
-                        place: product.activations.place(features.start, item),
-                    };
-                    row.finish(&mut sums[..features.len()], instructions);
-                }
-            }
-            Side::Left => {
-                let length = if product.activations.adjoin(&items) { items.len() } else { 1 };
-                for (row, (feature, sums)) in features.zip(rows).enumerate() {
-                    let sums = &mut sums[..items.len()];
-                    if let Some(bias) = biases {
-                        sums.iter_mut().for_each(|sum| *sum += bias[row]);
-                    }
-                    for (item, sums) in items.clone().step_by(length).zip(sums.chunks_mut(length)) {
-                        product.write(sums, product.activations.place(feature, item), instructions);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// The sums of one item for the features of a tile.
-struct Row<'a, E, T, A, O> {
-    product: &'a Product<'a, E, T, A, O>,
-    bias: Option<&'a [f32]>,
-    /// The other half's sums and their bias, where [`After::Geglu`] wants them.
-    gate: Option<(&'a mut [f32], Option<&'a [f32]>)>,
-    /// Where the results go in the output.
-    place: usize,
-}
-
-impl<E: Source<E>, T: Stored<E>, A: Activations<E>, O: Float> Row<'_, E, T, A, O> {
-    #[inline(always)]
-    fn finish(self, sums: &mut [f32], instructions: impl Instructions) {
-        // Most rows are whole ones of the widest tiles: of a length that the compiler knows, so that it needs no loops.
-        match <&mut [f32; MAX_COLUMNS]>::try_from(&mut *sums) {
-            Ok(sums) => self.finish_sums(sums, instructions),
-            Err(_) => self.finish_sums(sums, instructions),
-        }
-    }
-
-    #[inline(always)]
-    fn finish_sums(self, sums: &mut [f32], instructions: impl Instructions) {
-        add_each(sums, self.bias);
-        if let Some((gate, bias)) = self.gate {
-            let gate = &mut gate[..sums.len()];
-            add_each(gate, bias);
-            apply_gate(sums, gate);
-        }
-        self.product.write(sums, self.place, instructions);
-    }
-}
-
-#[inline(always)]
-fn add_each(sums: &mut [f32], bias: Option<&[f32]>) {
-    if let Some(bias) = bias {
-        let bias = &bias[..sums.len()];
-        sums.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);
-    }
-}
-
-/// `sums * gelu(gate)`
-#[inline(always)]
-fn apply_gate(sums: &mut [f32], gate: &[f32]) {
-    let (chunks, tail) = sums.as_chunks_mut::<LANES>();
-    let (gates, gate_tail) = gate.as_chunks::<LANES>();
-    for (sums, gate) in chunks.iter_mut().zip(gates) {
-        *sums = Geglu.apply([*sums, *gate]);
-    }
-    // Panels of lower levels are narrower than a chunk.
-    if !tail.is_empty() {
-        let result = Geglu.apply([load_tail(tail), load_tail(gate_tail)]);
-        tail.copy_from_slice(&result[..tail.len()]);
-    }
 }
 
 impl<O> Output<'_, O> {
     /// # Safety
     /// Nothing else uses this part as long as it is borrowed.
     #[expect(clippy::mut_from_ref, reason = "the parts that are borrowed at one time are disjoint")]
-    unsafe fn part(&self, place: usize, length: usize) -> &mut [MaybeUninit<O>] {
+    pub(super) unsafe fn part(&self, place: usize, length: usize) -> &mut [MaybeUninit<O>] {
         assert!(place + length <= self.length);
         // SAFETY: within the output by the line above; disjoint from other parts by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(place), length) }
