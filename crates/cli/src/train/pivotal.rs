@@ -22,6 +22,12 @@ pub(super) fn word_group(
     ParameterGroup { weight_decay, ..group }
 }
 
+/// What the words' loss is computed by: `--mask-temperature` is the LoRA's, as in lora_pti, whose `train_inversion` leaves it at 1.
+pub(super) fn word_denoising(options: DenoisingOptions) -> DenoisingOptions {
+    let mask_temperature = options.mask_temperature.map(|_| 1.0);
+    DenoisingOptions { train_text_encoder: true, mask_temperature, ..options }
+}
+
 /// The LoRA, where it is that of pivotal tuning with its own weight decay; and the words, if those learn on.
 pub(super) fn lora_groups(
     arguments: &TrainArguments,

@@ -11,7 +11,7 @@ use super::session::{Learned, Parts, Session, Stage};
 use super::taught::Taught;
 use super::trained::{check_trained, choose_trained, denoising_options, group};
 use super::trainer::{check_trainer, new_trainer};
-use super::{Recipe, TrainArguments, class_pictures, concepts, model, pivotal, words};
+use super::{Recipe, TrainArguments, beginning, class_pictures, concepts, model, pivotal, words};
 use crate::progress::Progress;
 
 pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Started) -> Result<()> {

@@ -4,6 +4,7 @@ use std::fs;
 
 use candle_core::{DType, Device, Tensor};
 use candle_diffusers_training::Checkpoint;
+use image::{GrayImage, Luma};
 use serde_json::Value;
 
 use crate::program::Workplace;
