@@ -12,7 +12,7 @@ use std::{env, fs, io};
 
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Shape, Tensor, Var};
-use candle_diffusers_kernels::{PooledAllocator, add, linear};
+use candle_diffusers_kernels::{PooledAllocator, add, keep_transposed_weights, linear};
 use candle_diffusers_loaders::{LoadOptions, Repository};
 use candle_diffusers_models::layers::{Layer, LayerAdapter, Layers};
 use candle_diffusers_models::{
@@ -96,6 +96,8 @@ fn prepare(name: &str, model: &Value, dtype: DType) -> Result<Run> {
     };
     if name.ends_with("_train_step") {
         let target = input("target")?;
+        // As `diffuse train` does.
+        keep_transposed_weights(true);
         let optimizer =
             add_loras(&unet, &model["lora_layers"], model["lora_rank"].as_u64().unwrap_or(4) as usize)?;
         return Ok(Box::new(move || {

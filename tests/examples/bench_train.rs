@@ -13,7 +13,7 @@ use std::{env, fs, io};
 
 use anyhow::{Result, bail};
 use candle_core::DType;
-use candle_diffusers_kernels::PooledAllocator;
+use candle_diffusers_kernels::{PooledAllocator, keep_transposed_weights};
 use candle_diffusers_loaders::{LoadOptions, Repository};
 use candle_diffusers_pipelines::StableDiffusionPipeline;
 use candle_diffusers_schedulers::TorchGenerator;
@@ -45,6 +45,7 @@ fn main() -> Result<()> {
             "usage: bench_train FOLDER PICTURES lora|whole f32|bf16 keep|recompute, or bench_train make PICTURES"
         ),
     };
+    keep_transposed_weights(memory == "keep");
     let dtype = if dtype == "bf16" { DType::BF16 } else { DType::F32 };
     let repository = Repository::folder(folder)?;
     let options = LoadOptions { dtype, ..Default::default() };

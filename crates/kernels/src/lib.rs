@@ -27,8 +27,8 @@ pub use linear::linear;
 pub use memory::PooledAllocator;
 pub use norm::{GroupNormSilu, add_group_norm_silu, group_norm, group_norm_silu, layer_norm};
 pub use product::{
-    Float32MatmulPrecision, Level, PackedWeight, float32_matmul_precision, peak_operations_per_second,
-    set_float32_matmul_precision,
+    Float32MatmulPrecision, Level, PackedWeight, float32_matmul_precision, keep_transposed_weights,
+    peak_operations_per_second, set_float32_matmul_precision,
 };
 pub use softmax::softmax_last_dim;
 pub use upsample::{upsample_nearest2d, upsample_nearest2d_to};

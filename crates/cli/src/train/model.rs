@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device};
+use candle_diffusers_kernels::keep_transposed_weights;
 use candle_diffusers_loaders::{LoadOptions, ModelIndex, Repository, load_vae};
 use candle_diffusers_models::{AutoencoderKL, AutoencoderKLConfig};
 use candle_diffusers_pipelines::{Replacements, StableDiffusionPipeline, Task, task};
@@ -48,6 +49,8 @@ pub(super) fn load(
     progress: &Progress,
 ) -> Result<(StableDiffusionPipeline, LoadOptions)> {
     let dtype = arguments.steps.mixed_precision.compute_dtype();
+    // Who asks for less memory has none for a second copy of the weights.
+    keep_transposed_weights(!arguments.steps.gradient_checkpointing);
     let options = LoadOptions { dtype, device, variant: arguments.variant.clone() };
     let _loading = progress.activity(format!("loading {}", repository.name()));
     // Pictures that are looked at while training are for whoever trains.

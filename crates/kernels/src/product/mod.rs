@@ -47,6 +47,7 @@ pub use level::Level;
 pub use packed::PackedWeight;
 pub use peak::peak_operations_per_second;
 pub use precision::{Float32MatmulPrecision, float32_matmul_precision, set_float32_matmul_precision};
+pub use transposed::keep_transposed_weights;
 
 /// Whether these products compute what the tensors ask for: on the CPU, in one dtype of at most 32 bits.
 pub(crate) fn computes(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> bool {

@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use half::{bf16, f16};
@@ -47,6 +47,8 @@ struct Inner {
     side: Side,
     depth: usize,
     numbers: Numbers,
+    /// Where the transpose is kept, if it is.
+    transpose: OnceLock<PackedWeight>,
 }
 
 /// The numbers of a weight, with what multiplies them.
@@ -161,7 +163,8 @@ impl PackedWeight {
     }
 
     pub(super) fn of(shape: Shape, dtype: DType, side: Side, depth: usize, numbers: Numbers) -> Self {
-        Self { inner: Arc::new(Inner { shape, dtype, side, depth, numbers }) }
+        let inner = Inner { shape, dtype, side, depth, numbers, transpose: OnceLock::new() };
+        Self { inner: Arc::new(inner) }
     }
 
     /// Whether a weight is one that can be packed: on the CPU, in float32, float16 or bfloat16.
@@ -361,6 +364,10 @@ impl PackedWeight {
 
     pub(super) fn numbers(&self) -> &Numbers {
         &self.inner.numbers
+    }
+
+    pub(super) fn transpose_place(&self) -> &OnceLock<Self> {
+        &self.inner.transpose
     }
 
     pub(super) fn side(&self) -> Side {
