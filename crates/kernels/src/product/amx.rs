@@ -105,6 +105,18 @@ pub(crate) trait MultiplyTiles {
         right: *const Pair,
         block: *mut f32,
     );
+
+    /// The same added to the block, step by step.
+    ///
+    /// # Safety
+    /// As [`multiply`](Self::multiply), and the block must be valid for reads.
+    unsafe fn add_product(
+        tile_steps: usize,
+        left: *const Pair,
+        stride: usize,
+        right: *const Pair,
+        block: *mut f32,
+    );
 }
 
 /// The tiles of this thread.
@@ -134,14 +146,11 @@ unsafe fn add_product_by<M: MultiplyTiles, L: LeftFactor<Pair>>(
     right: *const Pair,
     sums: *mut f32,
 ) {
-    let mut block = MaybeUninit::<Block>::uninit();
     let mut whole = 0;
     if let Some((first, stride)) = left.rows() {
         whole = steps / SIDE;
-        // SAFETY: so many steps of the factors are there by the caller's promise; the block is ours.
-        unsafe { M::multiply(whole, first, stride, right, block.as_mut_ptr().cast()) };
-        // SAFETY: the block has been written; the caller promises that the sums are there and ours.
-        unsafe { add(block.assume_init_ref(), sums) };
+        // SAFETY: so many steps of the factors are there, and the sums ours, by the caller's promise.
+        unsafe { M::add_product(whole, first, stride, right, sums) };
     }
     // What is less than 16 steps at the end, or in no rows, is multiplied from copies, with zeros for what they lack.
     for start in (whole * SIDE..steps).step_by(SIDE) {
@@ -157,10 +166,8 @@ unsafe fn add_product_by<M: MultiplyTiles, L: LeftFactor<Pair>>(
             columns.0[step] = unsafe { *right.add((start + step) * COLUMNS).cast() };
         }
         let (first, stride) = (rows.as_ptr().cast(), SIDE * size_of::<Pair>());
-        // SAFETY: one step of tiles of both, which are ours as the block is.
-        unsafe { M::multiply(1, first, stride, columns.0.as_ptr().cast(), block.as_mut_ptr().cast()) };
-        // SAFETY: as above.
-        unsafe { add(block.assume_init_ref(), sums) };
+        // SAFETY: one step of tiles of both, which are ours as the sums are.
+        unsafe { M::add_product(1, first, stride, columns.0.as_ptr().cast(), sums) };
     }
 }
 
@@ -173,27 +180,15 @@ unsafe fn add(block: &Block, sums: *mut f32) {
     sums.iter_mut().zip(&block.0).for_each(|(sum, product)| *sum += product);
 }
 
-impl MultiplyTiles for Processor {
-    unsafe fn multiply(
-        tile_steps: usize,
-        left: *const Pair,
-        stride: usize,
-        right: *const Pair,
-        block: *mut f32,
-    ) {
-        if tile_steps == 0 {
-            // SAFETY: the caller's promise.
-            return unsafe { block.write_bytes(0, ROWS * COLUMNS) };
-        }
+/// Multiplies tiles, with sums that begin as the instructions say, and stores the block.
+macro_rules! multiply_tiles {
+    ($tile_steps:ident, $left:ident, $stride:ident, $right:ident, $block:ident, $($first:literal),*) => {
         // SAFETY: the reads and writes are those that the caller allows: a tile of the left factor is 16 rows of 64 bytes, `stride` apart; one of
         // the right factor or the block is half of 16 lines of 128 bytes. The code that the compiler makes never uses tiles by itself, and the
         // registers are named here, so none of its values is lost; no value of ours has to outlive this block.
         unsafe {
             std::arch::asm!(
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
+                $($first,)*
                 "2:",
                 "tileloadd tmm4, [{left} + {stride}*1]",
                 "tileloadd tmm6, [{right} + {line}*1]",
@@ -212,19 +207,100 @@ impl MultiplyTiles for Processor {
                 "tilestored [{block} + {line}*1 + 64], tmm1",
                 "tilestored [{block} + {line}*1 + 2048], tmm2",
                 "tilestored [{block} + {line}*1 + 2112], tmm3",
-                steps = inout(reg) tile_steps => _,
-                left = inout(reg) left => _,
-                lower = inout(reg) left.byte_add(SIDE * stride) => _,
-                right = inout(reg) right => _,
-                stride = in(reg) stride,
+                steps = inout(reg) $tile_steps => _,
+                left = inout(reg) $left => _,
+                lower = inout(reg) $left.byte_add(SIDE * $stride) => _,
+                right = inout(reg) $right => _,
+                stride = in(reg) $stride,
                 line = in(reg) COLUMNS * size_of::<Pair>(),
-                block = in(reg) block,
+                block = in(reg) $block,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack),
             );
         }
+    };
+}
+
+impl MultiplyTiles for Processor {
+    unsafe fn multiply(
+        tile_steps: usize,
+        left: *const Pair,
+        stride: usize,
+        right: *const Pair,
+        block: *mut f32,
+    ) {
+        if tile_steps == 0 {
+            // SAFETY: the caller's promise.
+            return unsafe { block.write_bytes(0, ROWS * COLUMNS) };
+        }
+        multiply_tiles!(
+            tile_steps,
+            left,
+            stride,
+            right,
+            block,
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3"
+        );
     }
+
+    unsafe fn add_product(
+        tile_steps: usize,
+        left: *const Pair,
+        stride: usize,
+        right: *const Pair,
+        block: *mut f32,
+    ) {
+        if tile_steps == 0 {
+            return;
+        }
+        multiply_tiles!(
+            tile_steps,
+            left,
+            stride,
+            right,
+            block,
+            "tileloadd tmm0, [{block} + {line}*1]",
+            "tileloadd tmm1, [{block} + {line}*1 + 64]",
+            "tileloadd tmm2, [{block} + {line}*1 + 2048]",
+            "tileloadd tmm3, [{block} + {line}*1 + 2112]"
+        );
+    }
+}
+
+/// Adds the product of the factors' tiles.
+macro_rules! product {
+    () => {
+        "tdpbf16ps tmm0, tmm4, tmm6\n tdpbf16ps tmm1, tmm4, tmm7\n tdpbf16ps tmm2, tmm5, tmm6\n tdpbf16ps tmm3, tmm5, tmm7"
+    };
+}
+
+/// Four products of tiles that stay in registers, so many times; says how many multiplications and additions those are.
+///
+/// # Safety
+/// The processor must have tiles, and the process must have been permitted to use them.
+pub(super) unsafe fn multiply_registers(rounds: usize) -> f64 {
+    // SAFETY: the caller's promise.
+    let _configured = unsafe { Configured::new() };
+    // SAFETY: nothing but tiles is used, which hold zeros; the registers are named, and none of their values has to outlive this block.
+    unsafe {
+        std::arch::asm!(
+            "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+            "tilezero tmm4", "tilezero tmm5", "tilezero tmm6", "tilezero tmm7",
+            "2:",
+            product!(),
+            "dec {rounds}",
+            "jnz 2b",
+            rounds = inout(reg) rounds.max(1) => _,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack, nomem),
+        );
+    }
+    (rounds.max(1) * 4 * 2 * SIDE * SIDE * 2 * SIDE) as f64
 }
 
 /// The same with [`Parts`]: the left factor's in tiles, the right one's in pairs.
@@ -326,13 +402,6 @@ macro_rules! right {
     };
 }
 
-/// Adds the product of what was taken last.
-macro_rules! product {
-    () => {
-        "tdpbf16ps tmm0, tmm4, tmm6\n tdpbf16ps tmm1, tmm4, tmm7\n tdpbf16ps tmm2, tmm5, tmm6\n tdpbf16ps tmm3, tmm5, tmm7"
-    };
-}
-
 multiply_tiles_of_parts!(multiply_tiles_of_one, [0 l0 r0], left!(l0), right!(r0), product!());
 // Each line is a product of the part that was taken last with the other factor's.
 multiply_tiles_of_parts!(
@@ -382,25 +451,31 @@ pub(crate) mod model {
             right: *const Pair,
             block: *mut f32,
         ) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                block.write_bytes(0, ROWS * COLUMNS);
+                Self::add_product(tile_steps, left, stride, right, block);
+            }
+        }
+
+        unsafe fn add_product(
+            tile_steps: usize,
+            left: *const Pair,
+            stride: usize,
+            right: *const Pair,
+            block: *mut f32,
+        ) {
             for row in 0..ROWS {
                 for column in 0..COLUMNS {
-                    let mut sum = 0.0;
-                    for tile in 0..tile_steps {
-                        // What TDPBF16PS does: the halves of the pairs are summed apart.
-                        let mut halves = [0f32; 2];
-                        for step in tile * SIDE..(tile + 1) * SIDE {
-                            // SAFETY: the caller's promise.
-                            let (left, right) = unsafe {
-                                (*left.byte_add(row * stride).add(step), *right.add(step * COLUMNS + column))
-                            };
-                            for (half, sum) in halves.iter_mut().enumerate() {
-                                *sum = flushed(*sum + flushed(number(left, half) * number(right, half)));
-                            }
-                        }
-                        sum = flushed(sum + flushed(halves[0] + halves[1]));
-                    }
                     // SAFETY: the caller's promise.
-                    unsafe { *block.add(row * COLUMNS + column) = sum };
+                    let sum = unsafe { &mut *block.add(row * COLUMNS + column) };
+                    for tile in 0..tile_steps {
+                        // SAFETY: the caller's promise.
+                        let steps = (tile * SIDE..(tile + 1) * SIDE).map(|step| unsafe {
+                            (*left.byte_add(row * stride).add(step), *right.add(step * COLUMNS + column))
+                        });
+                        *sum = flushed(*sum + dot_product(steps));
+                    }
                 }
             }
         }
