@@ -327,6 +327,11 @@ fn words_that_do_not_fit_are_refused() {
         (&["--placeholder_tokens=<a>|red"], &["placeholder_token", "\"red\"", "already"]),
         (&["--placeholder_tokens=<a>|<a>"], &["placeholder_token", "\"<a>\"", "already"]),
         (&["--placeholder_tokens=<a>|"], &["placeholder_token", "empty"]),
+        (&["--placeholder_tokens=<a>|<b/c>"], &["placeholder_token is \"<b/c>\"", "name of a file"]),
+        (
+            &["--placeholder_token=../<a>", "--initializer_token=red"],
+            &["placeholder_token is \"../<a>\"", "name of a file"],
+        ),
         (&[two, "--placeholder_token=<c>"], &["--placeholder-token", "--placeholder-tokens"]),
         (&[two, "--initializer_token=red"], &["--initializer-token", "--initializer-tokens"]),
         (&[two, "--placeholder_token_at_data=cat"], &["--placeholder-token-at-data is \"cat\"", "<s1>"]),

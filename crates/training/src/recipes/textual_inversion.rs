@@ -20,7 +20,7 @@ const FILE: &str = "learned_embeds.safetensors";
 /// Which token is learned; no default has a name for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TextualInversionOptions {
-    /// What it is called in prompts: nothing that the tokenizer knows, in lower case where it has several vectors.
+    /// What it is called in prompts: nothing that the tokenizer knows, without `/`, as files are called after it; in lower case where it has several vectors.
     pub placeholder_token: String,
     /// What it begins as: a word of one token; `<rand-0.017>`, numbers at random of this standard deviation; or `<zero>`. The last two as cloneofsimo's `lora_pti`
     /// calls them.
@@ -45,13 +45,14 @@ impl TrainedToken {
     /// `generator`, where it begins with such: for one text encoder after the other.
     ///
     /// # Errors
-    /// When the placeholder is in a tokenizer's vocabulary, the initializer is neither one token nor one of the others, or `num_vectors` is 0 or more than a text encoder reads. Then the models are what they were.
+    /// When the placeholder is in a tokenizer's vocabulary or cannot be the name of a file, the initializer is neither one token nor one of the others, or `num_vectors` is 0 or more than a text encoder reads. Then the models are what they were.
     pub fn attach(
         models: &mut StableDiffusionPipeline,
         options: &TextualInversionOptions,
         generator: &mut TorchGenerator,
     ) -> Result<Self> {
         let TextualInversionOptions { placeholder_token, num_vectors, .. } = options;
+        check_file_name(placeholder_token)?;
         if *num_vectors == 0 {
             let (found, expected) = ("0".to_string(), "1 or more".to_string());
             return Err(Error::Field { field: "num_vectors", found, expected });
@@ -180,6 +181,16 @@ impl TrainedToken {
         }
         Ok(tensors)
     }
+}
+
+/// Refuses a token that would be a path where a file is called after it.
+fn check_file_name(token: &str) -> Result<()> {
+    if !token.contains(['/', '\\', '\0']) {
+        return Ok(());
+    }
+    let found = format!("{token:?}, which cannot be the name of a file");
+    let expected = "one without / and \\, such as \"<my-cat>\"".to_string();
+    Err(Error::Field { field: "placeholder_token", found, expected })
 }
 
 fn save_vectors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {

@@ -189,7 +189,12 @@ fn tokens_that_do_not_fit_are_refused() {
             (options("<ring>", "", 1), "initializer_token is \"\", which is no token"),
             (options("<ring>", "<rand>", 1), "initializer_token is \"<rand>\"; expected <rand-X>"),
             (options("<ring>", "<rand-inf>", 1), "initializer_token is \"<rand-inf>\""),
-            (options("circle</w>", "circle", 1), "is in the tokenizer's vocabulary already"),
+            (options("<|endoftext|>", "circle", 1), "is in the tokenizer's vocabulary already"),
+            (
+                options("<a/b>", "circle", 1),
+                "placeholder_token is \"<a/b>\", which cannot be the name of a file",
+            ),
+            (options("..\\a", "circle", 1), "expected one without / and \\"),
             (options(" ", "circle", 1), "it is empty"),
             (options("<ring>", "circle", 0), "num_vectors is 0; expected 1 or more"),
         ] {
