@@ -46,16 +46,27 @@ pub(super) fn find(
     stage: Stage,
 ) -> Result<Option<PathBuf>> {
     let Some(name) = &arguments.watch.resume_from_checkpoint else { return Ok(None) };
-    let is_of = |stage: Stage| {
-        Checkpoints::new(stage.folder(arguments), None).and_then(|other| other.find(name)).is_ok()
+    let found = checkpoints.find(name);
+    let is_of = |stage: Stage| match &found {
+        // By its path all stages find it.
+        Ok(Some(path)) => lies_in(path, &stage.folder(arguments)),
+        Ok(None) => false,
+        Err(_) => Checkpoints::new(stage.folder(arguments), None).and_then(|other| other.find(name)).is_ok(),
     };
-    Ok(match (checkpoints.find(name), stage) {
+    Ok(match stage {
         // A checkpoint of the LoRA comes after the whole of the word's run.
-        (Err(_), Stage::Word) if is_of(Stage::Lora) => checkpoints.find("latest")?,
+        Stage::Word if is_of(Stage::Lora) => checkpoints.find("latest")?,
         // One of the word comes before anything of the LoRA's.
-        (Err(_), Stage::Lora) if is_of(Stage::Word) => None,
-        (found, _) => found?,
+        Stage::Lora if is_of(Stage::Word) => None,
+        _ => found?,
     })
+}
+
+/// Whether a checkpoint is directly in a folder, whatever both are called.
+fn lies_in(checkpoint: &Path, folder: &Path) -> bool {
+    let place = checkpoint.canonicalize().ok();
+    let place = place.as_deref().and_then(Path::parent);
+    place.is_some_and(|place| folder.canonicalize().is_ok_and(|folder| folder == place))
 }
 
 /// Whether a checkpoint was made with the settings of this run.

@@ -119,6 +119,11 @@ fn a_checkpoint_of_either_stage_of_pivotal_tuning_can_be_named() {
         fs::remove_dir_all(workplace.path(&format!("word/checkpoint-{step}"))).unwrap();
     }
     assert!(run("word", &["--resume_from_checkpoint", "checkpoint-1"]) == whole);
+    // By its path too, which says of which stage it is where both have one of its name.
+    for (output, checkpoint) in [("path", "path/checkpoint-1"), ("inner", "inner/inversion/checkpoint-1")] {
+        copy_folder(&workplace.path("whole"), &workplace.path(output));
+        assert!(run(output, &["--resume_from_checkpoint", checkpoint]) == whole, "{checkpoint}");
+    }
 }
 
 #[test]
