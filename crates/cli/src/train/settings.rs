@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use candle_diffusers_training::Checkpoint;
 
-use super::TrainArguments;
 use super::belongs::usual;
 use super::data::Data;
 use super::processes::Started;
 use super::session::Stage;
+use super::{Recipe, TrainArguments};
 
 /// All flags that change what is learned, with what those mean that were not given.
 pub(super) fn resolved(arguments: &TrainArguments, data: &Data, stage: Stage) -> Result<toml::Table> {
@@ -48,7 +48,8 @@ pub(super) fn settings(
 }
 
 /// Completes what a checkpoint of an earlier version says, which did not know all of these settings: a flag did then what its default does. What is no flag, such as
-/// which pictures there were, is taken for what it is now.
+/// which pictures there were, is taken for what it is now. Nothing is known of Custom Diffusion's `noaug`: before there was that flag, pictures of things
+/// were cut as others are, which neither of its values does.
 pub(super) fn assume_defaults(
     arguments: &TrainArguments,
     checkpoint: &mut Checkpoint,
@@ -56,7 +57,8 @@ pub(super) fn assume_defaults(
 ) -> Result<()> {
     let (given, usual) =
         (toml::Table::try_from(arguments)?, toml::Table::try_from(usual(arguments.recipe)?)?);
-    for (name, value) in settings {
+    let is_not_known = |name: &str| arguments.recipe == Recipe::CustomDiffusion && name == "noaug";
+    for (name, value) in settings.iter().filter(|(name, _)| !is_not_known(name)) {
         // What a flag means that is not given may follow from the model, as the resolution does.
         if given.get(name) == usual.get(name) {
             checkpoint.assume_setting(name, value);

@@ -279,3 +279,33 @@ fn a_checkpoint_of_an_earlier_version_had_the_defaults_of_later_flags() {
         resumed.stderr
     );
 }
+
+#[test]
+fn custom_diffusion_does_not_go_on_where_pictures_were_cut_in_another_way() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    let train = [
+        "train",
+        "custom-diffusion",
+        "--instance_data_dir",
+        "data",
+        "--instance_prompt",
+        "a circle",
+        "--max_train_steps",
+        "1",
+        "--output_dir",
+        "out",
+    ];
+    workplace.succeed(train);
+    let mut checkpoint = Checkpoint::read(&workplace.path("out/checkpoint-1")).unwrap();
+    assert!(checkpoint.fields.remove("setting.noaug").is_some());
+    Checkpoints::new(workplace.path("out"), None).unwrap().write(1, &checkpoint, |_| Ok(())).unwrap();
+    let resume = [&train[..], &["--resume_from_checkpoint", "latest"]].concat();
+    for noaug in [false, true] {
+        let flags: &[&str] = if noaug { &["--noaug"] } else { &[] };
+        let run = workplace.run([&resume[..], flags].concat());
+        assert_eq!(run.status, Some(1), "{}", run.stderr);
+        let culprit = format!("checkpoint-1 was made with noaug nothing; this run has noaug {noaug}");
+        assert!(run.stderr.contains(&culprit), "{}", run.stderr);
+    }
+}
