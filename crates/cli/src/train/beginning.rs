@@ -9,12 +9,15 @@ use super::data::Data;
 use super::processes::Started;
 use super::session::Stage;
 use super::settings::{assume_defaults, settings};
-use super::{Recipe, TrainArguments};
+use super::{Recipe, ReportTo, TrainArguments};
 
 /// Tells of folders that cannot be written to, and of a checkpoint to go on from that is not there or was made with other settings.
 pub(super) fn check(arguments: &TrainArguments, started: &Started, data: &Data) -> Result<()> {
     if started.is_first() {
         check_folder("--output-dir", &arguments.output_dir)?;
+        if arguments.watch.report_to == ReportTo::Tensorboard {
+            check_folder("--logging-dir", &arguments.output_dir.join(&arguments.watch.logging_dir))?;
+        }
     }
     // One that is there may be for reading alone.
     if let Some(folder) = &arguments.pictures.encoder_cache_dir

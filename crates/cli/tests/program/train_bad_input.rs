@@ -268,4 +268,9 @@ fn a_folder_that_cannot_be_made_is_told_before_pictures_of_the_class_are_painted
         refuse(&workplace, &flags, &[told.as_str()]);
         assert!(!workplace.path("class").exists(), "{flag}");
     }
+    let link = workplace.path("link").display().to_string();
+    let logging = ["--report_to", "tensorboard", "--logging_dir", &link];
+    let told = format!("--logging-dir {link} cannot be written to");
+    refuse(&workplace, &[&["train", "dreambooth-lora"][..], &CLASS, &logging].concat(), &[told.as_str()]);
+    assert!(!workplace.path("class").exists());
 }
