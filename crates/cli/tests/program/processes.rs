@@ -208,6 +208,31 @@ fn two_processes_learn_the_word_of_one() {
 const PLAIN_STEPS: [&str; 2] = ["--optimizer=sgd", "--learning_rate=0.1"];
 
 #[test]
+fn two_processes_learn_the_words_of_one() {
+    let recipe = [
+        "train",
+        "pivotal-tuning",
+        "--train_data_dir=data",
+        "--placeholder_tokens=<s1>|<s2>",
+        "--initializer_tokens=<rand-0.017>|red",
+        "--max_train_steps_ti=3",
+        "--learning_rate_ti=0.1",
+        PLAIN_STEPS[0],
+        PLAIN_STEPS[1],
+    ];
+    let workplace = Workplace::new();
+    pictures(&workplace, 5);
+    // In some pictures of a batch one word comes, in some both.
+    for index in 0..5 {
+        let words = if index % 2 == 0 { "<s1>" } else { "<s1><s2>" };
+        fs::write(workplace.path(&format!("data/{index}.txt")), format!("a {words}")).unwrap();
+    }
+    compare(&workplace, &recipe, "3", "learned_embeds.safetensors");
+    let lora = |output: &str| workplace.path(output).join("pytorch_lora_weights.safetensors");
+    assert!(distance(&lora("one"), &lora("two")) < 1e-5);
+}
+
+#[test]
 fn two_processes_learn_the_things_of_one() {
     let recipe = [
         "train",

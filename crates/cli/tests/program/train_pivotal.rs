@@ -91,6 +91,7 @@ fn flags_of_lora_pti_do_what_they_say() {
 #[test]
 fn masks_weigh_what_the_word_learns_from_at_a_temperature_of_one() {
     let workplace = workplace();
+    let without = train(&workplace, "without", &[]);
     for index in 0..2 {
         let mask = GrayImage::from_fn(64, 64, |x, _| Luma([if x < 40 { 0 } else { 255 }]));
         mask.save(workplace.path(&format!("data/{index}.mask.png"))).unwrap();
@@ -98,6 +99,7 @@ fn masks_weigh_what_the_word_learns_from_at_a_temperature_of_one() {
     let masks = "--use_mask_captioned_data";
     let plain = train(&workplace, "plain", &[masks]);
     let hotter = train(&workplace, "hotter", &[masks, "--mask_temperature=4"]);
+    assert!(plain[0] != without[0], "the word's loss knows no mask");
     assert!(hotter[0] == plain[0] && hotter[2] != plain[2]);
 }
 
@@ -222,6 +224,16 @@ fn several_words_are_learned_and_painted() {
         let prompt = format!("a large {word} circle");
         assert!(paint(&prompt, &learned) != paint(&prompt, &[]), "{word}");
     }
+}
+
+#[test]
+fn the_flags_for_several_words_are_good_for_one() {
+    let workplace = Workplace::new();
+    captioned(&workplace, "made", None);
+    let word = ["--placeholder_tokens=<s1>", "--initializer_tokens=red", "--learning_rate=1e-3"];
+    let several = train_words(&workplace, "made", "several", &word);
+    let word = ["--placeholder_token=<s1>", "--learning_rate_ti=1e-1", "--train_data_dir=made"];
+    assert!(train(&workplace, "one", &word) == several);
 }
 
 /// What a run knows its captions by.

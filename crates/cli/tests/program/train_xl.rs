@@ -60,3 +60,50 @@ fn every_recipe_for_xl_is_painted_with() {
     train("text-to-image", "whole", &[&data[..], &["--mixed_precision", "bf16"]].concat());
     assert!(paint("whole/model", &[]) != plain);
 }
+
+#[test]
+fn several_words_go_on_to_the_same_files_and_are_painted_with() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    for index in 0..2 {
+        fs::write(workplace.path(&format!("data/{index}.txt")), "a <s1><s2>").unwrap();
+    }
+    let base = format!("{PARITY}/stable_diffusion_xl/base");
+    let train = |flags: &[&str]| {
+        let fixed = [
+            "train",
+            "pivotal-tuning",
+            "--pretrained_model_name_or_path",
+            &base,
+            "--resolution=32",
+            "--train_data_dir=data",
+            "--placeholder_tokens=<s1>|<s2>",
+            "--initializer_tokens=red|<rand-0.5>",
+            "--max_train_steps_ti=2",
+            "--max_train_steps=2",
+            "--learning_rate_ti=0.05",
+            "--checkpointing_steps=1",
+            "--output_dir=out",
+        ];
+        workplace.succeed([&fixed[..], flags].concat());
+        ["inversion/<s1>", "inversion/<s2>", "<s1>", "<s2>", "pytorch_lora_weights"]
+            .map(|name| fs::read(workplace.path(&format!("out/{name}.safetensors"))).unwrap())
+    };
+    let whole = train(&[]);
+    assert!(!workplace.path("out/learned_embeds.safetensors").exists(), "it has room for one word");
+    for folders in
+        [&["out/inversion/checkpoint-2", "out/checkpoint-1", "out/checkpoint-2"][..], &["out/checkpoint-2"]]
+    {
+        folders.iter().for_each(|folder| fs::remove_dir_all(workplace.path(folder)).unwrap());
+        assert!(train(&["--resume_from_checkpoint=latest"]) == whole, "{folders:?}");
+    }
+    let paint = |flags: &[&str]| {
+        let fixed = ["generate", "a large <s1> circle and <s2>", "--steps", "2", "--seed", "1"];
+        let size = ["--width", "32", "--height", "32", "--model", &base];
+        workplace.succeed([&fixed[..], &size, flags].concat());
+        image::open(workplace.path("out.png")).unwrap().to_rgb8()
+    };
+    let [first, second] = ["out/<s1>.safetensors", "out/<s2>.safetensors"].map(|file| ["--embedding", file]);
+    let both = paint(&[first, second].concat());
+    assert!(both != paint(&first) && both != paint(&second) && both != paint(&[]));
+}
