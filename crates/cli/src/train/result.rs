@@ -73,8 +73,7 @@ fn write_custom_diffusion(session: &Session, custom: &CustomDiffusion) -> Result
         folder.join("pytorch_custom_diffusion_weights.safetensors").display()
     ));
     for token in &custom.tokens {
-        let path = folder.join(format!("{}.safetensors", token.token()));
-        terminal::note(&format!("wrote {}", path.display()));
+        terminal::note(&format!("wrote {}", token.file_in(folder).display()));
     }
     write_in_layout(session.arguments, &folder.join(LORA_FILE), |path| Ok(custom.save_as_lora(path)?))
 }

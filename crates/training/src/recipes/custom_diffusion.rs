@@ -127,7 +127,7 @@ impl CustomDiffusion {
         let metadata = [("format".to_string(), "pt".to_string())];
         save_tensors(&folder.join("pytorch_custom_diffusion_weights.safetensors"), &tensors, metadata)?;
         for token in &self.tokens {
-            token.save(&folder.join(format!("{}.safetensors", token.token())))?;
+            token.save(&token.file_in(folder))?;
         }
         Ok(())
     }

@@ -132,6 +132,11 @@ impl TrainedToken {
         encoders.into_iter().filter_map(parameter).collect()
     }
 
+    /// A file for this token alone in `folder`, called as the token: whoever loads it then need not say what that is.
+    pub fn file_in(&self, folder: &Path) -> PathBuf {
+        folder.join(format!("{}.safetensors", self.token))
+    }
+
     /// Writes the vectors, whole or not at all: `learned_embeds.safetensors` by diffusers' name for it. The tensor is called as the token, for Stable Diffusion XL
     /// `clip_l` and `clip_g`: whoever loads such a file says what the token is.
     ///
@@ -152,7 +157,7 @@ impl TrainedToken {
         }
         if tokens.len() > 1 && tokens.iter().any(|token| token.second.is_some()) {
             let save = |token: &Self| {
-                let path = folder.join(format!("{}.safetensors", token.token));
+                let path = token.file_in(folder);
                 token.save(&path)?;
                 Ok(path)
             };
