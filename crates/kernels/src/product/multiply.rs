@@ -133,13 +133,21 @@ pub(super) fn multiply<E: Source<E>, T: Stored<E>, O: Float>(
     let steps = factor.panels.steps();
     let (block, most_weight_panels) = (BLOCK / width, (MOST_FEATURES / halves / weight_width).max(1));
     let fewest_parts = if steps > PASS { weight_panels.div_ceil(most_weight_panels) } else { 1 };
-    let blocks = panels.div_ceil(block);
+    // The nearest whole number, for each block has the whole weight pass by: half as many items again still fit.
+    let blocks = ((panels + block / 2) / block).max(1);
     let is_small = items.saturating_mul(features).saturating_mul(steps) < MIN_PARALLEL;
     let parts = if is_small {
         fewest_parts
     } else {
-        let wanted_tasks = TASKS_PER_THREAD * rayon::current_num_threads();
-        wanted_tasks.div_ceil(blocks).min(weight_panels / MIN_WEIGHT_PANELS).max(fewest_parts)
+        let threads = rayon::current_num_threads();
+        let parts = (TASKS_PER_THREAD * threads).div_ceil(blocks).min(weight_panels / MIN_WEIGHT_PANELS);
+        let parts = parts.max(fewest_parts);
+        // Of a few tasks each thread takes as many: with a few parts more, where they can be made.
+        let more = parts..=parts.max(2 * weight_panels / MIN_WEIGHT_PANELS);
+        more.clone()
+            .find(|parts| (blocks * parts).is_multiple_of(threads))
+            .filter(|_| blocks * parts < TASKS_PER_THREAD * threads)
+            .unwrap_or(parts)
     };
     let compute = |task: usize| {
         let (block, part) = (task / parts, task % parts);
