@@ -474,7 +474,7 @@ pub(crate) mod model {
                         let steps = (tile * SIDE..(tile + 1) * SIDE).map(|step| unsafe {
                             (*left.byte_add(row * stride).add(step), *right.add(step * COLUMNS + column))
                         });
-                        *sum = flushed(*sum + dot_product(steps));
+                        *sum = flushed(flushed(*sum) + dot_product(steps));
                     }
                 }
             }
@@ -516,12 +516,14 @@ pub(crate) mod model {
         unsafe { add(&block, sums) };
     }
 
-    /// What TDPBF16PS adds to a sum: the halves of the pairs are summed apart.
+    /// What TDPBF16PS adds to a sum: the halves of the pairs are summed apart, and a product is not rounded before it is added.
     fn dot_product(steps: impl Iterator<Item = (Pair, Pair)>) -> f32 {
         let mut halves = [0f32; 2];
         for (left, right) in steps {
             for (half, sum) in halves.iter_mut().enumerate() {
-                *sum = flushed(*sum + flushed(number(left, half) * number(right, half)));
+                // Float64 holds the product, and of its sum with a float32 all that rounding to float32 asks for.
+                let product = f64::from(number(left, half)) * f64::from(number(right, half));
+                *sum = flushed((f64::from(*sum) + product) as f32);
             }
         }
         flushed(halves[0] + halves[1])
