@@ -17,7 +17,7 @@ pub(crate) struct WordArguments {
     /// Pivotal tuning: several new words in place of --placeholder-token, such as `<s1>|<s2>`, which captions that are made have as one, `<s1><s2>`
     #[arg(long, value_name = "TOKENS", help_heading = PICTURES)]
     pub(crate) placeholder_tokens: Option<String>,
-    /// Pivotal tuning: what each of those begins as, such as `cat|<zero>` [default: `<rand-0.017>` for each]
+    /// Pivotal tuning: what each of those begins as, such as `cat|<zero>`; `<rand-0.017>` where it is left out
     #[arg(long, value_name = "WORDS", help_heading = PICTURES)]
     pub(crate) initializer_tokens: Option<String>,
     /// Pivotal tuning: what captions call the new words and what takes its place, such as `cat|<s1><s2>`; captions that are made have the latter too
