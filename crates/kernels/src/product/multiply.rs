@@ -13,13 +13,14 @@ use super::weight_panels::{Stored, WeightPanels, depth_blocks};
 use crate::activation::Activation;
 use crate::cpu::{CACHE_LINE, Float, prefetch, run_at};
 
-/// How many items (rows or pixels) a task takes at a time, and how many steps of their depth: so many numbers stay in the second cache while
+/// About how many items (rows or pixels) a task takes at a time, and how many steps of their depth: so many numbers stay in the second cache while
 /// the weight passes by. Deep passes are better than many items: with each pass the sums are read and written once more.
 const BLOCK: usize = 128;
 const PASS: usize = 4 * DEPTH;
 /// A task that takes several passes has at most so many features: its sums stay in the second cache too.
 const MOST_FEATURES: usize = 512;
-/// A task has at least so many panels of the weight, so that packing its items is little beside their products.
+/// A task has at least so many panels of the weight, so that packing its items is little beside their products; half as many where the threads would have
+/// unequal numbers of tasks else.
 const MIN_WEIGHT_PANELS: usize = 8;
 /// So many tasks for each thread, so that none waits long for the others.
 pub(super) const TASKS_PER_THREAD: usize = 4;
@@ -136,18 +137,9 @@ pub(super) fn multiply<E: Source<E>, T: Stored<E>, O: Float>(
     // The nearest whole number, for each block has the whole weight pass by: half as many items again still fit.
     let blocks = ((panels + block / 2) / block).max(1);
     let is_small = items.saturating_mul(features).saturating_mul(steps) < MIN_PARALLEL;
-    let parts = if is_small {
-        fewest_parts
-    } else {
-        let threads = rayon::current_num_threads();
-        let parts = (TASKS_PER_THREAD * threads).div_ceil(blocks).min(weight_panels / MIN_WEIGHT_PANELS);
-        let parts = parts.max(fewest_parts);
-        // Of a few tasks each thread takes as many: with a few parts more, where they can be made.
-        let more = parts..=parts.max(2 * weight_panels / MIN_WEIGHT_PANELS);
-        more.clone()
-            .find(|parts| (blocks * parts).is_multiple_of(threads))
-            .filter(|_| blocks * parts < TASKS_PER_THREAD * threads)
-            .unwrap_or(parts)
+    let parts = match is_small {
+        true => fewest_parts,
+        false => parts_of_weight(blocks, weight_panels, fewest_parts),
     };
     let compute = |task: usize| {
         let (block, part) = (task / parts, task % parts);
@@ -158,6 +150,19 @@ pub(super) fn multiply<E: Source<E>, T: Stored<E>, O: Float>(
     } else {
         (0..blocks * parts).into_par_iter().with_max_len(1).for_each(compute);
     }
+}
+
+/// In how many parts the panels of a weight are shared out, for each of so many blocks of items.
+fn parts_of_weight(blocks: usize, weight_panels: usize, fewest: usize) -> usize {
+    let threads = rayon::current_num_threads();
+    let wanted_tasks = TASKS_PER_THREAD * threads;
+    let parts = wanted_tasks.div_ceil(blocks).min(weight_panels / MIN_WEIGHT_PANELS).max(fewest);
+    if blocks * parts >= wanted_tasks {
+        return parts;
+    }
+    // Of a few tasks each thread takes as many, if some parts more make it so.
+    let most = parts.max(2 * weight_panels / MIN_WEIGHT_PANELS);
+    (parts..=most).find(|parts| (blocks * parts).is_multiple_of(threads)).unwrap_or(parts)
 }
 
 /// The `index`-th of `parts` shares of `0..count` that differ by at most one.
