@@ -183,22 +183,31 @@ const COMPARISONS: &[Comparison] = &[
         tiles: |depth, left, _, right, sums| unsafe { amx::add_product(depth, Panel(left), right, sums) },
         model: |depth, left, _, right, sums| unsafe { model::add_product(depth, Panel(left), right, sums) },
     },
-    of_parts::<1>("add_product_of_parts, 1 part"),
-    of_parts::<2>("add_product_of_parts, 2 parts"),
-    of_parts::<3>("add_product_of_parts, 3 parts"),
+    of_parts::<1, 1>("add_product_of_parts, 1 part by 1"),
+    of_parts::<2, 1>("add_product_of_parts, 2 parts by 1"),
+    of_parts::<1, 2>("add_product_of_parts, 1 part by 2"),
+    of_parts::<2, 2>("add_product_of_parts, 2 parts by 2"),
+    of_parts::<3, 1>("add_product_of_parts, 3 parts by 1"),
+    of_parts::<1, 3>("add_product_of_parts, 1 part by 3"),
+    of_parts::<3, 2>("add_product_of_parts, 3 parts by 2"),
+    of_parts::<2, 3>("add_product_of_parts, 2 parts by 3"),
+    of_parts::<3, 3>("add_product_of_parts, 3 parts by 3"),
 ];
 
-const fn of_parts<const PARTS: usize>(name: &'static str) -> Comparison {
+/// Both factors have as many numbers as three parts would be, of which one may not read all.
+const fn of_parts<const LEFT: usize, const RIGHT: usize>(name: &'static str) -> Comparison {
     Comparison {
         name,
         depths: WHOLE,
         gaps: None,
-        parts: PARTS,
+        parts: 3,
         tiles: |depth, left, _, right, sums| unsafe {
-            amx::add_product_of_parts(2 * depth, Panel(left.cast::<Parts<PARTS>>()), right.cast(), sums)
+            let left = Panel(left.cast::<Parts<3>>());
+            amx::add_product_of_parts::<3, LEFT, RIGHT>(2 * depth, left, right.cast(), sums)
         },
         model: |depth, left, _, right, sums| unsafe {
-            model::add_product_of_parts(2 * depth, Panel(left.cast::<Parts<PARTS>>()), right.cast(), sums)
+            let left = Panel(left.cast::<Parts<3>>());
+            model::add_product_of_parts::<3, LEFT, RIGHT>(2 * depth, left, right.cast(), sums)
         },
     }
 }

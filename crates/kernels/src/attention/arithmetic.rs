@@ -14,6 +14,8 @@ use crate::Level;
 use crate::product::amx::model;
 #[cfg(target_arch = "x86_64")]
 use crate::product::amx::{Configured, Processor};
+#[cfg(target_arch = "x86_64")]
+use crate::product::avx512bf16::pairs_of;
 
 pub(super) trait Arithmetic {
     type Vector: Vector;
@@ -100,24 +102,8 @@ impl Arithmetic for Pairs {
 
     #[inline(always)]
     unsafe fn unit(first: __m512, second: __m512) -> __m512 {
-        const SECOND: u16 = 16;
-        const ORDER: [u16; 32] = {
-            let mut order = [0; 32];
-            let mut lane = 0;
-            while lane < 16 {
-                order[2 * lane] = lane as u16;
-                order[2 * lane + 1] = lane as u16 + SECOND;
-                lane += 1;
-            }
-            order
-        };
-        // SAFETY: the caller's promise, and ORDER is 512 bits.
-        unsafe {
-            // The numbers of the second vector come to the upper half, and from there beside the first's.
-            let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first));
-            let order = _mm512_loadu_si512(ORDER.as_ptr().cast());
-            _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, both))
-        }
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_castsi512_ps(pairs_of(first, second)) }
     }
 
     #[inline(always)]
@@ -151,11 +137,7 @@ impl Kernel {
     /// The one in bfloat16, where the level and the processor have it; else, or if the factors are not of bfloat16, the one in float32.
     pub(super) fn choose(level: Level, is_bfloat16: bool) -> Self {
         #[cfg(target_arch = "x86_64")]
-        if is_bfloat16
-            && level >= Level::Avx512Bf16
-            && Level::Avx512Bf16.is_available()
-            && is_x86_feature_detected!("avx512bw")
-        {
+        if is_bfloat16 && level >= Level::Avx512Bf16 && Level::Avx512Bf16.is_available() {
             if level == Level::Amx && level.is_available() {
                 let kernel = Self::new::<Tiles<Processor>>(step_tiles, backward_step_pairs);
                 return Self { needs_tiles: true, ..kernel };

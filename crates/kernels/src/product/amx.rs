@@ -303,23 +303,30 @@ pub(super) unsafe fn multiply_registers(rounds: usize) -> f64 {
     (rounds.max(1) * 4 * 2 * SIDE * SIDE * 2 * SIDE) as f64
 }
 
-/// The same with [`Parts`]: the left factor's in tiles, the right one's in pairs.
+/// The same with [`Parts`]: the left factor's in tiles, the right one's in pairs. The factors have so many parts, of which the least products are left
+/// out: those of parts that are together as little as what `PARTS` parts leave of a number.
 ///
 /// # Safety
 /// As [`add_product`]; the steps must be a multiple of 32.
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn add_product_of_parts<const PARTS: usize>(
+pub(super) unsafe fn add_product_of_parts<const PARTS: usize, const LEFT: usize, const RIGHT: usize>(
     steps: usize,
     left: Panel<Parts<PARTS>>,
     right: *const Parts<PARTS>,
     sums: *mut f32,
 ) {
     let multiply = const {
-        match PARTS {
-            1 => multiply_tiles_of_one,
-            2 => multiply_tiles_of_two,
-            3 => multiply_tiles_of_three,
-            _ => panic!("one to three parts"),
+        match (LEFT, RIGHT) {
+            (1, 1) => multiply_tiles_1_1,
+            (2, 1) => multiply_tiles_2_1,
+            (1, 2) => multiply_tiles_1_2,
+            (2, 2) => multiply_tiles_2_2,
+            (3, 1) => multiply_tiles_3_1,
+            (1, 3) => multiply_tiles_1_3,
+            (3, 2) => multiply_tiles_3_2,
+            (2, 3) => multiply_tiles_2_3,
+            (3, 3) => multiply_tiles_3_3,
+            _ => panic!("one to three parts, of one factor at least as many as of any"),
         }
     };
     let mut block = MaybeUninit::<Block>::uninit();
@@ -333,7 +340,7 @@ pub(super) unsafe fn add_product_of_parts<const PARTS: usize>(
 /// Defines a function that multiplies tiles of parts: `block = left * right` over `tile_steps` times 32 numbers, of which a part of either factor
 /// is 2048 bytes a step.
 macro_rules! multiply_tiles_of_parts {
-    ($name:ident, [$($part:literal $left:ident $right:ident),*], $($instruction:expr),*) => {
+    ($name:ident, [$($left_part:literal $left:ident),*], [$($right_part:literal $right:ident),*], $($instruction:expr),*) => {
         /// # Safety
         /// The factors must be valid for reads of all their parts, and the block for writes of 32x32 numbers; this thread's tiles must be
         /// [`Configured`].
@@ -351,8 +358,8 @@ macro_rules! multiply_tiles_of_parts {
                     "tilezero tmm3",
                     "2:",
                     $($instruction,)*
-                    $(concat!("add {", stringify!($left), "}, 2048"),
-                    concat!("add {", stringify!($right), "}, 2048"),)*
+                    $(concat!("add {", stringify!($left), "}, 2048"),)*
+                    $(concat!("add {", stringify!($right), "}, 2048"),)*
                     "dec {steps}",
                     "jnz 2b",
                     "tilestored [{block} + {line}*1], tmm0",
@@ -360,8 +367,8 @@ macro_rules! multiply_tiles_of_parts {
                     "tilestored [{block} + {line}*1 + 2048], tmm2",
                     "tilestored [{block} + {line}*1 + 2112], tmm3",
                     steps = inout(reg) tile_steps => _,
-                    $($left = inout(reg) left.add($part * 2048 * tile_steps) => _,
-                    $right = inout(reg) right.add($part * 2048 * tile_steps) => _,)*
+                    $($left = inout(reg) left.add($left_part * 2048 * tile_steps) => _,)*
+                    $($right = inout(reg) right.add($right_part * 2048 * tile_steps) => _,)*
                     row = in(reg) SIDE * size_of::<Pair>(),
                     line = in(reg) COLUMNS * size_of::<Pair>(),
                     block = in(reg) block,
@@ -402,16 +409,54 @@ macro_rules! right {
     };
 }
 
-multiply_tiles_of_parts!(multiply_tiles_of_one, [0 l0 r0], left!(l0), right!(r0), product!());
+multiply_tiles_of_parts!(multiply_tiles_1_1, [0 l0], [0 r0], left!(l0), right!(r0), product!());
 // Each line is a product of the part that was taken last with the other factor's.
 multiply_tiles_of_parts!(
-    multiply_tiles_of_two, [0 l0 r0, 1 l1 r1],
+    multiply_tiles_2_1, [0 l0, 1 l1], [0 r0],
+    left!(l1), right!(r0), product!(),
+    left!(l0), product!()
+);
+multiply_tiles_of_parts!(
+    multiply_tiles_1_2, [0 l0], [0 r0, 1 r1],
+    right!(r1), left!(l0), product!(),
+    right!(r0), product!()
+);
+multiply_tiles_of_parts!(
+    multiply_tiles_2_2, [0 l0, 1 l1], [0 r0, 1 r1],
     left!(l1), right!(r0), product!(),
     left!(l0), product!(),
     right!(r1), product!()
 );
 multiply_tiles_of_parts!(
-    multiply_tiles_of_three, [0 l0 r0, 1 l1 r1, 2 l2 r2],
+    multiply_tiles_3_1, [0 l0, 1 l1, 2 l2], [0 r0],
+    left!(l2), right!(r0), product!(),
+    left!(l1), product!(),
+    left!(l0), product!()
+);
+multiply_tiles_of_parts!(
+    multiply_tiles_1_3, [0 l0], [0 r0, 1 r1, 2 r2],
+    right!(r2), left!(l0), product!(),
+    right!(r1), product!(),
+    right!(r0), product!()
+);
+multiply_tiles_of_parts!(
+    multiply_tiles_3_2, [0 l0, 1 l1, 2 l2], [0 r0, 1 r1],
+    left!(l2), right!(r0), product!(),
+    left!(l1), product!(),
+    right!(r1), product!(),
+    left!(l0), product!(),
+    right!(r0), product!()
+);
+multiply_tiles_of_parts!(
+    multiply_tiles_2_3, [0 l0, 1 l1], [0 r0, 1 r1, 2 r2],
+    right!(r2), left!(l0), product!(),
+    right!(r1), product!(),
+    left!(l1), product!(),
+    right!(r0), product!(),
+    left!(l0), product!()
+);
+multiply_tiles_of_parts!(
+    multiply_tiles_3_3, [0 l0, 1 l1, 2 l2], [0 r0, 1 r1, 2 r2],
     left!(l2), right!(r0), product!(),
     left!(l1), product!(),
     right!(r1), product!(),
@@ -485,20 +530,34 @@ pub(crate) mod model {
     ///
     /// # Safety
     /// As said there, but for tiles.
-    pub(in super::super) unsafe fn add_product_of_parts<const PARTS: usize>(
+    pub(in super::super) unsafe fn add_product_of_parts<
+        const PARTS: usize,
+        const LEFT: usize,
+        const RIGHT: usize,
+    >(
         steps: usize,
         left: Panel<Parts<PARTS>>,
         right: *const Parts<PARTS>,
         sums: *mut f32,
     ) {
-        const PRODUCTS: [&[(usize, usize)]; 4] =
-            [&[], &[(0, 0)], &[(1, 0), (0, 0), (0, 1)], &[(2, 0), (1, 0), (1, 1), (0, 1), (0, 2), (0, 0)]];
+        let products: &[(usize, usize)] = match (LEFT, RIGHT) {
+            (1, 1) => &[(0, 0)],
+            (2, 1) => &[(1, 0), (0, 0)],
+            (1, 2) => &[(0, 1), (0, 0)],
+            (2, 2) => &[(1, 0), (0, 0), (0, 1)],
+            (3, 1) => &[(2, 0), (1, 0), (0, 0)],
+            (1, 3) => &[(0, 2), (0, 1), (0, 0)],
+            (3, 2) => &[(2, 0), (1, 0), (1, 1), (0, 1), (0, 0)],
+            (2, 3) => &[(0, 2), (0, 1), (1, 1), (1, 0), (0, 0)],
+            (3, 3) => &[(2, 0), (1, 0), (1, 1), (0, 1), (0, 2), (0, 0)],
+            _ => panic!("one to three parts"),
+        };
         let (left, right) = (left.0.cast::<Pair>(), right.cast::<Pair>());
         let mut block = Block([0.0; ROWS * COLUMNS]);
         for (index, sum) in block.0.iter_mut().enumerate() {
             let (row, column) = (index / COLUMNS, index % COLUMNS);
             for tile in 0..steps / (2 * SIDE) {
-                for (left_part, right_part) in PRODUCTS[PARTS] {
+                for (left_part, right_part) in products {
                     // SAFETY: the caller's promise.
                     let steps = (0..SIDE).map(|step| unsafe {
                         let left_start = left_part * steps / 2 * ROWS + tile * SIDE * ROWS;

@@ -1,8 +1,8 @@
 //! Vectors of 16 pairs of bfloat16: each step adds two products to each of 16 sums.
 
 use std::arch::x86_64::{
-    __m512, __m512bh, __m512i, _mm512_add_ps, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_loadu_si512,
-    _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
+    __m512, __m512bh, __m512i, _mm512_add_ps, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_permutexvar_epi16, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
 use super::microkernel::{LeftFactor, Panel};
@@ -49,7 +49,7 @@ pub(super) unsafe fn add_product<L: LeftFactor<Pair>>(
     }
 }
 
-/// The same with [`Parts`] in the order of pairs: products of all parts that are as great as one of the least.
+/// The same with [`Parts`] in the order of pairs, one of each number.
 ///
 /// # Safety
 /// As [`add_product`]; the steps must be an even number.
@@ -59,15 +59,30 @@ pub(super) unsafe fn add_product_of_parts<const PARTS: usize>(
     right: *const Parts<PARTS>,
     sums: *mut f32,
 ) {
-    for parts in (0..PARTS).rev() {
-        for part in 0..=parts {
-            // SAFETY: a part of a panel is so many pairs of it; the rest is the caller's promise.
-            unsafe {
-                let left = left.0.cast::<Pair>().add(part * steps / 2 * ROWS);
-                let right = right.cast::<Pair>().add((parts - part) * steps / 2 * COLUMNS);
-                add_product(steps / 2, Panel(left), right, sums);
-            }
+    // SAFETY: the first part of a panel is so many pairs of it; the rest is the caller's promise.
+    unsafe { add_product(steps / 2, Panel(left.0.cast()), right.cast(), sums) }
+}
+
+/// Two vectors of float32 as pairs of the nearest bfloat16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(crate) fn pairs_of(first: __m512, second: __m512) -> __m512i {
+    const SECOND: u16 = 16;
+    const ORDER: [u16; 32] = {
+        let mut order = [0; 32];
+        let mut lane = 0;
+        while lane < 16 {
+            order[2 * lane] = lane as u16;
+            order[2 * lane + 1] = lane as u16 + SECOND;
+            lane += 1;
         }
+        order
+    };
+    // SAFETY: ORDER is 512 bits, and any bits are a vector of whole numbers.
+    unsafe {
+        // The numbers of the second vector come to the upper half, and from there beside the first's.
+        let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first));
+        _mm512_permutexvar_epi16(_mm512_loadu_si512(ORDER.as_ptr().cast()), both)
     }
 }
 

@@ -1,3 +1,5 @@
+use std::mem::MaybeUninit;
+
 use candle_core::{DType, Result, Tensor};
 use half::{bf16, f16};
 
@@ -7,7 +9,9 @@ use super::microkernel::Microkernel;
 use super::multiply::{After, Factor, multiply};
 use super::packed::{Numbers, PackedWeight, Side};
 use super::panels::Source;
+use super::parts::{InFewParts, InParts, Order, Parts, parts_at};
 use super::pixels::Pixels;
+use super::precision::{Float32MatmulPrecision, float32_matmul_precision};
 use super::weight_panels::{AsFloats, Stored, WeightPanels};
 use super::winograd::{SHARED_BYTES, Winograd};
 use super::winograd_transforms::{Added, Pictures, Planes, Transforms};
@@ -152,14 +156,15 @@ pub(super) fn conv2d_by(
     if input.normed.is_some() {
         candle_core::bail!("conv2d: all products of an input that is to be normalised as it is read");
     }
+    let precision = float32_matmul_precision()?;
     match weight.numbers() {
-        Numbers::F32(kernel, panels) => compute::<f32, _, _>(x, geometry, kernel, panels, bias, after),
+        Numbers::F32(kernel, panels) => float32(precision, x, geometry, kernel, panels, bias, after),
         Numbers::F16(kernel, panels) if is_float => {
-            compute::<f32, _, _>(x, geometry, kernel, panels, bias, after)
+            float32(precision, x, geometry, kernel, panels, bias, after)
         }
         Numbers::F16(kernel, panels) => compute::<f16, _, _>(x, geometry, kernel, panels, bias, after),
         Numbers::Bf16(kernel, panels) if is_float => {
-            compute::<f32, _, _>(x, geometry, kernel, panels, bias, after)
+            float32(precision, x, geometry, kernel, panels, bias, after)
         }
         Numbers::Bf16(kernel, panels) => compute::<bf16, _, _>(x, geometry, kernel, panels, bias, after),
         Numbers::Bf16Pairs(kernel, panels) => compute::<bf16, _, _>(x, geometry, kernel, panels, bias, after),
@@ -214,13 +219,65 @@ fn compute<S: Float + Source<E>, E: Source<E>, T: Stored<E>>(
     bias: Option<&[f32]>,
     after: After<'_, Tensor>,
 ) -> Result<Tensor> {
+    with_pixels(x, geometry, kernel.level, after, |pixels: &Pixels<'_, S>, after, output| {
+        multiply(&Factor { kernel, side: Side::Left, panels, bias }, pixels, after, output);
+    })
+}
+
+/// Float32 at a precision.
+pub(super) fn float32<T: InFewParts>(
+    precision: Float32MatmulPrecision,
+    x: &Tensor,
+    geometry: Geometry,
+    kernel: &Microkernel,
+    panels: &WeightPanels<T>,
+    bias: Option<&[f32]>,
+    after: After<'_, Tensor>,
+) -> Result<Tensor> {
+    match parts_at(kernel.level, precision, panels.steps()) {
+        Some(1) => compute_in_parts::<1, _>(x, geometry, kernel, panels, bias, after),
+        Some(2) => compute_in_parts::<2, _>(x, geometry, kernel, panels, bias, after),
+        Some(_) => compute_in_parts::<3, _>(x, geometry, kernel, panels, bias, after),
+        None => compute::<f32, _, _>(x, geometry, kernel, panels, bias, after),
+    }
+}
+
+/// Float32 by products of its parts; plain where the weight lies otherwise: for tiles those of kernels greater than 1x1 do, which may be for Winograd's
+/// filtering.
+fn compute_in_parts<const PARTS: usize, T: InFewParts + Stored<Parts<PARTS>>>(
+    x: &Tensor,
+    geometry: Geometry,
+    plain: &Microkernel,
+    panels: &WeightPanels<T>,
+    bias: Option<&[f32]>,
+    after: After<'_, Tensor>,
+) -> Result<Tensor> {
+    let level = plain.level;
+    match Microkernel::<Parts<PARTS>>::in_parts(level, Side::Left, T::PARTS) {
+        Some((kernel, [left, order])) if left == Order::of_panels(panels.width()) => {
+            with_pixels(x, geometry, level, after, |pixels: &Pixels<'_, f32>, after, output| {
+                let factor = Factor { kernel: &kernel, side: Side::Left, panels, bias };
+                multiply(&factor, &InParts { activations: pixels, order }, after, output);
+            })
+        }
+        _ => compute::<f32, _, _>(x, geometry, plain, panels, bias, after),
+    }
+}
+
+/// Calls `multiply` with the pixels and room for the output, which it writes.
+fn with_pixels<S: Float>(
+    x: &Tensor,
+    geometry: Geometry,
+    level: Level,
+    after: After<'_, Tensor>,
+    multiply: impl FnOnce(&Pixels<'_, S>, After<'_, [S]>, &mut [MaybeUninit<S>]),
+) -> Result<Tensor> {
     let Geometry { batch, out_channels, out_height, out_width, .. } = geometry;
     let shape = [batch, out_channels, out_height, out_width];
     with_values(x, |values: &[S]| {
-        let factor = Factor { kernel, side: Side::Left, panels, bias };
-        let pixels = Pixels { level: kernel.level, values, geometry, out_pixels: out_height * out_width };
-        with_addend("conv2d", after, &shape, |after: After<'_, [S]>| {
-            let write = |output: &mut [_]| multiply(&factor, &pixels, after, output);
+        let pixels = Pixels { level, values, geometry, out_pixels: out_height * out_width };
+        with_addend("conv2d", after, &shape, |after| {
+            let write = |output: &mut [_]| multiply(&pixels, after, output);
             // SAFETY: a product writes all of its output.
             let output = unsafe { fill(shape.iter().product(), write)? };
             Ok(to_tensor(output, &shape))

@@ -9,8 +9,8 @@ use super::microkernel::{MatrixRows, Microkernel};
 use super::multiply::{Activations, After, Factor, multiply};
 use super::packed::{Numbers, PackedWeight, Side};
 use super::panels::{Element, Source, transpose_rows};
-use super::parts::{InParts, Parts, parts_at};
-use super::precision::float32_matmul_precision;
+use super::parts::{InFewParts, InParts, Parts, parts_at};
+use super::precision::{Float32MatmulPrecision, float32_matmul_precision};
 use super::weight_panels::{Stored, WeightPanels};
 use super::{bias_values, to_tensor, with_addend, with_values};
 use crate::cpu::{Float, fill};
@@ -29,11 +29,12 @@ pub(super) fn linear(
     let bias = bias.as_deref();
     // Half precision may be computed with in float32.
     let is_float = weight.dtype() == DType::F32;
+    let precision = float32_matmul_precision()?;
     match weight.numbers() {
-        Numbers::F32(kernel, panels) => float32(x, kernel, panels, bias, after),
-        Numbers::F16(kernel, panels) if is_float => float32(x, kernel, panels, bias, after),
+        Numbers::F32(kernel, panels) => float32(precision, x, kernel, panels, bias, after),
+        Numbers::F16(kernel, panels) if is_float => float32(precision, x, kernel, panels, bias, after),
         Numbers::F16(kernel, panels) => compute::<f16, _, _>(x, kernel, panels, bias, after),
-        Numbers::Bf16(kernel, panels) if is_float => float32(x, kernel, panels, bias, after),
+        Numbers::Bf16(kernel, panels) if is_float => float32(precision, x, kernel, panels, bias, after),
         Numbers::Bf16(kernel, panels) => compute::<bf16, _, _>(x, kernel, panels, bias, after),
         Numbers::Bf16Pairs(kernel, panels) => compute::<bf16, _, _>(x, kernel, panels, bias, after),
     }
@@ -51,15 +52,16 @@ fn compute<S: Float + Source<E>, E: Source<E>, T: Stored<E>>(
     })
 }
 
-/// Float32 at the precision that is set.
-fn float32<T: Stored<f32> + Stored<Parts<1>> + Stored<Parts<2>> + Stored<Parts<3>>>(
+/// Float32 at a precision.
+pub(super) fn float32<T: InFewParts>(
+    precision: Float32MatmulPrecision,
     x: &Tensor,
     kernel: &Microkernel,
     panels: &WeightPanels<T>,
     bias: Option<&[f32]>,
     after: After<'_, Tensor>,
 ) -> Result<Tensor> {
-    match parts_at(kernel.level, float32_matmul_precision()?, panels.steps()) {
+    match parts_at(kernel.level, precision, panels.steps()) {
         Some(1) => compute_in_parts::<1, _>(x, kernel.level, panels, bias, after),
         Some(2) => compute_in_parts::<2, _>(x, kernel.level, panels, bias, after),
         Some(_) => compute_in_parts::<3, _>(x, kernel.level, panels, bias, after),
@@ -68,19 +70,20 @@ fn float32<T: Stored<f32> + Stored<Parts<1>> + Stored<Parts<2>> + Stored<Parts<3
 }
 
 /// Float32 by products of its parts.
-pub(super) fn compute_in_parts<const PARTS: usize, T: Stored<Parts<PARTS>>>(
+fn compute_in_parts<const PARTS: usize, T: InFewParts + Stored<Parts<PARTS>>>(
     x: &Tensor,
     level: Level,
     panels: &WeightPanels<T>,
     bias: Option<&[f32]>,
     after: After<'_, Tensor>,
 ) -> Result<Tensor> {
-    let Some((kernel, order)) = Microkernel::<Parts<PARTS>>::in_parts(level) else {
+    let Some((kernel, [order, _])) = Microkernel::<Parts<PARTS>>::in_parts(level, Side::Right, T::PARTS)
+    else {
         candle_core::bail!("linear: {} multiplies no parts of float32", level.name());
     };
     with_rows(x, panels, after, |rows: &Rows<'_, f32>, after, output| {
         let factor = Factor { kernel: &kernel, side: Side::Right, panels, bias };
-        multiply(&factor, &InParts { activations: rows, order, level }, after, output);
+        multiply(&factor, &InParts { activations: rows, order }, after, output);
     })
 }
 

@@ -1,12 +1,13 @@
 use super::level::Level;
+use super::packed::Side;
 use super::panels::{Element, Pair, Source};
 use super::parts::{Order, Parts};
 use super::portable;
 #[cfg(target_arch = "x86_64")]
 use super::{amx, avx2, avx512, avx512bf16};
 
-/// The most rows that a tile has at any level.
-pub(super) const MAX_ROWS: usize = 32;
+/// Of the kernels that take a left factor row by row: by tiles, and in float32 by vectors beside them.
+pub(super) const ROWS_OF_TILES: [usize; 2] = [32, 12];
 /// The most columns that a tile has at any level.
 pub(super) const MAX_COLUMNS: usize = 32;
 
@@ -162,6 +163,11 @@ impl Microkernel<f32> {
             },
         }
     }
+
+    /// The same for left factors that are packed row by row.
+    pub(super) fn of_rows(self) -> Self {
+        Self { left_width: 1, ..self }
+    }
 }
 
 impl Microkernel<Pair> {
@@ -204,13 +210,33 @@ impl Microkernel<Pair> {
     }
 }
 
+/// The function of a module that multiplies so many parts of the left factor by so many of the right one.
+macro_rules! product_of_parts {
+    ($parts:expr, $($module:ident)::+) => {
+        match $parts {
+            (1, 1) => $($module::)+add_product_of_parts::<PARTS, 1, 1>,
+            (2, 1) => $($module::)+add_product_of_parts::<PARTS, 2, 1>,
+            (1, 2) => $($module::)+add_product_of_parts::<PARTS, 1, 2>,
+            (3, 1) => $($module::)+add_product_of_parts::<PARTS, 3, 1>,
+            (1, 3) => $($module::)+add_product_of_parts::<PARTS, 1, 3>,
+            (3, 2) => $($module::)+add_product_of_parts::<PARTS, 3, 2>,
+            (2, 3) => $($module::)+add_product_of_parts::<PARTS, 2, 3>,
+            _ => $($module::)+add_product_of_parts::<PARTS, PARTS, PARTS>,
+        }
+    };
+}
+
 impl<const PARTS: usize> Microkernel<Parts<PARTS>> {
-    /// The one for levels that multiply float32 in parts, with the order of its left factor's numbers; those of the right one are in pairs.
-    /// Depths are multiples of 32.
-    pub(super) fn in_parts(level: Level) -> Option<(Self, Order)> {
+    /// The one for levels that multiply float32 in parts, by a weight that has `weight_parts` at most, with the orders of the left and the right
+    /// factor's numbers. Depths are multiples of 32.
+    pub(super) fn in_parts(level: Level, side: Side, weight_parts: usize) -> Option<(Self, [Order; 2])> {
+        let parts = match side {
+            Side::Left => (PARTS.min(weight_parts), PARTS),
+            Side::Right => (PARTS, PARTS.min(weight_parts)),
+        };
         match level {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512Bf16 if level.is_available() => {
+            Level::Avx512Bf16 if level.is_available() && PARTS == 1 => {
                 let kernel = Self {
                     rows: avx512bf16::ROWS,
                     left_width: avx512bf16::ROWS,
@@ -220,7 +246,8 @@ impl<const PARTS: usize> Microkernel<Parts<PARTS>> {
                     add_product: avx512bf16::add_product_of_parts,
                     add_product_of_rows: None,
                 };
-                Some((kernel, Order::Pairs { width: avx512bf16::ROWS }))
+                let pairs = |width| Order::Pairs { width };
+                Some((kernel, [pairs(avx512bf16::ROWS), pairs(avx512bf16::COLUMNS)]))
             }
             #[cfg(target_arch = "x86_64")]
             Level::Amx if level.is_available() => {
@@ -230,10 +257,10 @@ impl<const PARTS: usize> Microkernel<Parts<PARTS>> {
                     columns: amx::COLUMNS,
                     level,
                     needs_tiles: true,
-                    add_product: amx::add_product_of_parts,
+                    add_product: product_of_parts!(parts, amx),
                     add_product_of_rows: None,
                 };
-                Some((kernel, Order::Tiles))
+                Some((kernel, [Order::Tiles, Order::Pairs { width: amx::COLUMNS }]))
             }
             #[cfg(all(target_arch = "x86_64", test))]
             Level::Amx => {
@@ -243,10 +270,10 @@ impl<const PARTS: usize> Microkernel<Parts<PARTS>> {
                     columns: amx::COLUMNS,
                     level,
                     needs_tiles: false,
-                    add_product: amx::model::add_product_of_parts,
+                    add_product: product_of_parts!(parts, amx::model),
                     add_product_of_rows: None,
                 };
-                Some((kernel, Order::Tiles))
+                Some((kernel, [Order::Tiles, Order::Pairs { width: amx::COLUMNS }]))
             }
             _ => None,
         }

@@ -7,7 +7,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
-mod avx512bf16;
+pub(crate) mod avx512bf16;
 mod conv2d;
 mod file_numbers;
 mod finish;
@@ -22,11 +22,14 @@ mod multiply;
 mod packed;
 mod panels;
 mod parts;
+#[cfg(test)]
+mod parts_tests;
 mod peak;
 mod pixels;
 mod portable;
 mod precision;
 mod shifted;
+mod split;
 #[cfg(test)]
 mod tests;
 mod transposed;

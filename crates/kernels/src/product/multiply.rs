@@ -8,15 +8,11 @@ use rayon::prelude::*;
 use super::finish::Finish;
 use super::microkernel::{MatrixRows, Microkernel};
 use super::packed::Side;
-use super::panels::{AlignedBuffer, DEPTH, Element, Source};
+use super::panels::{AlignedBuffer, Element, Source};
 use super::weight_panels::{Stored, WeightPanels, depth_blocks};
 use crate::activation::Activation;
 use crate::cpu::{CACHE_LINE, Float, prefetch, run_at};
 
-/// About how many items (rows or pixels) a task takes at a time, and how many steps of their depth: so many numbers stay in the second cache while
-/// the weight passes by. Deep passes are better than many items: with each pass the sums are read and written once more.
-const BLOCK: usize = 128;
-const PASS: usize = 4 * DEPTH;
 /// A task that takes several passes has at most so many features: its sums stay in the second cache too.
 const MOST_FEATURES: usize = 512;
 /// A task has at least so many panels of the weight, so that packing its items is little beside their products; half as many where the threads would have
@@ -132,8 +128,8 @@ pub(super) fn multiply<E: Source<E>, T: Stored<E>, O: Float>(
         return;
     }
     let steps = factor.panels.steps();
-    let (block, most_weight_panels) = (BLOCK / width, (MOST_FEATURES / halves / weight_width).max(1));
-    let fewest_parts = if steps > PASS { weight_panels.div_ceil(most_weight_panels) } else { 1 };
+    let (block, most_weight_panels) = (E::BLOCK / width, (MOST_FEATURES / halves / weight_width).max(1));
+    let fewest_parts = if steps > E::PASS { weight_panels.div_ceil(most_weight_panels) } else { 1 };
     // The nearest whole number, for each block has the whole weight pass by: half as many items again still fit.
     let blocks = ((panels + block / 2) / block).max(1);
     let is_small = items.saturating_mul(features).saturating_mul(steps) < MIN_PARALLEL;
@@ -211,15 +207,15 @@ impl<E: Source<E>, T: Stored<E>, A: Activations<E>, O: Float> Product<'_, E, T, 
         let (steps, tile_size) = (weight.steps(), kernel.rows * kernel.columns);
         let _configured = kernel.configured();
         ROOM.with_borrow_mut(|Room { activations, weight: converted, sums }| {
-            let packed = activations.reserve::<E>(panels.len() * self.width * PASS.min(steps));
+            let packed = activations.reserve::<E>(panels.len() * self.width * E::PASS.min(steps));
             // The sums of one panel of results, or where they wait for the next pass of all.
             let half_size = panels.len() * tile_size;
             let row_size = self.halves * half_size;
-            let rows = if steps > PASS { weight_panels.len() } else { 1 };
+            let rows = if steps > E::PASS { weight_panels.len() } else { 1 };
             let sums = &mut sums.reserve::<f32>(rows * row_size)[..rows * row_size];
             sums.fill(0.0);
-            for start in (0..steps.max(1)).step_by(PASS) {
-                let pass = start..steps.min(start + PASS);
+            for start in (0..steps.max(1)).step_by(E::PASS) {
+                let pass = start..steps.min(start + E::PASS);
                 let length = self.width * pass.len();
                 for (index, panel) in panels.clone().enumerate() {
                     if self.rows(panel, &pass).is_none() {

@@ -148,6 +148,9 @@ impl PackedWeight {
             }
         };
         let kernel = Microkernel::new(level);
+        // For tiles of float32's parts: convolutions that are computed by them are those of 1x1.
+        let is_pointwise = matches!(shape.dims(), [_, _, 1, 1]) && dtype == DType::F32;
+        let kernel = if is_pointwise && kernel.level == Level::Amx { kernel.of_rows() } else { kernel };
         let rows = Rows { level, values, features: shape.dims()[0], depth, side };
         let kept = match values {
             Values::Bytes(_, stored) if dtype == DType::F32 => stored,

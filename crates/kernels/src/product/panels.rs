@@ -18,6 +18,10 @@ pub(super) const DEPTH: usize = 256;
 pub(super) unsafe trait Element:
     Copy + Debug + Default + PartialEq + Send + Sync + 'static
 {
+    /// About how many items (rows or pixels) a task takes at a time, and how many steps of their depth: so many numbers stay in the second cache
+    /// while the weight passes by. Deep passes are better than many items: with each pass the sums are read and written once more.
+    const BLOCK: usize = 128;
+    const PASS: usize = 4 * DEPTH;
 }
 
 /// Two bfloat16 that follow each other in depth, as the processor's dot products take them: the first in the lower half.

@@ -7,7 +7,7 @@ use candle_core::Result;
 const VARIABLE: &str = "CANDLE_DIFFUSERS_FLOAT32_MATMUL_PRECISION";
 const UNSET: u8 = u8::MAX;
 
-/// How exactly linear layers in float32 are computed on the CPU, in PyTorch's words. Sums are in float32 always.
+/// How exactly linear layers and some convolutions in float32 are computed on the CPU, in PyTorch's words. Sums are in float32 always.
 ///
 /// A lower one is used where it is faster: where the processor has tiles of bfloat16 ([`Level::Amx`](crate::Level::Amx)), or, `Medium`, its
 /// dot products ([`Level::Avx512Bf16`](crate::Level::Avx512Bf16)).
@@ -50,8 +50,9 @@ impl Float32MatmulPrecision {
 
 static CURRENT: AtomicU8 = AtomicU8::new(UNSET);
 
-/// Sets what linear layers in float32 use from now on, in all of this process: those whose depth is a multiple of 32, where the processor has tiles or (for
-/// `Medium`) dot products of bfloat16. Convolutions, attention and the gradients of weights stay in plain float32.
+/// Sets what linear layers and convolutions in float32 use from now on, in all of this process: those whose depth is a multiple of 32, where the processor has
+/// tiles or (for `Medium`) dot products of bfloat16. Of convolutions, those of 1x1 alone, and for `Medium` without tiles all but the 3x3 ones that are computed by
+/// Winograd's filtering. Attention and the gradients of weights stay in plain float32.
 pub fn set_float32_matmul_precision(precision: Float32MatmulPrecision) {
     CURRENT.store(precision as u8, Ordering::Relaxed);
 }

@@ -1,11 +1,8 @@
 //! Every level that the machine has, at odd sizes, against plain float64.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 pub(super) use candle_diffusers_test_support::{numbers, values};
 
-use super::linear::compute_in_parts;
-use super::multiply::After;
-use super::packed::Numbers;
 use super::panels::DEPTH;
 use super::{Level, PackedWeight};
 use crate::{Activation, Conv2dParams};
@@ -31,7 +28,7 @@ fn assert_sums(name: &str, actual: &Tensor, expected: &[(f64, f64)]) {
     }
 }
 
-fn plain_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Vec<(f64, f64)> {
+pub(super) fn plain_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Vec<(f64, f64)> {
     let (features, depth) = weight.dims2().unwrap();
     let (x, weight, bias) = (values(x), values(weight), bias.map(values));
     let mut sums = Vec::new();
@@ -486,100 +483,6 @@ fn half_precision_of_a_file_computes_in_float32_as_float32_does() {
     }
 }
 
-fn file_bytes<const SIZE: usize>(tensor: &Tensor, bytes: impl Fn(f64) -> [u8; SIZE]) -> Vec<u8> {
+pub(super) fn file_bytes<const SIZE: usize>(tensor: &Tensor, bytes: impl Fn(f64) -> [u8; SIZE]) -> Vec<u8> {
     values(tensor).into_iter().flat_map(bytes).collect()
-}
-
-/// `x` by the weight in products of float32's parts.
-fn linear_in_parts(parts: usize, level: Level, x: &Tensor, weight: &PackedWeight) -> Result<Tensor> {
-    let Numbers::F32(_, panels) = weight.numbers() else { candle_core::bail!("expected float32") };
-    match parts {
-        1 => compute_in_parts::<1, _>(x, level, panels, None, After::Nothing),
-        2 => compute_in_parts::<2, _>(x, level, panels, None, After::Nothing),
-        _ => compute_in_parts::<3, _>(x, level, panels, None, After::Nothing),
-    }
-}
-
-fn levels_of_parts() -> impl Iterator<Item = Level> {
-    levels().filter(|level| *level >= Level::Avx512Bf16 && Level::Avx512.is_available())
-}
-
-#[test]
-fn float32_in_parts_at_odd_sizes() -> Result<()> {
-    for level in levels_of_parts() {
-        for rows in [1, 3, 17, 31, 33] {
-            for features in [1, 3, 17, 33, 65] {
-                for depth in [32, 96, DEPTH + 32, 5 * DEPTH + 64] {
-                    let (x, weight) = (numbers(&[rows, depth], 1), numbers(&[features, depth], 2));
-                    let packed = PackedWeight::pack_at(level, &weight)?;
-                    let expected = plain_linear(&x, &weight, None);
-                    for (parts, bound) in [(1, 2f64.powi(-7)), (2, 2f64.powi(-15)), (3, BOUND)] {
-                        let result = linear_in_parts(parts, level, &x, &packed)?;
-                        assert_eq!(result.dims(), [rows, features]);
-                        for (actual, (sum, scale)) in values(&result).iter().zip(&expected) {
-                            assert!(
-                                (actual - sum).abs() <= bound * scale,
-                                "{level:?}, {parts} parts, {rows} x {depth} x {features}: {actual}, {sum}"
-                            );
-                        }
-                        // The bits of an item are those it has alone.
-                        let last = linear_in_parts(parts, level, &x.narrow(0, rows - 1, 1)?, &packed)?;
-                        assert!(bits(&last) == bits(&result.narrow(0, rows - 1, 1)?), "{level:?}");
-                    }
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// `cargo test --release -- --nocapture errors_of_parts` prints what the README says.
-#[test]
-fn errors_of_parts_of_float32() -> Result<()> {
-    let (x, weight) = (
-        Tensor::randn(0f32, 1.0, (256, 2880), &Device::Cpu)?,
-        Tensor::randn(0f32, 1.0, (64, 2880), &Device::Cpu)?,
-    );
-    let expected = plain_linear(&x, &weight, None);
-    let error = |result: &Tensor| {
-        let squares = values(result).iter().zip(&expected).map(|(a, (b, _))| (a - b).powi(2)).sum::<f64>();
-        (squares / expected.iter().map(|(sum, _)| sum * sum).sum::<f64>()).sqrt()
-    };
-    let plain = error(&PackedWeight::pack_at(Level::Avx512, &weight)?.linear(&x, None)?);
-    println!("plain float32: {plain:.1e}");
-    for level in levels_of_parts() {
-        let packed = PackedWeight::pack_at(level, &weight)?;
-        for (parts, most) in [(1, 4e-3), (2, 1e-5), (3, 1.2 * plain)] {
-            let error = error(&linear_in_parts(parts, level, &x, &packed)?);
-            println!("{level:?}, products of {parts} parts: {error:.1e}");
-            assert!(error < most, "{level:?}, {parts} parts: {error:.1e}");
-        }
-    }
-    Ok(())
-}
-
-/// `cargo test --release -- --ignored --nocapture speed_of_parts` prints times of a thread.
-#[test]
-#[ignore = "prints times: cargo test --release -- --ignored --nocapture speed_of_parts"]
-fn speed_of_parts_of_float32() -> Result<()> {
-    for (rows, depth, features) in [(8192, 320, 320), (8192, 320, 2560), (2048, 640, 640), (512, 1280, 1280)]
-    {
-        let (x, weight) = (numbers(&[rows, depth], 1), numbers(&[features, depth], 2));
-        let mut best = [f64::INFINITY; 4];
-        for _ in 0..9 {
-            for (parts, best) in best.iter_mut().enumerate() {
-                for level in levels_of_parts().filter(|level| level.is_available()) {
-                    let packed = PackedWeight::pack_at(level, &weight)?;
-                    let start = std::time::Instant::now();
-                    match parts {
-                        0 => packed.linear(&x, None)?,
-                        _ => linear_in_parts(parts, level, &x, &packed)?,
-                    };
-                    *best = best.min(start.elapsed().as_secs_f64() * 1e3);
-                }
-            }
-        }
-        println!("{rows} x {depth} x {features}: float32 and 1, 2, 3 parts: {best:.2?} ms");
-    }
-    Ok(())
 }

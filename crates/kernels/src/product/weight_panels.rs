@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::file_numbers::{FileNumber, FileNumbers};
 use super::level::Level;
-use super::microkernel::MAX_ROWS;
+use super::microkernel::ROWS_OF_TILES;
 use super::panels::{AlignedBuffer, DEPTH, Element, Pair, Source, transpose_rows};
 use crate::cpu::to_floats;
 
@@ -261,9 +261,12 @@ fn split_pairs(pairs: &[Pair], first: &mut [f32], second: &mut [f32]) {
     }
 }
 
-/// So many features there is room for, so that the last tile finds what it reads: panels of one row are read 32 at a time.
+/// So many features there is room for, so that the last tile finds what it reads: panels of one row are read as many at a time as tiles have rows.
 pub(super) fn padded(features: usize, width: usize) -> usize {
-    features.next_multiple_of(if width == 1 { MAX_ROWS } else { width })
+    match width {
+        1 => ROWS_OF_TILES.map(|rows| features.next_multiple_of(rows)).into_iter().fold(features, usize::max),
+        _ => features.next_multiple_of(width),
+    }
 }
 
 /// A piece of the depth, which begins at a multiple of [`DEPTH`], in blocks of [`DEPTH`], the last of which may be less.
