@@ -31,6 +31,22 @@ pub(crate) fn assert_near(name: &str, found: &Tensor, expected: &[f64], bound: f
     }
 }
 
+/// Fails where a number is farther from its sum than `part` of what goes with it, the sum of the absolute terms, and what rounding to the dtype takes.
+pub(crate) fn assert_sums(name: &str, found: &Tensor, expected: &[(f64, f64)], part: f64) {
+    // Half of a unit in the last place, and of the smallest number.
+    let (round, smallest) = match found.dtype() {
+        DType::F16 => (2f64.powi(-11), 1e-7),
+        DType::BF16 => (2f64.powi(-8), 1e-7),
+        _ => (0.0, 0.0),
+    };
+    let found = doubles(found);
+    assert_eq!(found.len(), expected.len(), "{name}");
+    for (index, (found, (sum, scale))) in found.iter().zip(expected).enumerate() {
+        let bound = part * scale + round * sum.abs() * 1.01 + smallest;
+        assert!((found - sum).abs() <= bound, "{name}, number {index}: {found}, expected {sum}");
+    }
+}
+
 /// How far a number of the dtype may be from what it was rounded from, and a little more.
 pub(crate) fn bound(dtype: DType) -> f64 {
     match dtype {

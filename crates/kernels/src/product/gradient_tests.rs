@@ -7,25 +7,9 @@ use super::gradient::{conv2d_weight_gradient_at, linear_weight_gradient_at};
 use super::panels::DEPTH;
 use super::tests::{BOUND, levels, numbers, values};
 use crate::Conv2dParams;
-use crate::cpu::testing::as_view;
+use crate::cpu::testing::{as_view, assert_sums};
 
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
-
-/// Compares with sums of products and the sums of the absolute products.
-fn assert_sums(name: &str, found: &Tensor, expected: &[(f64, f64)]) {
-    // Half of a unit in the last place, and of the smallest number.
-    let (round, smallest) = match found.dtype() {
-        DType::F16 => (2f64.powi(-11), 1e-7),
-        DType::BF16 => (2f64.powi(-8), 1e-7),
-        _ => (0.0, 0.0),
-    };
-    let found = values(found);
-    assert_eq!(found.len(), expected.len(), "{name}");
-    for (index, (found, (sum, scale))) in found.iter().zip(expected).enumerate() {
-        let bound = BOUND * scale + round * sum.abs() * 1.01 + smallest;
-        assert!((found - sum).abs() <= bound, "{name}, number {index}: {found}, expected {sum}");
-    }
-}
 
 fn sums(products: impl Iterator<Item = f64>) -> (f64, f64) {
     products.fold((0.0, 0.0), |(sum, scale), product| (sum + product, scale + product.abs()))
@@ -69,7 +53,7 @@ fn check_linear(gradient: &Tensor, x: &Tensor) -> Result<()> {
         let name = format!("{level:?}, {:?}, {:?} and {:?}", x.dtype(), gradient.dims(), x.dims());
         let found = linear_weight_gradient_at(level, gradient, x)?;
         assert_eq!((found.dims(), found.dtype()), (&[gradient.dims()[1], x.dims()[1]][..], x.dtype()));
-        assert_sums(&name, &found, &expected);
+        assert_sums(&name, &found, &expected, BOUND);
     }
     Ok(())
 }
@@ -81,13 +65,13 @@ fn check_conv2d(gradient: &Tensor, x: &Tensor, kernel: usize, params: Conv2dPara
         let name = format!("{level:?}, {:?}, {:?}, {shape:?}, {params:?}", x.dtype(), x.dims());
         let found = conv2d_weight_gradient_at(level, gradient, x, [kernel; 2], params)?;
         assert_eq!((found.dims(), found.dtype()), (&shape[..], x.dtype()));
-        assert_sums(&name, &found, &expected);
+        assert_sums(&name, &found, &expected, BOUND);
     }
     Ok(())
 }
 
 /// The size of the gradient of a convolution's output; `None` where the kernel does not fit.
-fn out_side(side: usize, kernel: usize, params: Conv2dParams) -> Option<usize> {
+pub(super) fn out_side(side: usize, kernel: usize, params: Conv2dParams) -> Option<usize> {
     Some((side + 2 * params.padding).checked_sub(kernel)? / params.stride + 1)
 }
 

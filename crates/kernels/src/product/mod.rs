@@ -15,6 +15,8 @@ mod geometry;
 mod gradient;
 #[cfg(test)]
 mod gradient_tests;
+#[cfg(test)]
+mod input_gradient_tests;
 mod level;
 mod linear;
 mod microkernel;
