@@ -2,6 +2,8 @@
 
 mod backward;
 mod cpu;
+#[cfg(test)]
+mod gradient_tests;
 mod moments;
 mod normalize;
 mod read_through;

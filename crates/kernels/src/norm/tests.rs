@@ -6,6 +6,7 @@ use super::{GroupNormSilu, add_group_norm_silu, group_norm, group_norm_silu, lay
 use crate::activation::Silu;
 use crate::cpu::run_at;
 use crate::cpu::testing::{as_view, assert_near, bound, doubles, levels, numbers};
+use crate::elementwise::floats;
 
 /// Normalises runs of `count` numbers, the channels of which have `length` numbers.
 fn plain(x: &Tensor, count: usize, length: usize, weight: &Tensor, bias: &Tensor, eps: f64) -> Vec<f64> {
@@ -109,15 +110,33 @@ fn all_levels_sum_to_the_same_bits() -> Result<()> {
 
 #[test]
 fn the_time_embedding_is_added_before() -> Result<()> {
-    let (weight, bias) = (numbers(&[12], 2), numbers(&[12], 3));
-    for (batch, height) in [(1, 1), (3, 7), (2, 33)] {
-        let x = as_view(&numbers(&[batch, 12, height, 5], 1));
-        let time = as_view(&numbers(&[batch, 12], 4).affine(3.0, 0.0)?);
-        let sum = x.broadcast_add(&time.reshape((batch, 12, 1, 1))?)?;
-        let expected: Vec<f64> =
-            plain(&sum, 3 * 5 * height, 5 * height, &weight, &bias, 1e-5).into_iter().map(silu).collect();
-        let result = add_group_norm_silu(&x, &time, 4, &weight, &bias, 1e-5)?;
-        assert_near(&format!("{:?}", x.dims()), &result, &expected, 4e-6);
+    for (batch, groups, in_group) in [(1, 1, 1), (2, 3, 1), (3, 1, 17), (1, 31, 3), (3, 4, 3)] {
+        let channels = groups * in_group;
+        let (weight, bias) = (numbers(&[channels], 2), numbers(&[channels], 3));
+        for rest in [&[1, 1][..], &[3], &[17, 31], &[33, 5]] {
+            let shape = [&[batch, channels], rest].concat();
+            let length: usize = rest.iter().product();
+            for dtype in [DType::F32, DType::F16, DType::BF16] {
+                let x = as_view(&numbers(&shape, 1).to_dtype(dtype)?);
+                let time = as_view(&numbers(&[batch, channels], 4).affine(3.0, 0.0)?.to_dtype(dtype)?);
+                let in_doubles = time.to_dtype(DType::F64)?.reshape((batch, channels, 1))?;
+                let sum = x.to_dtype(DType::F64)?.reshape((batch, channels, length))?;
+                let sum = sum.broadcast_add(&in_doubles)?;
+                let expected = plain(&sum, in_group * length, length, &weight, &bias, 1e-5);
+                let expected: Vec<f64> = expected.into_iter().map(silu).collect();
+                let name = format!("{shape:?} in {groups} groups of {dtype:?}");
+                for level in levels() {
+                    let (weight, bias) = (weight.to_vec1()?, bias.to_vec1()?);
+                    let norm =
+                        GroupNorm { x: &x, added: Some(floats(&time)?), groups, weight, bias, eps: 1e-5 };
+                    let result = norm.compute(level, Silu)?;
+                    assert_near(&format!("{level:?}, {name}"), &result, &expected, 2.0 * bound(dtype));
+                }
+                let result = add_group_norm_silu(&x, &time, groups, &weight, &bias, 1e-5)?;
+                assert_eq!((result.dims(), result.dtype()), (&shape[..], dtype));
+                assert_near(&name, &result, &expected, 2.0 * bound(dtype));
+            }
+        }
     }
     Ok(())
 }
