@@ -190,10 +190,11 @@ fn softmax_row<const FMA: bool>(row: &[f32], result: &mut [MaybeUninit<f32>]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::testing::{as_view, doubles, levels, numbers};
 
     #[test]
     fn each_level_agrees_with_float64() {
-        for level in Level::ALL.into_iter().filter(|level| level.is_available()) {
+        for level in levels() {
             for width in [1, 3, 15, 16, 17, 31, 33, 77, 1000] {
                 let row: Vec<f32> = (0..width).map(|i| ((i * i * 37) % 101) as f32 * 0.25 - 11.0).collect();
                 let exponentials: Vec<f64> = row.iter().map(|&value| f64::from(value).exp()).collect();
@@ -211,9 +212,41 @@ mod tests {
     }
 
     #[test]
+    fn each_levels_gradient_agrees_with_float64() -> Result<()> {
+        for level in levels() {
+            // The last one is several tasks.
+            for (rows, width) in [(1, 1), (3, 3), (2, 17), (3, 31), (1, 33), (17, 77), (33, 1000)] {
+                let x = numbers(&[rows, width], 1).affine(3.0, 0.0)?;
+                let gradient = as_view(&numbers(&[rows, width], 2));
+                let output = softmax_at(level, &x.flatten_all()?.to_vec1::<f32>()?, width);
+                let output = Tensor::from_vec(output, x.shape(), &Device::Cpu)?;
+                let found = doubles(&input_gradient(level, &output, &gradient)?);
+                let (x, gradient) = (doubles(&x), doubles(&gradient));
+                let rows = x.chunks(width).zip(gradient.chunks(width)).zip(found.chunks(width));
+                for ((x, gradient), found) in rows {
+                    let sum: f64 = x.iter().map(|x| x.exp()).sum();
+                    let outputs: Vec<f64> = x.iter().map(|x| x.exp() / sum).collect();
+                    let products: Vec<f64> = outputs.iter().zip(gradient).map(|(y, g)| y * g).collect();
+                    let mean: f64 = products.iter().sum();
+                    let size: f64 = products.iter().map(|product| product.abs()).sum();
+                    for ((found, output), gradient) in found.iter().zip(&outputs).zip(gradient) {
+                        let expected = output * (gradient - mean);
+                        let bound = 2e-6 * output * (gradient.abs() + size);
+                        assert!(
+                            (found - expected).abs() <= bound,
+                            "{level:?} {width}: {found} not {expected}"
+                        );
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
     fn infinities_and_nan() {
         const NONE: f32 = f32::NEG_INFINITY;
-        for level in Level::ALL.into_iter().filter(|level| level.is_available()) {
+        for level in levels() {
             assert_eq!(softmax_at(level, &[NONE, 0.0, NONE, 0.0], 2), [0.0, 1.0, 0.0, 1.0]);
             assert!(softmax_at(level, &[NONE; 3], 3).iter().all(|value| value.is_nan()));
             assert!(softmax_at(level, &[1.0, f32::NAN], 2).iter().all(|value| value.is_nan()));

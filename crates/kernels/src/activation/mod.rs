@@ -1,6 +1,8 @@
 //! Activations: functions of each number.
 
 #[cfg(test)]
+mod gradient_tests;
+#[cfg(test)]
 mod tests;
 
 use std::mem::MaybeUninit;

@@ -4,7 +4,7 @@ use super::*;
 use crate::cpu::testing::{as_view, assert_near, bound, doubles, levels, numbers};
 
 /// x times the normal distribution up to it, from the sum and the continued fraction of Abramowitz and Stegun, 26.2.10 and 26.2.14.
-fn plain_gelu(x: f64) -> f64 {
+pub(super) fn plain_gelu(x: f64) -> f64 {
     let distance = x.abs();
     let density = (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
     let tail = if distance < 3.0 {
