@@ -1,5 +1,8 @@
 //! Sums of activations, and vectors that change whole channels.
 
+#[cfg(test)]
+mod tests;
+
 use std::mem::MaybeUninit;
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Result, Tensor};
@@ -30,7 +33,10 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 
 /// The same without a gradient, for what is on the CPU in one dtype of at most 32 bits.
 pub(crate) fn add_numbers(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    let level = Level::current()?;
+    add_numbers_at(Level::current()?, a, b)
+}
+
+fn add_numbers_at(level: Level, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let (a, b) = (a.contiguous()?, b.contiguous()?);
     by_float!(a.dtype(), T => {
         let (x, y) = (values::<T>(&a)?, values::<T>(&b)?);
