@@ -34,7 +34,10 @@ fn main() -> Result<()> {
             ["vae", output] => cost(worker.vae(output, DType::F32)?),
             ["unet", output, name] => cost(worker.unet(output, dtype(name)?)?),
             ["vae", output, name] => cost(worker.vae(output, dtype(name)?)?),
-            ["picture", output, steps] => cost(worker.picture(output, steps.parse()?)?),
+            ["picture", output, steps] => cost(worker.picture(output, steps.parse()?, None)?),
+            ["picture", output, steps, name] => {
+                cost(worker.picture(output, steps.parse()?, Some(dtype(name)?))?)
+            }
             ["compare", actual, expected] => json!({ "difference": difference(actual, expected)? }),
             ["mean", actual, expected] => mean_differences(actual, expected)?,
             _ => bail!("unknown question {line:?}"),
@@ -115,11 +118,18 @@ impl Worker {
         Ok(seconds)
     }
 
-    fn picture(&self, output: &str, steps: usize) -> Result<f64> {
-        let mut pipeline = StableDiffusionPipeline::load(&self.repository, &LoadOptions::default())?;
+    /// From noise of the seed in float32; in a dtype that is named from the folder's latents, for torch draws other numbers in each.
+    fn picture(&self, output: &str, steps: usize, dtype: Option<DType>) -> Result<f64> {
+        let options = LoadOptions { dtype: dtype.unwrap_or(DType::F32), ..Default::default() };
+        let mut pipeline = StableDiffusionPipeline::load(&self.repository, &options)?;
+        let latents = match dtype {
+            Some(dtype) => Some(self.input("latents")?.to_dtype(dtype)?),
+            None => None,
+        };
         let request = TextToImage {
             prompts: vec![PROMPT.into()],
             schedule: Schedule::Steps(steps),
+            latents,
             ..Default::default()
         };
         let mut noise = seeded_generators(SEED, 1);
@@ -164,7 +174,12 @@ fn mean_differences(actual: &str, expected: &str) -> Result<Value> {
     Ok(json!({ "relative": mean(&|value| value) / size, "pixels": mean(&pixel) }))
 }
 
+/// The numbers that a side wrote; of a picture from -1 to 1.
 fn read(path: &str) -> Result<Vec<f64>> {
+    if path.ends_with(".png") {
+        let picture = image::open(path)?.to_rgb8();
+        return Ok(picture.as_raw().iter().map(|level| f64::from(*level) / 127.5 - 1.0).collect());
+    }
     let tensors = candle_core::safetensors::load(path, &Device::Cpu)?;
     Ok(values(tensors.get("output").context("no tensor called output")?))
 }

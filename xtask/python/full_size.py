@@ -6,7 +6,8 @@
 
 What can be asked, words separated by tabs: `unet OUTPUT`, `vae OUTPUT` (one run on the folder's inputs, written to OUTPUT; a third
 word is the dtype, float32, float16 or bfloat16, that model and inputs are made before) and
-`picture OUTPUT STEPS` (a whole picture, seed 0). Each answer has `seconds`, without loading, and `peak_bytes` of this process so far.
+`picture OUTPUT STEPS` (a whole picture, seed 0; a fourth word is the dtype of the models and of the folder's latents, which it then
+begins with). Each answer has `seconds`, without loading, and `peak_bytes` of this process so far.
 """
 
 import itertools
@@ -147,14 +148,17 @@ class Reference:
         safetensors.torch.save_file({"output": result}, output)
         return seconds
 
-    def picture(self, output, steps):
+    def picture(self, output, steps, dtype=None):
         import diffusers
 
-        pipeline = diffusers.StableDiffusionPipeline.from_pretrained(self.folder)
+        torch_dtype = getattr(torch, dtype or "float32")
+        pipeline = diffusers.StableDiffusionPipeline.from_pretrained(self.folder, torch_dtype=torch_dtype)
         pipeline.set_progress_bar_config(disable=True)
         start = time.perf_counter()
+        # A seed draws other numbers in each dtype.
+        latents = self.inputs["latents"].to(torch_dtype) if dtype else None
         generator = torch.Generator().manual_seed(0)
-        picture = pipeline(PROMPT, num_inference_steps=int(steps), generator=generator).images[0]
+        picture = pipeline(PROMPT, num_inference_steps=int(steps), generator=generator, latents=latents).images[0]
         seconds = time.perf_counter() - start
         picture.save(output)
         return seconds

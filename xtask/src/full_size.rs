@@ -20,7 +20,7 @@ pub(crate) struct ParityArguments {
     /// Stable Diffusion 1.5 at full size with random weights (4 GB, made once): one UNet forward, one VAE decode, one picture
     #[arg(long)]
     pub(crate) full: bool,
-    /// The same models in bfloat16: how far each side's results are from its own in float32
+    /// The same in bfloat16: how far each side's results are from its own in float32
     #[arg(long, conflicts_with = "full")]
     pub(crate) half: bool,
     /// Threads of each side
@@ -28,7 +28,7 @@ pub(crate) struct ParityArguments {
     pub(crate) threads: usize,
     /// Denoising steps of the picture; 0 leaves it out
     #[arg(long, default_value_t = 2)]
-    steps: usize,
+    pub(crate) steps: usize,
 }
 
 /// What both sides are asked for: its name in the protocol and the ending of what is written.

@@ -64,7 +64,7 @@ fn main() -> ExitCode {
         Chore::Fixtures { filter, list: true } => fixtures::list(filter.as_deref()),
         Chore::Fixtures { filter, list: false } => fixtures::make(filter.as_deref()),
         Chore::Parity(arguments) if arguments.full => full_size::parity(&arguments),
-        Chore::Parity(arguments) if arguments.half => half_precision::parity(arguments.threads),
+        Chore::Parity(arguments) if arguments.half => half_precision::parity(&arguments),
         Chore::Parity(_) => conversion::parity(),
         Chore::Demo(arguments) => demo::run(&arguments),
         Chore::Teach => teach::run(),
