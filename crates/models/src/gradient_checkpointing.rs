@@ -1,7 +1,8 @@
 //! Gradient checkpointing (Chen et al., 2016, <https://arxiv.org/abs/1604.06174>): of a model's blocks only the inputs are kept for the gradients, and what a block
 //! computes on its way is computed again when its gradients are wanted. Less memory, for about one more forward of time.
 //!
-//! Ask for it with [`UNetConditions::gradient_checkpointing`](crate::UNetConditions), and take the gradients by [`backward`].
+//! Ask for it with [`UNetConditions::gradient_checkpointing`](crate::UNetConditions), of text encoders with
+//! [`ClipTextModel::set_gradient_checkpointing`](crate::ClipTextModel::set_gradient_checkpointing), and take the gradients by [`backward`].
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;

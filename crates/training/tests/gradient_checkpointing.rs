@@ -5,12 +5,13 @@
 use candle_core::{DType, Device, Tensor};
 use candle_diffusers_loaders::{LoadOptions, Repository};
 use candle_diffusers_models::gradient_checkpointing::backward;
-use candle_diffusers_pipelines::StableDiffusionPipeline;
+use candle_diffusers_pipelines::{StableDiffusionPipeline, TextEncoders, TextToImage};
 use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_test_support::{numbers, values};
 use candle_diffusers_training::recipes::{Denoising, DenoisingOptions, Example};
 use candle_diffusers_training::{
-    BatchShare, Gradients, LoraConfig, Parameter, ParameterGroup, TrainedLora, UNET_TARGETS, trainable_unet,
+    BatchShare, Gradients, LoraConfig, Parameter, ParameterGroup, TrainedLora, UNET_TARGETS,
+    trainable_text_encoder, trainable_unet,
 };
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../pipelines/tests/parity/text_to_image/sd1");
@@ -93,6 +94,33 @@ fn float32_weights_are_trained_by_a_model_that_computes_in_bfloat16() {
         let found = difference(found, expected);
         assert!(found < 0.05 || largest < 1e-3, "{}: {found:.1e} of {largest:.1e}", parameter.name);
     }
+}
+
+#[test]
+fn layers_of_a_text_encoder_are_computed_again() {
+    let (repository, mut models) = models(DType::F32);
+    let whole = trainable_text_encoder(&repository, "text_encoder", &LoadOptions::default()).unwrap();
+    let TextEncoders::Clip(clip) = &mut models.text_encoders else { panic!("not a CLIP encoder") };
+    clip.text_encoder = whole.model;
+    let mut loss = |gradient_checkpointing| {
+        models.text_encoders.set_gradient_checkpointing(gradient_checkpointing);
+        let prompts = vec!["a cat".to_string()];
+        let request = TextToImage { prompts, guidance_scale: Some(1.0), ..Default::default() };
+        let embeds = models.encode_prompt(&request).unwrap().prompt;
+        (&embeds * numbers(embeds.dims(), 9)).unwrap().sum_all().unwrap()
+    };
+    let (kept, again) = (loss(false), loss(true));
+    let expected = gradients(&kept, &whole.parameters);
+    let found = gradients(&again, &whole.parameters);
+    for ((parameter, expected), found) in whole.parameters.iter().zip(&expected).zip(&found) {
+        assert!(!expected.is_empty(), "{} has no gradient", parameter.name);
+        // What is added to all keys changes no attention: that gradient is rounding alone.
+        let found = difference(found, expected);
+        assert!(found < 1e-4 || parameter.name.ends_with("k_proj.bias"), "{}: {found:.1e}", parameter.name);
+    }
+    // Only what is computed again cannot do without `gradient_checkpointing::backward`.
+    assert!(kept.backward().is_ok());
+    assert!(again.backward().unwrap_err().to_string().contains("gradient_checkpointing::backward"));
 }
 
 #[test]

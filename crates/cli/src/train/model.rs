@@ -69,6 +69,7 @@ pub(super) fn load(
         None => None,
     };
     let mut models = StableDiffusionPipeline::load_with(&unchecked, &options, replacements)?;
+    models.text_encoders.set_gradient_checkpointing(arguments.steps.gradient_checkpointing);
     noise_schedule::set(arguments, &mut models)?;
     Ok((models, options))
 }

@@ -74,6 +74,7 @@ pub(super) fn choose_trained(
         };
         let whole = trainable_text_encoder(repository, "text_encoder", options)?;
         clip.text_encoder = whole.model;
+        clip.text_encoder.set_gradient_checkpointing(arguments.steps.gradient_checkpointing);
         groups.push(text_group(whole.parameters));
     }
     Ok((groups, loras))

@@ -2,7 +2,9 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use crate::error::Result;
+use crate::gradient_checkpointing::checkpoint;
 use crate::layers::{Activation, LayerList, LayerNorm, Layers, Linear};
+use crate::transformer_2d::Context;
 
 /// The sizes of a [`ClipEncoderLayer`].
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +40,19 @@ impl ClipEncoderLayer {
     pub(super) fn forward(&self, x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
         let x = self.self_attn.forward(&self.layer_norm1.forward(x)?, mask, x)?;
         self.mlp.forward(&self.layer_norm2.forward(&x)?, &x)
+    }
+
+    /// [`forward`](Self::forward), of which only `x` is kept for the gradients.
+    pub(super) fn forward_checkpointed(&self, x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+        // What a block of a UNet is given besides: a layer of an encoder has none of it.
+        let nothing = Tensor::zeros((), x.dtype(), x.device())?;
+        let context =
+            Context { encoder_hidden_states: &nothing, mask, cache: None, gradient_checkpointing: true };
+        checkpoint(self, x, &nothing, context, Self::compute)
+    }
+
+    fn compute(&self, x: &Tensor, _: &Tensor, context: Context) -> Result<Tensor> {
+        self.forward(x, context.mask)
     }
 }
 

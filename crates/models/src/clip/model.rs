@@ -39,6 +39,7 @@ pub struct ClipTextModel {
     final_layer_norm: LayerNorm,
     eos_token_id: EosTokenId,
     device: Device,
+    gradient_checkpointing: bool,
 }
 
 impl ClipTextModel {
@@ -63,7 +64,15 @@ impl ClipTextModel {
             .collect::<Result<_>>()?;
         let final_layer_norm = LayerNorm::new(width, config.layer_norm_eps, vb.pp("final_layer_norm"))?;
         let (eos_token_id, device) = (config.eos_token_id, vb.device().clone());
-        Ok(Self { token_embedding, position_embedding, layers, final_layer_norm, eos_token_id, device })
+        Ok(Self {
+            token_embedding,
+            position_embedding,
+            layers,
+            final_layer_norm,
+            eos_token_id,
+            device,
+            gradient_checkpointing: false,
+        })
     }
 
     /// Runs all layers. `input_ids` is `(batch, tokens)` of an integer dtype, with at most `max_position_embeddings` tokens.
@@ -78,7 +87,7 @@ impl ClipTextModel {
         let causal_mask = self.causal_mask(ids.tokens)?;
         let mut hidden_states = vec![hidden.clone()];
         for layer in &self.layers {
-            hidden = layer.forward(&hidden, Some(&causal_mask))?;
+            hidden = self.run(layer, &hidden, &causal_mask)?;
             hidden_states.push(hidden.clone());
         }
         let last_hidden_state = self.final_layer_norm(&hidden)?;
@@ -99,7 +108,7 @@ impl ClipTextModel {
         };
         let ids = self.read_ids(input_ids)?;
         let causal_mask = self.causal_mask(ids.tokens)?;
-        layers.iter().try_fold(self.embed(&ids)?, |hidden, layer| layer.forward(&hidden, Some(&causal_mask)))
+        layers.iter().try_fold(self.embed(&ids)?, |hidden, layer| self.run(layer, &hidden, &causal_mask))
     }
 
     /// The normalisation after the last layer; `(batch, tokens, hidden_size)`, same shape out.
@@ -108,6 +117,12 @@ impl ClipTextModel {
     /// When shapes do not fit.
     pub fn final_layer_norm(&self, hidden_state: &Tensor) -> Result<Tensor> {
         self.final_layer_norm.forward(hidden_state)
+    }
+
+    /// For training: whether the layers keep their inputs only and are computed again for the gradients, see
+    /// [`gradient_checkpointing`](crate::gradient_checkpointing).
+    pub fn set_gradient_checkpointing(&mut self, gradient_checkpointing: bool) {
+        self.gradient_checkpointing = gradient_checkpointing;
     }
 
     /// How many layers there are.
@@ -203,6 +218,14 @@ impl ClipTextModel {
         let embeddings = self.token_embedding.forward(&ids.ids, &self.device)?;
         let embeddings = embeddings.reshape((ids.batch, ids.tokens, self.hidden_size()))?;
         Ok(embeddings.broadcast_add(&self.position_embedding.forward(&positions)?)?)
+    }
+
+    /// `(batch, tokens, hidden_size)`, same shape out.
+    fn run(&self, layer: &ClipEncoderLayer, hidden: &Tensor, causal_mask: &Tensor) -> Result<Tensor> {
+        match self.gradient_checkpointing {
+            true => layer.forward_checkpointed(hidden, Some(causal_mask)),
+            false => layer.forward(hidden, Some(causal_mask)),
+        }
     }
 
     /// `(1, 1, tokens, tokens)`: 0 where a token may look, negative infinity at all that come after it.

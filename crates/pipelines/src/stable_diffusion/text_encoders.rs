@@ -106,6 +106,16 @@ impl TextEncoders {
         }
     }
 
+    /// For training: whether the text encoders compute with [gradient checkpointing](candle_diffusers_models::gradient_checkpointing).
+    pub fn set_gradient_checkpointing(&mut self, gradient_checkpointing: bool) {
+        if let Some(first) = self.first_mut() {
+            first.text_encoder.set_gradient_checkpointing(gradient_checkpointing);
+        }
+        if let Self::Xl(encoders) = self {
+            encoders.second.text_encoder.text_model_mut().set_gradient_checkpointing(gradient_checkpointing);
+        }
+    }
+
     /// The models that LoRAs change.
     pub fn lora_models<'a>(&'a self, unet: &'a UNet2DConditionModel) -> LoraModels<'a> {
         let mut models = LoraModels { unet: Some(unet), ..Default::default() };

@@ -46,7 +46,8 @@ pub struct DenoisingOptions {
     pub latents_seed: Option<u64>,
     /// The share of timesteps, from the first, that are drawn from; all where nothing is said. cloneofsimo's `lora_pti` has 0.8 for a LoRA (its `t_mutliplier`).
     pub t_multiplier: Option<f64>,
-    /// Less memory for more time: see [`gradient_checkpointing`](candle_diffusers_models::gradient_checkpointing).
+    /// Less memory for more time: see [`gradient_checkpointing`](candle_diffusers_models::gradient_checkpointing). This is the UNet's and a ControlNet's; text encoders have
+    /// [`TextEncoders::set_gradient_checkpointing`](candle_diffusers_pipelines::TextEncoders::set_gradient_checkpointing).
     pub gradient_checkpointing: bool,
 }
 

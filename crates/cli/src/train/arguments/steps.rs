@@ -58,7 +58,7 @@ pub(crate) struct StepArguments {
     /// bf16 computes in bfloat16; what is trained stays float32
     #[arg(long, value_name = "TYPE", default_value = "no", help_heading = STEPS)]
     pub(crate) mixed_precision: MixedPrecision,
-    /// Keep only the inputs of the UNet's blocks for the gradients and one copy of its weights, and compute the rest again: less memory, more time
+    /// Keep only the inputs of the UNet's blocks and the text encoders' layers for the gradients and one copy of weights, and compute the rest again: less memory, more time
     #[arg(long, help_heading = STEPS)]
     pub(crate) gradient_checkpointing: bool,
 }

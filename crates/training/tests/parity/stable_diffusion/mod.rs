@@ -144,7 +144,8 @@ fn losses_and_weights_are_those_of_the_reference() {
     let size = settings["batch"].as_u64().unwrap() as usize;
     let cases = settings["cases"].as_object().unwrap().iter();
     for ((name, case), gradient_checkpointing) in cases.flat_map(|case| [(case, false), (case, true)]) {
-        let Run { models, loras, mut trainer } = prepare(name, case, &fixture);
+        let Run { mut models, loras, mut trainer } = prepare(name, case, &fixture);
+        models.text_encoders.set_gradient_checkpointing(gradient_checkpointing);
         let options = DenoisingOptions { gradient_checkpointing, ..denoising_options(case) };
         let denoising = Denoising::new(&models, options).unwrap();
         let (losses, digests) =
