@@ -4,35 +4,12 @@
 // Clippy knows the test functions only, not what they call.
 #![allow(clippy::unwrap_used)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-
 use candle_core::{DType, Device, Tensor, Var};
 use candle_diffusers_kernels::{Conv2dParams, PackedWeight, add};
-
-/// The system's allocator, counting.
-struct Counting;
-
-static HELD: AtomicUsize = AtomicUsize::new(0);
-static MOST: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: all memory is the system allocator's.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        MOST.fetch_max(HELD.fetch_add(layout.size(), SeqCst) + layout.size(), SeqCst);
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, start: *mut u8, layout: Layout) {
-        HELD.fetch_sub(layout.size(), SeqCst);
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(start, layout) }
-    }
-}
+use candle_diffusers_test_support::CountingAllocator;
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator::new();
 
 #[test]
 fn frozen_layers_hold_neither_inputs_nor_gradients_of_weights() {
@@ -48,7 +25,7 @@ fn frozen_layers_hold_neither_inputs_nor_gradients_of_weights() {
     let tokens = Var::from_tensor(&random(&[1, 1024, CHANNELS])).unwrap();
     let activation = 1024 * CHANNELS * DType::F32.size_in_bytes();
     let step = || {
-        let before = HELD.load(SeqCst);
+        let before = ALLOCATOR.held();
         let (mut x, mut y) = (pixels.as_tensor().clone(), tokens.as_tensor().clone());
         for (linear, convolution) in linears.iter().zip(&convolutions) {
             x = add(&convolution.conv2d(&x, None, params).unwrap(), &x).unwrap();
@@ -56,12 +33,10 @@ fn frozen_layers_hold_neither_inputs_nor_gradients_of_weights() {
         }
         let loss = (x.sum_all().unwrap() + y.sum_all().unwrap()).unwrap();
         drop((x, y));
-        let after_forward = HELD.load(SeqCst) - before;
-        MOST.store(HELD.load(SeqCst), SeqCst);
-        let gradients = loss.backward().unwrap();
-        let most = MOST.load(SeqCst) - before;
+        let after_forward = ALLOCATOR.held() - before;
+        let (gradients, more) = ALLOCATOR.peak_of(|| loss.backward().unwrap());
         assert_eq!(gradients.get_ids().count(), 2, "there are two variables");
-        (after_forward, most)
+        (after_forward, after_forward + more)
     };
     // What threads keep for the next time is there then.
     step();

@@ -16,7 +16,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
-pub use memory::peak_bytes;
+pub use memory::{CountingAllocator, peak_bytes};
 pub use numbers::numbers;
 pub use original_checkpoint::OriginalCheckpoint;
 pub use same_bits::assert_threads_change_no_bit;
