@@ -1,4 +1,5 @@
-//! The gradients of a step, summed over all processes in buckets, as torch's DistributedDataParallel has them.
+//! The gradients of a step, summed over all processes in buckets of the size that torch's DistributedDataParallel has. That one sends a bucket while the rest of the backward pass is
+//! computed; candle's backward hands out all gradients at its end, so that here a bucket travels while others are packed and unpacked.
 
 use std::ops::Range;
 
