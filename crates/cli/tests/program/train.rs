@@ -95,14 +95,33 @@ fn a_lora_is_trained_and_painted_with() {
     assert!(pixels("again.png") == pixels("with.png"));
 }
 
-#[test]
-fn a_run_that_is_killed_goes_on_to_the_same_bits() {
+/// Kills the run, whatever it does, again and again until it has come to its end by itself; each time it is given a part more of time.
+fn run_and_kill(workplace: &Workplace, flags: &[&str], part: Duration) {
+    for parts in 1..100 {
+        let mut child = workplace.command(flags).stderr(Stdio::null()).spawn().unwrap();
+        let start = Instant::now();
+        while start.elapsed() < part * parts {
+            if let Some(status) = child.try_wait().unwrap() {
+                assert!(status.success(), "{status}");
+                return;
+            }
+            sleep(Duration::from_millis(5));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    panic!("the run does not come to its end");
+}
+
+/// A run that is killed, about so many times, comes to the same `result` as one that is not, and the same checkpoints are left of both.
+fn check_killed(flags: &[&str], kills: u32, result: &str, kept: [&str; 2]) {
     let workplace = Workplace::new();
     pictures(&workplace, "data", 5);
-    let steps = ["--max_train_steps", "12", "--checkpointing_steps", "2", "--checkpoints_total_limit", "2"];
-    let whole = [&steps[..], &["--train_text_encoder"]].concat();
-    workplace.succeed(train("whole", &whole));
-    let kept: Vec<String> = ["checkpoint-10", "checkpoint-12"].map(String::from).into();
+    let start = Instant::now();
+    workplace.succeed([flags, &["--output_dir", "whole"]].concat());
+    let part = start.elapsed() / kills;
+    let resumed = ["--output_dir", "killed", "--resume_from_checkpoint", "latest"];
+    run_and_kill(&workplace, &[flags, &resumed].concat(), part);
     let checkpoints = |output: &str| {
         let mut names: Vec<String> = fs::read_dir(workplace.path(output))
             .unwrap()
@@ -113,24 +132,28 @@ fn a_run_that_is_killed_goes_on_to_the_same_bits() {
         names
     };
     assert_eq!(checkpoints("whole"), kept);
-    // Killed at whatever it does, again and again, until it has come to its end.
-    let resumed = [&whole[..], &["--resume_from_checkpoint", "latest"]].concat();
-    let finished = |output: &str| workplace.path(output).join("pytorch_lora_weights.safetensors").exists();
-    let mut patience = Duration::from_millis(900);
-    while !finished("killed") {
-        let mut command = workplace.command(train("killed", &resumed));
-        let mut child = command.stderr(Stdio::null()).spawn().unwrap();
-        let start = Instant::now();
-        while start.elapsed() < patience && child.try_wait().unwrap().is_none() {
-            sleep(Duration::from_millis(5));
-        }
-        child.kill().ok();
-        child.wait().unwrap();
-        patience += Duration::from_millis(700);
-        assert!(patience < Duration::from_secs(60));
-    }
-    assert!(lora(&workplace, "killed") == lora(&workplace, "whole"));
     assert_eq!(checkpoints("killed"), kept);
+    let file = |output: &str| fs::read(workplace.path(output).join(result)).unwrap();
+    assert!(file("killed") == file("whole"));
+}
+
+#[test]
+fn a_run_that_is_killed_goes_on_to_the_same_bits() {
+    let steps = ["--max_train_steps", "12", "--checkpointing_steps", "2", "--checkpoints_total_limit", "2"];
+    let flags = [&FIXED[..], &steps, &["--train_text_encoder"]].concat();
+    check_killed(&flags, 6, "pytorch_lora_weights.safetensors", ["checkpoint-10", "checkpoint-12"]);
+}
+
+#[test]
+fn a_whole_model_whose_run_is_killed_comes_to_the_same_bits() {
+    let model = shapes().display().to_string();
+    let flags = format!(
+        "train text-to-image --pretrained_model_name_or_path {model} --train_data_dir data --train_batch_size 2 --learning_rate 1e-4 --use_ema --use_8bit_adam \
+         --max_train_steps 6 --checkpointing_steps 2 --checkpoints_total_limit 2"
+    );
+    let flags: Vec<&str> = flags.split_whitespace().collect();
+    let result = "model/unet/diffusion_pytorch_model.safetensors";
+    check_killed(&flags, 4, result, ["checkpoint-4", "checkpoint-6"]);
 }
 
 #[cfg(unix)]
