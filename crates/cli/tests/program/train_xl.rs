@@ -4,8 +4,9 @@ use std::fs;
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::program::{PARITY, Workplace};
+use crate::program::{PARITY, Workplace, make_model};
 use crate::train::pictures;
+use crate::train_pairs::pairs;
 
 #[test]
 fn every_recipe_for_xl_is_painted_with() {
@@ -59,6 +60,31 @@ fn every_recipe_for_xl_is_painted_with() {
 
     train("text-to-image", "whole", &[&data[..], &["--mixed_precision", "bf16"]].concat());
     assert!(paint("whole/model", &[]) != plain);
+}
+
+#[test]
+fn a_model_that_paints_into_pictures_learns_a_thing() {
+    let workplace = Workplace::new();
+    pairs(&workplace, "data", "mask");
+    let (base, unet) = ("stable_diffusion_xl/base", "inpainting/xl_unet");
+    make_model(&workplace, "into", base, unet, "StableDiffusionXLInpaintPipeline");
+    let flags = "train dreambooth-lora --pretrained_model_name_or_path into --instance_data_dir data --instance_prompt sks --resolution 32 \
+        --max_train_steps 2 --checkpointing_steps 1 --learning_rate 0.05 --validation_prompt sks --num_inference_steps 2 --output_dir out";
+    let flags: Vec<&str> = flags.split_whitespace().collect();
+    workplace.succeed(&flags);
+    assert!(workplace.path("out/validation/000002.png").is_file());
+    let lora = "out/pytorch_lora_weights.safetensors";
+    let written = fs::read(workplace.path(lora)).unwrap();
+    fs::remove_dir_all(workplace.path("out/checkpoint-2")).unwrap();
+    workplace.succeed([&flags[..], &["--resume_from_checkpoint", "latest"]].concat());
+    assert!(fs::read(workplace.path(lora)).unwrap() == written);
+    let paint = |flags: &[&str]| {
+        let fixed = ["generate", "a sks star", "--steps", "3", "--seed", "1", "--model", "into"];
+        let into = ["--init-image", "data/0.png", "--mask", "data/frames/0.png"];
+        workplace.succeed([&fixed[..], &into, flags].concat());
+        image::open(workplace.path("out.png")).unwrap().to_rgb8()
+    };
+    assert!(paint(&["--lora", &format!("{lora}:4")]) != paint(&[]));
 }
 
 #[test]
