@@ -13,6 +13,7 @@ mod inspect;
 mod lora;
 mod loras;
 mod models;
+mod nearest;
 mod output;
 mod painter;
 mod parameters;
@@ -30,9 +31,8 @@ mod xl_arguments;
 use std::process::ExitCode;
 
 use candle_diffusers_kernels::PooledAllocator;
-use clap::Parser;
 
-use arguments::{Arguments, Command};
+use arguments::Command;
 use progress::Progress;
 
 #[global_allocator]
@@ -41,7 +41,7 @@ static ALLOCATOR: PooledAllocator = PooledAllocator::new();
 fn main() -> ExitCode {
     let progress = Progress::new();
     terminal::show_warnings(&progress);
-    let result = train::expand(std::env::args_os().collect()).map(Arguments::parse_from);
+    let result = train::expand(std::env::args_os().collect()).map(nearest::parse);
     let result = result.and_then(|arguments| run(&arguments.command, &progress));
     progress.clear();
     match result {

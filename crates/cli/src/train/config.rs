@@ -4,16 +4,31 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, Command};
+
+use super::TrainArguments;
+use crate::nearest;
 
 /// The flags in a file of `name = value`, as they would stand on the command line.
+///
+/// # Errors
+/// When the file cannot be read, has a name that is no flag, or a value of another type than flags have.
 pub(crate) fn read(file: &Path) -> Result<Vec<OsString>> {
     let name = file.display();
     let text = fs::read_to_string(file).with_context(|| format!("--config {name}"))?;
     let table: toml::Table = text.parse().with_context(|| format!("--config {name}"))?;
+    let command = TrainArguments::augment_args(Command::new("train"));
+    let known = nearest::flags(&command);
     let mut flags = Vec::new();
     for (key, value) in table {
-        let flag = format!("--{}", key.replace('_', "-"));
+        let hyphens = key.replace('_', "-");
+        ensure!(
+            known.contains(&hyphens.as_str()),
+            "--config {name}: {key} is no flag of diffuse train; the nearest is {}",
+            nearest::nearest(&key, &known).unwrap_or_default().replace('-', "_")
+        );
+        let flag = format!("--{hyphens}");
         let value = match value {
             toml::Value::Boolean(true) => {
                 flags.push(flag.into());

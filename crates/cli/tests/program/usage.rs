@@ -25,3 +25,19 @@ fn the_version_is_printed() {
     let expected = concat!("diffuse ", env!("CARGO_PKG_VERSION"), "\n");
     assert_eq!(Workplace::new().succeed(["--version"]).stdout, expected);
 }
+
+#[test]
+fn a_flag_that_is_not_known_is_refused_with_the_nearest() {
+    for (arguments, nearest) in [
+        (&["train", "text-to-image-lora", "--network_dim", "8"][..], "'--"),
+        (&["train", "--do_edm_style_training", "dreambooth-lora"], "'--"),
+        (&["train", "text-to-image-lora", "--learning_rat", "1"], "'--learning-rate'"),
+        (&["generate", "a star", "--sampler_name", "ddim"], "'--"),
+        (&["lora", "merge", "--quantity", "8", "a", "b"], "'--"),
+    ] {
+        let run = Workplace::new().run(arguments);
+        assert_eq!(run.status, Some(2), "{arguments:?}: {}", run.stderr);
+        assert!(run.stderr.contains(&format!("a similar argument exists: {nearest}")), "{}", run.stderr);
+        assert!(!run.stderr.contains("as a value"), "{}", run.stderr);
+    }
+}
