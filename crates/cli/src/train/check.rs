@@ -7,7 +7,27 @@ use super::{MixedPrecision, OptimizerName, Recipe, ReportTo, TrainArguments, wor
 
 /// Refuses flags that the recipe does not have, or that need others.
 pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
-    let recipe = arguments.recipe;
+    check_not_fetched(arguments)?;
+    check_numbers(arguments)?;
+    if arguments.recipe.has_things() {
+        check_things(arguments)?;
+    } else {
+        check_folder_alone(arguments)?;
+    }
+    check_without_text(arguments)?;
+    check_not_here(arguments)?;
+    check_pairs(arguments)?;
+    check_words(arguments)?;
+    check_models(arguments)?;
+    check_noise(arguments)?;
+    check_optimizer(arguments)?;
+    check_pivotal(arguments)?;
+    check_pictures(arguments)?;
+    check_watch(arguments)
+}
+
+/// What diffusers' scripts fetch.
+fn check_not_fetched(arguments: &TrainArguments) -> Result<()> {
     ensure!(
         arguments.pictures.dataset_name.is_none(),
         "--dataset-name: data sets are not fetched; save its pictures in a folder, with metadata.jsonl, and give that as --train-data-dir"
@@ -16,68 +36,83 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
         !arguments.thing.real_prior,
         "--real-prior: pictures of the class are not fetched; save real ones in the folder of --class-data-dir, with their captions (metadata.jsonl, or cat.txt beside cat.png), give their number as --num-class-images, and leave --real-prior out"
     );
-    check_numbers(arguments)?;
-    if recipe.has_things() {
+    Ok(())
+}
+
+/// Things and their classes.
+fn check_things(arguments: &TrainArguments) -> Result<()> {
+    let thing = &arguments.thing;
+    ensure!(
+        thing.concepts_list.is_some()
+            || (thing.instance_data_dir.is_some() && thing.instance_prompt.is_some()),
+        "this recipe learns from --instance-data-dir and --instance-prompt; give both (captions beside the pictures go before the prompt)"
+    );
+    ensure!(
+        arguments.pictures.train_data_dir.is_none(),
+        "--train-data-dir is for text-to-image; this recipe has --instance-data-dir"
+    );
+    ensure!(
+        thing.concepts_list.is_none() || arguments.recipe == Recipe::CustomDiffusion,
+        "--concepts-list is for custom-diffusion; DreamBooth learns one thing, by --instance-data-dir and --instance-prompt"
+    );
+    ensure!(
+        thing.with_prior_preservation || thing.prior_loss_weight == 1.0,
+        "--prior-loss-weight is how much the pictures of a class count: give --with-prior-preservation"
+    );
+    ensure!(
+        thing.with_prior_preservation || thing.num_class_images == 100,
+        "--num-class-images is how many pictures of a class there should be: give --with-prior-preservation"
+    );
+    if thing.with_prior_preservation && thing.concepts_list.is_none() {
         ensure!(
-            arguments.thing.concepts_list.is_some()
-                || (arguments.thing.instance_data_dir.is_some() && arguments.thing.instance_prompt.is_some()),
-            "this recipe learns from --instance-data-dir and --instance-prompt; give both (captions beside the pictures go before the prompt)"
+            thing.class_data_dir.is_some() && thing.class_prompt.is_some(),
+            "--with-prior-preservation needs --class-data-dir and --class-prompt"
         );
-        ensure!(
-            arguments.pictures.train_data_dir.is_none(),
-            "--train-data-dir is for text-to-image; this recipe has --instance-data-dir"
-        );
-        ensure!(
-            arguments.thing.concepts_list.is_none() || recipe == Recipe::CustomDiffusion,
-            "--concepts-list is for custom-diffusion; DreamBooth learns one thing, by --instance-data-dir and --instance-prompt"
-        );
-        ensure!(
-            arguments.thing.with_prior_preservation || arguments.thing.prior_loss_weight == 1.0,
-            "--prior-loss-weight is how much the pictures of a class count: give --with-prior-preservation"
-        );
-        ensure!(
-            arguments.thing.with_prior_preservation || arguments.thing.num_class_images == 100,
-            "--num-class-images is how many pictures of a class there should be: give --with-prior-preservation"
-        );
-        if arguments.thing.with_prior_preservation && arguments.thing.concepts_list.is_none() {
-            ensure!(
-                arguments.thing.class_data_dir.is_some() && arguments.thing.class_prompt.is_some(),
-                "--with-prior-preservation needs --class-data-dir and --class-prompt"
-            );
-        }
-    } else {
-        ensure!(
-            arguments.pictures.train_data_dir.is_some(),
-            "this recipe learns from --train-data-dir; give it"
-        );
-        let flags = [
-            ("--instance-data-dir", arguments.thing.instance_data_dir.is_some()),
-            ("--concepts-list", arguments.thing.concepts_list.is_some()),
-            ("--instance-prompt", arguments.thing.instance_prompt.is_some()),
-            ("--with-prior-preservation", arguments.thing.with_prior_preservation),
-        ];
-        if let Some((flag, _)) = flags.iter().find(|(_, is_given)| *is_given) {
-            bail!(
-                "{flag} is for DreamBooth and Custom Diffusion; this recipe takes its captions from --train-data-dir"
-            );
-        }
     }
-    if recipe == Recipe::Unconditional {
-        let flags = [
-            ("--validation-prompt", !arguments.watch.validation_prompt.is_empty()),
-            ("--train-text-encoder", arguments.train_text_encoder),
-            ("--snr-gamma", arguments.noise.snr_gamma.is_some()),
-            ("--gradient-checkpointing", arguments.steps.gradient_checkpointing),
-            ("--noise-offset", arguments.noise.noise_offset != 0.0),
-            ("--input-perturbation", arguments.noise.input_perturbation != 0.0),
-            ("--rescale-betas-zero-snr", arguments.noise.rescale_betas_zero_snr),
-            ("--proportion-empty-prompts", arguments.pictures.proportion_empty_prompts != 0.0),
-            ("--encoder-cache-dir", arguments.pictures.encoder_cache_dir.is_some()),
-        ];
-        if let Some((flag, _)) = flags.iter().find(|(_, is_given)| *is_given) {
-            bail!("{flag} is for models that paint from a text; unconditional ones have none");
-        }
+    Ok(())
+}
+
+/// What is for things, where a folder of pictures is learned from.
+fn check_folder_alone(arguments: &TrainArguments) -> Result<()> {
+    ensure!(arguments.pictures.train_data_dir.is_some(), "this recipe learns from --train-data-dir; give it");
+    let flags = [
+        ("--instance-data-dir", arguments.thing.instance_data_dir.is_some()),
+        ("--concepts-list", arguments.thing.concepts_list.is_some()),
+        ("--instance-prompt", arguments.thing.instance_prompt.is_some()),
+        ("--with-prior-preservation", arguments.thing.with_prior_preservation),
+    ];
+    if let Some((flag, _)) = flags.iter().find(|(_, is_given)| *is_given) {
+        bail!(
+            "{flag} is for DreamBooth and Custom Diffusion; this recipe takes its captions from --train-data-dir"
+        );
     }
+    Ok(())
+}
+
+/// What is for a text, where there is none.
+fn check_without_text(arguments: &TrainArguments) -> Result<()> {
+    if arguments.recipe != Recipe::Unconditional {
+        return Ok(());
+    }
+    let flags = [
+        ("--validation-prompt", !arguments.watch.validation_prompt.is_empty()),
+        ("--train-text-encoder", arguments.train_text_encoder),
+        ("--snr-gamma", arguments.noise.snr_gamma.is_some()),
+        ("--gradient-checkpointing", arguments.steps.gradient_checkpointing),
+        ("--noise-offset", arguments.noise.noise_offset != 0.0),
+        ("--input-perturbation", arguments.noise.input_perturbation != 0.0),
+        ("--rescale-betas-zero-snr", arguments.noise.rescale_betas_zero_snr),
+        ("--proportion-empty-prompts", arguments.pictures.proportion_empty_prompts != 0.0),
+        ("--encoder-cache-dir", arguments.pictures.encoder_cache_dir.is_some()),
+    ];
+    if let Some((flag, _)) = flags.iter().find(|(_, is_given)| *is_given) {
+        bail!("{flag} is for models that paint from a text; unconditional ones have none");
+    }
+    Ok(())
+}
+
+/// Values that guides print and that there is something else for.
+fn check_not_here(arguments: &TrainArguments) -> Result<()> {
     ensure!(
         arguments.steps.mixed_precision != MixedPrecision::Fp16,
         "--mixed-precision fp16: gradients are too small for float16 without loss scaling, which is not here; give bf16, which takes as much memory"
@@ -86,9 +121,13 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
         arguments.watch.report_to != ReportTo::Service,
         "--report-to: nothing is sent to wandb or another service; give tensorboard, which writes files to --logging-dir, or look at log.jsonl in --output-dir"
     );
-    check_pairs(arguments)?;
+    Ok(())
+}
+
+/// New words.
+fn check_words(arguments: &TrainArguments) -> Result<()> {
     let has_token = arguments.word.placeholder_token.is_some() || arguments.word.initializer_token.is_some();
-    if recipe == Recipe::CustomDiffusion {
+    if arguments.recipe == Recipe::CustomDiffusion {
         ensure!(
             arguments.word.placeholder_token.is_none(),
             "--placeholder-token is for textual-inversion and pivotal-tuning; custom-diffusion has --modifier-token"
@@ -97,7 +136,7 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
             !arguments.train_text_encoder,
             "--train-text-encoder: custom-diffusion trains new words and cross-attention alone"
         );
-    } else if recipe.has_token() {
+    } else if arguments.recipe.has_token() {
         words::read(arguments)?;
         words::at_data(arguments)?;
     } else {
@@ -106,17 +145,27 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
             "--placeholder-token and --initializer-token are for textual-inversion and pivotal-tuning"
         );
     }
-    if recipe == Recipe::TextualInversion {
+    Ok(())
+}
+
+/// What is trained, and what it began as.
+fn check_models(arguments: &TrainArguments) -> Result<()> {
+    if arguments.recipe == Recipe::TextualInversion {
         ensure!(
             !arguments.train_text_encoder,
             "textual inversion trains the new word alone; leave out --train-text-encoder"
         );
-    } else if recipe.is_whole() {
+    } else if arguments.recipe.is_whole() {
         ensure!(
             arguments.pretrained_model_name_or_path.is_some(),
             "a whole model is written with the other files of the one that it began as: give a folder as --pretrained-model-name-or-path"
         );
     }
+    Ok(())
+}
+
+/// Noise and the loss.
+fn check_noise(arguments: &TrainArguments) -> Result<()> {
     ensure!(
         (0.0..=1.0).contains(&arguments.pictures.proportion_empty_prompts),
         "--proportion-empty-prompts is {}, expected 0 to 1",
@@ -132,6 +181,11 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
     ] {
         ensure!(number.is_finite(), "{flag} is {number}, expected a number that is not infinite");
     }
+    Ok(())
+}
+
+/// The optimizer and how its learning rates change.
+fn check_optimizer(arguments: &TrainArguments) -> Result<()> {
     let optimizer = &arguments.optimizer;
     ensure!(
         optimizer.optimizer == OptimizerName::AdamW || !optimizer.use_8bit_adam,
@@ -147,13 +201,17 @@ pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
         is_piecewise == arguments.steps.lr_step_rules.is_some(),
         "--lr-step-rules and piecewise_constant (as --lr-scheduler, or as --lr-scheduler-lora of pivotal-tuning) belong together; give both"
     );
-    check_pivotal(arguments)?;
-    check_pictures(arguments)?;
-    ensure!(arguments.watch.checkpointing_steps > 0, "--checkpointing-steps is 0, expected 1 or more");
-    ensure!(arguments.watch.validation_steps != Some(0), "--validation-steps is 0, expected 1 or more");
-    ensure!(arguments.watch.validation_epochs != Some(0), "--validation-epochs is 0, expected 1 or more");
-    ensure!(arguments.watch.num_validation_images > 0, "--num-validation-images is 0, expected 1 or more");
-    ensure!(arguments.watch.num_inference_steps != Some(0), "--num-inference-steps is 0, expected 1 or more");
+    Ok(())
+}
+
+/// When a run is written and looked at.
+fn check_watch(arguments: &TrainArguments) -> Result<()> {
+    let watch = &arguments.watch;
+    ensure!(watch.checkpointing_steps > 0, "--checkpointing-steps is 0, expected 1 or more");
+    ensure!(watch.validation_steps != Some(0), "--validation-steps is 0, expected 1 or more");
+    ensure!(watch.validation_epochs != Some(0), "--validation-epochs is 0, expected 1 or more");
+    ensure!(watch.num_validation_images > 0, "--num-validation-images is 0, expected 1 or more");
+    ensure!(watch.num_inference_steps != Some(0), "--num-inference-steps is 0, expected 1 or more");
     Ok(())
 }
 
