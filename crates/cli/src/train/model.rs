@@ -29,7 +29,8 @@ pub(super) fn open(arguments: &TrainArguments, progress: &Progress) -> Result<Re
     Ok(repository)
 }
 
-fn repository(model: &OsStr, variant: Option<&str>, progress: &Progress) -> Result<Repository> {
+/// A pipeline: a folder, a file, or one of the hub.
+pub(super) fn repository(model: &OsStr, variant: Option<&str>, progress: &Progress) -> Result<Repository> {
     let path = Path::new(model);
     if path.is_file() {
         return Ok(Repository::single_file(path, &Default::default())?);

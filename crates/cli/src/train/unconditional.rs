@@ -9,13 +9,13 @@ use candle_diffusers_training::recipes::{UnconditionalOptions, default_unet_2d_c
 use candle_diffusers_training::{new_unet_2d, trainable_unet_2d};
 use serde_json::Value;
 
-use super::TrainArguments;
 use super::data::Data;
 use super::processes::Started;
 use super::session::{Learned, Parts, Session, Stage};
 use super::taught::Taught;
 use super::trained::group;
 use super::trainer::new_trainer;
+use super::{TrainArguments, beginning, model};
 use crate::progress::Progress;
 
 pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Started) -> Result<()> {
@@ -26,29 +26,22 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
         prediction_type: arguments.noise.prediction_type.clone().unwrap_or_else(|| "epsilon".to_string()),
         compute_dtype: arguments.steps.mixed_precision.compute_dtype(),
     };
-    let generator = TorchGenerator::new(arguments.steps.seed);
-    let load =
-        LoadOptions { device: started.device()?, variant: arguments.variant.clone(), ..Default::default() };
-    let (whole, config) = match &arguments.pretrained_model_name_or_path {
-        Some(model) => {
-            let repository = Repository::folder(model)?;
-            let config: Value = repository.read_json("unet/config.json")?;
-            let class = config["_class_name"].as_str().unwrap_or("UNet2DModel");
-            ensure!(
-                class == "UNet2DModel",
-                "{} has a {class}; unconditional teaches models that paint without a text, with a UNet2DModel",
-                repository.name()
-            );
-            (trainable_unet_2d(&repository, "unet", &load)?, config)
-        }
-        None => {
-            let config = read_config(arguments)?;
-            (new_unet_2d(&config, generator.clone(), &load)?, config)
-        }
+    let repository = open(arguments, progress, started)?;
+    let config = match &repository {
+        Some(repository) => own_config(repository)?,
+        None => read_config(arguments)?,
     };
     let resolution = config["sample_size"].as_u64().unwrap_or(64) as u32;
     let resolution = arguments.pictures.resolution.unwrap_or(resolution);
     let data = Data::without_captions(arguments, resolution, started)?;
+    beginning::check(arguments, started, &data)?;
+    let generator = TorchGenerator::new(arguments.steps.seed);
+    let load =
+        LoadOptions { device: started.device()?, variant: arguments.variant.clone(), ..Default::default() };
+    let whole = match &repository {
+        Some(repository) => trainable_unet_2d(repository, unet_folder(repository), &load)?,
+        None => new_unet_2d(&config, generator.clone(), &load)?,
+    };
     let groups = vec![group(arguments, started, whole.parameters, arguments.learning_rate())];
     let max_steps = data.max_steps(arguments);
     let trainer = new_trainer(arguments, groups, max_steps, generator)?;
@@ -60,6 +53,34 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     Session::new(arguments, progress, started, parts)?.run(None)
 }
 
+/// The model to begin with, where that is no new one.
+fn open(arguments: &TrainArguments, progress: &Progress, started: &Started) -> Result<Option<Repository>> {
+    let Some(name) = &arguments.pretrained_model_name_or_path else { return Ok(None) };
+    let variant = arguments.variant.as_deref();
+    Ok(Some(started.first_before_others(|| model::repository(name, variant, progress))?))
+}
+
+/// Where its UNet is: the oldest models have it at their top.
+fn unet_folder(repository: &Repository) -> &'static str {
+    let is_at_top = repository.exists("config.json") && !repository.exists("unet/config.json");
+    if is_at_top { "" } else { "unet" }
+}
+
+/// What its UNet is.
+fn own_config(repository: &Repository) -> Result<Value> {
+    let folder = unet_folder(repository);
+    let path = if folder.is_empty() { "config.json".to_string() } else { format!("{folder}/config.json") };
+    let config: Value = repository.read_json(&path)?;
+    let class = config["_class_name"].as_str().unwrap_or("UNet2DModel");
+    ensure!(
+        class == "UNet2DModel",
+        "{} has a {class}; unconditional teaches models that paint without a text, with a UNet2DModel",
+        repository.name()
+    );
+    Ok(config)
+}
+
+/// What that of a new one is.
 fn read_config(arguments: &TrainArguments) -> Result<Value> {
     let Some(file) = &arguments.unconditional.model_config_name_or_path else {
         return Ok(default_unet_2d_config(arguments.pictures.resolution.unwrap_or(64) as usize));

@@ -1,10 +1,11 @@
 //! What `diffuse train` cannot go on with: one clear line, and what was there before stays good.
 
 use std::fs;
+use std::path::Path;
 
 use image::{Rgb, RgbImage};
 
-use crate::program::{PARITY, Workplace, shapes};
+use crate::program::{PARITY, Workplace, copy_folder, shapes};
 use crate::train::pictures;
 
 const LORA: [&str; 4] = ["train", "text-to-image-lora", "--train_data_dir", "data"];
@@ -273,4 +274,29 @@ fn a_folder_that_cannot_be_made_is_told_before_pictures_of_the_class_are_painted
     let told = format!("--logging-dir {link} cannot be written to");
     refuse(&workplace, &[&["train", "dreambooth-lora"][..], &CLASS, &logging].concat(), &[told.as_str()]);
     assert!(!workplace.path("class").exists());
+}
+
+#[test]
+fn a_model_without_texts_is_looked_for_and_its_folder_tried_as_for_other_recipes() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    let fixed = ["train", "unconditional", "--train_data_dir", "data", "--max_train_steps", "1"];
+    let model = format!("{PARITY}/unconditional/ddpm");
+    let with = |model: &str, output: &str| {
+        let flags = ["--pretrained_model_name_or_path", model, "--output_dir", output];
+        [&fixed[..], &flags].concat().into_iter().map(String::from).collect::<Vec<_>>()
+    };
+    let refuse = |model: &str, output: &str, culprits: &[&str]| {
+        let run = workplace.run(with(model, output));
+        assert_eq!((run.status, run.stderr.lines().count()), (Some(1), 1), "{}", run.stderr);
+        for culprit in culprits {
+            assert!(run.stderr.contains(culprit), "{culprit:?}: {}", run.stderr);
+        }
+    };
+    refuse(&model, "data/0.png/out", &["--output-dir data/0.png/out cannot be written to"]);
+    refuse("google/ddpm-none", "out", &["google/ddpm-none", "HF_HUB_OFFLINE"]);
+    // The oldest ones of the hub have the UNet at their top.
+    copy_folder(&Path::new(&model).join("unet"), &workplace.path("old"));
+    workplace.succeed(with("old", "out"));
+    assert!(workplace.path("out/model/unet/config.json").is_file());
 }
