@@ -274,6 +274,10 @@ fn check_pivotal(arguments: &TrainArguments) -> Result<()> {
 /// What is for some recipes' pictures alone.
 fn check_pictures(arguments: &TrainArguments) -> Result<()> {
     let pictures = &arguments.pictures;
+    ensure!(
+        !pictures.random_crop || arguments.recipe != Recipe::Controlnet,
+        "--random-crop: controlnet cuts the middle out of all pictures, as diffusers' script does"
+    );
     let has_no_masks = arguments.recipe.has_pairs()
         || matches!(arguments.recipe, Recipe::Unconditional | Recipe::CustomDiffusion);
     ensure!(

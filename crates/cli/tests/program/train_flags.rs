@@ -67,6 +67,9 @@ fn loras_are_as_peft_has_them() {
         })
     };
     assert!(beyond("gaussian") && !beyond("true"));
+    let evenly =
+        |how: &str| values(&lora(&workplace, how, &[&still[..], &["--init_lora_weights", how]].concat()));
+    assert!(evenly("kaiming") == evenly("true") && evenly("default") == evenly("true"));
 }
 
 #[test]
@@ -460,4 +463,31 @@ fn a_whole_model_learns_a_thing_and_keeps_its_class() {
     let class = fs::read_dir(workplace.path("class")).unwrap().count();
     assert_eq!(class, 2);
     workplace.succeed(["generate", "a sks", "--model", "whole/model", "--steps", "2"]);
+}
+
+#[test]
+fn pictures_are_cut_at_random_or_in_the_middle() {
+    let workplace = Workplace::new();
+    fs::create_dir(workplace.path("data")).unwrap();
+    RgbImage::from_fn(96, 64, |x, y| Rgb([x as u8, y as u8, 90])).save(workplace.path("data/0.png")).unwrap();
+    fs::write(workplace.path("data/0.txt"), "a shade").unwrap();
+    let train = |recipe: &'static str, output: &'static str, flags: &[&'static str]| {
+        let fixed = ["train", recipe, "--train_data_dir", "data", "--max_train_steps", "2", "--output_dir"];
+        [&fixed[..], &[output], flags].concat()
+    };
+    let lora = |output: &'static str, flags: &[&'static str]| {
+        workplace.succeed(train("text-to-image-lora", output, flags));
+        fs::read(workplace.path(output).join("pytorch_lora_weights.safetensors")).unwrap()
+    };
+    let plain = lora("plain", &[]);
+    assert!(lora("random", &["--random_crop"]) == plain);
+    assert!(lora("middle", &["--center_crop"]) != plain);
+    let both = workplace.run(train("text-to-image-lora", "both", &["--random_crop", "--center_crop"]));
+    assert_eq!(both.status, Some(2), "{}", both.stderr);
+    for told in ["--random-crop", "cannot be used with", "--center-crop"] {
+        assert!(both.stderr.contains(told), "{}", both.stderr);
+    }
+    let always = workplace.run(train("controlnet", "always", &["--random_crop"]));
+    assert_eq!(always.status, Some(1), "{}", always.stderr);
+    assert!(always.stderr.contains("--random-crop: controlnet cuts the middle out"), "{}", always.stderr);
 }

@@ -23,7 +23,7 @@ pub(crate) struct LoraArguments {
     /// Layers of the UNet that get a LoRA, by a regular expression for their whole names, in place of --lora-layers
     #[arg(long, value_name = "REGEX", help_heading = TRAINED)]
     pub(crate) target_modules: Option<String>,
-    /// What a LoRA's first matrices begin as: normally distributed, or evenly as torch's layers (true)
+    /// What a LoRA's first matrices begin as: normally distributed, or evenly as torch's layers (true, kaiming or default)
     #[arg(long, value_name = "HOW", default_value = "gaussian", help_heading = TRAINED)]
     pub(crate) init_lora_weights: InitLoraWeights,
     /// Train the lengths of the weights' rows too (DoRA)
@@ -48,5 +48,6 @@ pub(crate) enum TrainedLoraFormat {
 #[serde(rename_all = "lowercase")]
 pub(crate) enum InitLoraWeights {
     Gaussian,
+    #[value(aliases = ["kaiming", "default"])]
     True,
 }

@@ -59,6 +59,10 @@ pub(crate) struct PictureArguments {
     /// Cut the middle out of pictures that are not square; otherwise a random part
     #[arg(long, help_heading = PICTURES)]
     pub(crate) center_crop: bool,
+    /// Cut a random part out of them, as is done without --center-crop
+    #[arg(long, conflicts_with = "center_crop", help_heading = PICTURES)]
+    #[serde(skip)]
+    pub(crate) random_crop: bool,
     /// Show every second picture, at random, as in a mirror
     #[arg(long, alias = "hflip", help_heading = PICTURES)]
     pub(crate) random_flip: bool,
