@@ -80,6 +80,8 @@ fn check_folder_alone(arguments: &TrainArguments) -> Result<()> {
         ("--concepts-list", arguments.thing.concepts_list.is_some()),
         ("--instance-prompt", arguments.thing.instance_prompt.is_some()),
         ("--with-prior-preservation", arguments.thing.with_prior_preservation),
+        ("--class-data-dir", arguments.thing.class_data_dir.is_some()),
+        ("--class-prompt", arguments.thing.class_prompt.is_some()),
     ];
     if let Some((flag, _)) = flags.iter().find(|(_, is_given)| *is_given) {
         bail!(

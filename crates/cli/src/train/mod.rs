@@ -54,6 +54,7 @@ pub(crate) fn run(arguments: &TrainArguments, progress: &Progress) -> Result<()>
 fn run_recipe(arguments: &TrainArguments, progress: &Progress, started: &Started) -> Result<()> {
     check::check_flags(arguments)?;
     belongs::check_recipe(arguments)?;
+    arguments.thing.tell();
     arguments.without_effect.tell();
     // Small things first: what is wrong with them is told before a model is loaded.
     arguments.steps.lr_scheduler.parse::<LrScheduleName>()?;

@@ -491,3 +491,22 @@ fn pictures_are_cut_at_random_or_in_the_middle() {
     assert_eq!(always.status, Some(1), "{}", always.stderr);
     assert!(always.stderr.contains("--random-crop: controlnet cuts the middle out"), "{}", always.stderr);
 }
+
+#[test]
+fn what_is_said_of_a_class_that_is_not_kept_changes_nothing() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    let train = |output: &'static str, flags: &[&'static str]| {
+        let thing = ["--instance_data_dir", "data", "--instance_prompt", "a sks", "--max_train_steps", "2"];
+        let fixed = ["train", "dreambooth-lora", "--output_dir", output];
+        let run = workplace.succeed([&fixed[..], &thing, flags].concat());
+        (run.stderr, fs::read(workplace.path(output).join("pytorch_lora_weights.safetensors")).unwrap())
+    };
+    let (told, weights) = train("with", &["--class_data_dir", "class", "--class_prompt", "a shade"]);
+    for flag in ["--class-data-dir", "--class-prompt"] {
+        let line = format!("{flag} changes nothing without --with-prior-preservation");
+        assert!(told.contains(&line), "{told}");
+    }
+    assert!(weights == train("plain", &[]).1);
+    assert!(!workplace.path("class").exists());
+}

@@ -6,6 +6,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::PICTURES;
+use crate::terminal;
 
 /// The thing, and the class that is kept.
 #[derive(Debug, Args, Serialize)]
@@ -24,10 +25,10 @@ pub(crate) struct ThingArguments {
     #[arg(long, help_heading = PICTURES)]
     pub(crate) with_prior_preservation: bool,
     /// The folder of pictures of the class; the model paints what is missing
-    #[arg(long, value_name = "FOLDER", requires = "with_prior_preservation", help_heading = PICTURES)]
+    #[arg(long, value_name = "FOLDER", help_heading = PICTURES)]
     pub(crate) class_data_dir: Option<PathBuf>,
     /// What the pictures of the class show: "a photo of dog"
-    #[arg(long, value_name = "TEXT", requires = "with_prior_preservation", help_heading = PICTURES)]
+    #[arg(long, value_name = "TEXT", help_heading = PICTURES)]
     pub(crate) class_prompt: Option<String>,
     /// How many pictures of the class there should be
     #[arg(long, value_name = "N", default_value_t = 100, help_heading = PICTURES)]
@@ -42,4 +43,22 @@ pub(crate) struct ThingArguments {
     #[arg(long, hide = true)]
     #[serde(skip)]
     pub(crate) real_prior: bool,
+}
+
+impl ThingArguments {
+    /// Says of what is given for a class that it changes nothing where none is kept.
+    pub(crate) fn tell(&self) {
+        if self.with_prior_preservation {
+            return;
+        }
+        let flags = [
+            ("--class-data-dir", self.class_data_dir.is_some()),
+            ("--class-prompt", self.class_prompt.is_some()),
+        ];
+        for (flag, _) in flags.iter().filter(|(_, is_given)| *is_given) {
+            terminal::note(&format!(
+                "{flag} changes nothing without --with-prior-preservation, which keeps what the model knows of the class"
+            ));
+        }
+    }
 }
