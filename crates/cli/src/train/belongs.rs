@@ -8,7 +8,7 @@ use super::{Recipe, TrainArguments};
 /// Flags, which recipes have a use for them, and what those are.
 type Flags = (&'static [&'static str], fn(Recipe) -> bool, &'static str);
 
-const FLAGS: [Flags; 12] = [
+const FLAGS: [Flags; 13] = [
     (
         &[
             "rank",
@@ -24,7 +24,7 @@ const FLAGS: [Flags; 12] = [
         "LoRAs; this recipe trains none",
     ),
     (
-        &["lora_format"],
+        &["lora_format", "output_kohya_format"],
         |recipe| recipe.is_lora() || recipe == Recipe::CustomDiffusion,
         "recipes that write a LoRA; this one writes none",
     ),
@@ -45,6 +45,11 @@ const FLAGS: [Flags; 12] = [
         "other recipes; instruct-pix2pix has --edited-image-column, --edit-prompt-column and --conditioning-dropout-prob",
     ),
     (&["caption_column"], |recipe| recipe != Recipe::Unconditional, "models that paint from a text"),
+    (
+        &["learning_rate_unet"],
+        |recipe| recipe.is_lora() || recipe.is_whole(),
+        "recipes that teach a UNet with or without its text encoder; this one has --learning-rate",
+    ),
     (
         &["max_train_steps_ti", "learning_rate_ti"],
         |recipe| recipe == Recipe::PivotalTuning,

@@ -29,7 +29,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     let (mut models, options) = model::load(arguments, &repository, started.device()?, progress)?;
     let (whole, config) = trainable_edit_unet(&repository, &model::in_float32(&options))?;
     models.unet = whole.model;
-    let groups = vec![group(arguments, started, whole.parameters, arguments.learning_rate())];
+    let groups = vec![group(arguments, started, whole.parameters, arguments.learning_rate_unet())];
     let max_steps = data.max_steps(arguments);
     let trainer = new_trainer(arguments, groups, max_steps, TorchGenerator::new(arguments.steps.seed))?;
     let options = InstructPix2PixOptions {

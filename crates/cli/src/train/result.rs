@@ -24,6 +24,9 @@ pub(super) const PARTIAL: &str = ".checkpoint-result-";
 /// The name that diffusers looks for.
 const LORA_FILE: &str = "pytorch_lora_weights.safetensors";
 
+/// The name that diffusers' script gives to the same in kohya's layout.
+const KOHYA_FILE: &str = "pytorch_lora_weights_kohya.safetensors";
+
 /// Writes a LoRA in diffusers' layout and the vectors of words into a folder, where there are such.
 pub(super) fn write_learned(folder: &Path, learned: &Learned) -> candle_diffusers_training::Result<()> {
     TrainedToken::save_all(&learned.tokens, folder)?;
@@ -78,27 +81,37 @@ fn write_custom_diffusion(session: &Session, custom: &CustomDiffusion) -> Result
     write_in_layout(session.arguments, &folder.join(LORA_FILE), |path| Ok(custom.save_as_lora(path)?))
 }
 
-/// Writes a LoRA's file in the layout that was asked for.
+/// Writes a LoRA's file in the layout that was asked for, and in kohya's beside it where that was asked for too.
 fn write_in_layout(
     arguments: &TrainArguments,
     path: &Path,
     write: impl Fn(&Path) -> Result<()>,
 ) -> Result<()> {
-    match (arguments.lora.lora_format, path.parent()) {
-        (TrainedLoraFormat::Kohya, Some(folder)) => {
-            let temporary = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(folder)?;
-            let first = temporary.path().join(LORA_FILE);
-            write(&first)?;
-            let options = ConvertOptions {
-                lora_format: Some(LoraFormat::Kohya),
-                write: WriteOptions { overwrite: true, ..Default::default() },
-                ..Default::default()
-            };
-            convert(&first, path, &options, &|_| ())?;
-        }
-        _ => write(path)?,
+    match arguments.lora.lora_format {
+        TrainedLoraFormat::Kohya => write_kohya(path, &write)?,
+        TrainedLoraFormat::Diffusers => write(path)?,
     }
     terminal::note(&format!("wrote {}", path.display()));
+    if arguments.lora.output_kohya_format {
+        let second = path.with_file_name(KOHYA_FILE);
+        write_kohya(&second, &write)?;
+        terminal::note(&format!("wrote {}", second.display()));
+    }
+    Ok(())
+}
+
+/// Writes a LoRA's file in kohya's layout.
+fn write_kohya(path: &Path, write: impl Fn(&Path) -> Result<()>) -> Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let temporary = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(folder)?;
+    let first = temporary.path().join(LORA_FILE);
+    write(&first)?;
+    let options = ConvertOptions {
+        lora_format: Some(LoraFormat::Kohya),
+        write: WriteOptions { overwrite: true, ..Default::default() },
+        ..Default::default()
+    };
+    convert(&first, path, &options, &|_| ())?;
     Ok(())
 }
 

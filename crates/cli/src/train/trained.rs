@@ -43,12 +43,13 @@ pub(super) fn choose_trained(
     let group = |parameters, learning_rate: f64| group(arguments, started, parameters, learning_rate);
     let text_group = |parameters| ParameterGroup {
         learning_rate: text_encoder_lr(arguments, started),
+        weight_decay: text_encoder_decay(arguments),
         ..group(parameters, arguments.learning_rate())
     };
     let (mut groups, mut loras) = (Vec::new(), Vec::new());
     if arguments.recipe.is_lora() {
         let unet = TrainedLora::attach(&models.unet, "unet", &unet_lora(arguments), generator)?;
-        groups.push(group(unet.parameters(), arguments.learning_rate()));
+        groups.push(group(unet.parameters(), arguments.learning_rate_unet()));
         loras.push(unet);
         if arguments.train_text_encoder {
             let config = lora(arguments, &TEXT_ENCODER_TARGETS);
@@ -67,7 +68,7 @@ pub(super) fn choose_trained(
     let options = &in_float32(options);
     let whole = trainable_unet(repository, "unet", options)?;
     models.unet = whole.model;
-    groups.push(group(whole.parameters, arguments.learning_rate()));
+    groups.push(group(whole.parameters, arguments.learning_rate_unet()));
     if arguments.train_text_encoder {
         let TextEncoders::Clip(clip) = &mut models.text_encoders else {
             bail!(NO_WHOLE_TEXT_ENCODER);
@@ -131,6 +132,12 @@ fn text_encoder_lr(arguments: &TrainArguments, started: &Started) -> f64 {
         Some(rate) if arguments.recipe != Recipe::PivotalTuning => rate,
         rate => rate.unwrap_or(arguments.learning_rate()) * scale(arguments, started),
     }
+}
+
+/// How strongly its weights are pulled to zero.
+pub(super) fn text_encoder_decay(arguments: &TrainArguments) -> f64 {
+    let optimizer = &arguments.optimizer;
+    optimizer.adam_weight_decay_text_encoder.unwrap_or(optimizer.adam_weight_decay)
 }
 
 pub(super) fn denoising_options(

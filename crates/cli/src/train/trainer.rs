@@ -10,18 +10,21 @@ use candle_diffusers_training::{
 
 use super::pivotal::WORD_LENGTH;
 use super::processes::Started;
-use super::trained::group;
+use super::trained::{group, text_encoder_decay};
 use super::{OptimizerName, Recipe, TrainArguments};
 
 /// Tells what [`new_trainer`] refuses before long work is done.
 pub(super) fn check_trainer(arguments: &TrainArguments, started: &Started, max_steps: u64) -> Result<()> {
     let text_rate = arguments.steps.text_encoder_lr.unwrap_or(arguments.learning_rate());
     let mut groups = Vec::new();
-    for (name, learning_rate) in [("unet", arguments.learning_rate()), ("text_encoder", text_rate)] {
+    for (name, learning_rate) in [("unet", arguments.learning_rate_unet()), ("text_encoder", text_rate)] {
         // In the place of what is trained, which there is not yet.
         let var = Var::zeros(1, DType::F32, &Device::Cpu)?;
         let parameters = vec![Parameter { name: name.to_string(), var }];
         groups.push(group(arguments, started, parameters, learning_rate));
+    }
+    if let Some(group) = groups.last_mut() {
+        group.weight_decay = text_encoder_decay(arguments);
     }
     new_trainer(arguments, groups, max_steps, TorchGenerator::new(arguments.steps.seed))?;
     Ok(())

@@ -510,3 +510,78 @@ fn what_is_said_of_a_class_that_is_not_kept_changes_nothing() {
     assert!(weights == train("plain", &[]).1);
     assert!(!workplace.path("class").exists());
 }
+
+#[test]
+fn names_of_other_trainers_say_the_same() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    let steps = ["--max_train_steps", "2", "--learning_rate", "1e-3"];
+    let train = |output: &str, flags: &str| {
+        let flags: Vec<&str> = flags.split_whitespace().collect();
+        values(&lora(&workplace, output, &[&steps[..], &flags].concat()))
+    };
+    let plain = train("plain", "");
+    for (index, (theirs, ours)) in [
+        ("--lora_rank 2 --lora_dropout_p 0.5", "--rank 2 --lora_dropout 0.5"),
+        ("--max_train_steps_tuning 3", "--max_train_steps 3"),
+        ("--offset_noise", "--noise_offset 0.1"),
+        ("--offset_noise --noise_offset 0.2", "--noise_offset 0.2"),
+        ("--unet_lr 1e-2", "--learning_rate 1e-2"),
+        (
+            "--train_text_encoder --learning_rate_unet 1e-2",
+            "--train_text_encoder --learning_rate 1e-2 --text_encoder_lr 1e-3",
+        ),
+        (
+            "--train_text_encoder --learning_rate_text 1e-2",
+            "--train_text_encoder --learning_rate 1e-3 --text_encoder_lr 1e-2",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let weights = train(&format!("theirs-{index}"), theirs);
+        assert!(weights == train(&format!("ours-{index}"), ours), "{theirs}");
+        assert!(weights != plain, "{theirs}");
+    }
+    let word = ["train", "textual-inversion", "--train_data_dir", "data", "--output_dir", "word"];
+    let tokens = ["--placeholder_token", "<shade>", "--initializer_token", "red", "--unet_lr", "1e-3"];
+    let run = workplace.run([&word[..], &tokens].concat());
+    assert_eq!((run.status, run.stderr.lines().count()), (Some(1), 1), "{}", run.stderr);
+    assert!(run.stderr.contains("--learning-rate-unet is for recipes that teach a UNet"), "{}", run.stderr);
+}
+
+#[test]
+fn a_text_encoder_has_a_weight_decay_of_its_own() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    let step = ["--max_train_steps", "1", "--learning_rate", "1e-2", "--train_text_encoder"];
+    let plain = lora(&workplace, "plain", &step);
+    let decayed =
+        lora(&workplace, "decayed", &[&step[..], &["--adam_weight_decay_text_encoder", "0.5"]].concat());
+    let of_text = |name: &str| name.starts_with("text_encoder.");
+    assert!(plain.keys().any(|name| of_text(name)) && plain.keys().any(|name| !of_text(name)));
+    let numbers = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    for (name, tensor) in &plain {
+        // The second matrices begin as zeros, which no decay changes.
+        let is_same = !of_text(name) || name.ends_with("lora_B.weight");
+        assert_eq!(numbers(tensor) == numbers(&decayed[name]), is_same, "{name}");
+    }
+}
+
+#[test]
+fn a_lora_is_written_in_kohyas_layout_too() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    let flags = ["--max_train_steps", "2", "--learning_rate", "1e-3", "--output_kohya_format"];
+    lora(&workplace, "out", &flags);
+    let (first, second) =
+        ("out/pytorch_lora_weights.safetensors", "out/pytorch_lora_weights_kohya.safetensors");
+    workplace.succeed(["convert", first, "kohya.safetensors", "--lora-format", "kohya"]);
+    let read = |file: &str| -> BTreeMap<String, Tensor> {
+        candle_core::safetensors::load(workplace.path(file), &Device::Cpu).unwrap().into_iter().collect()
+    };
+    let (written, converted) = (read(second), read("kohya.safetensors"));
+    assert!(written.keys().all(|name| name.starts_with("lora_")));
+    assert!(written.keys().eq(converted.keys()));
+    assert!(!read(first).keys().any(|name| written.contains_key(name)));
+}

@@ -86,6 +86,12 @@ fn flags_of_lora_pti_do_what_they_say() {
     train(&workplace, "linear", &["--lr_scheduler_lora=linear", "--lr_warmup_steps_lora=0"]);
     assert_eq!(learning_rates(&workplace, "linear/inversion/log.jsonl"), [1e-2, 1e-2]);
     assert_eq!(learning_rates(&workplace, "linear/log.jsonl"), [1e-3, 5e-4]);
+
+    // What has other names there.
+    let names = ["--learning_rate_unet=2e-3", "--ti_lr=2e-2", "--max_train_steps_tuning=1", "--lora_rank=2"];
+    train(&workplace, "names", &names);
+    assert_eq!(learning_rates(&workplace, "names/inversion/log.jsonl"), [2e-2, 2e-2]);
+    assert_eq!(learning_rates(&workplace, "names/log.jsonl"), [2e-3]);
 }
 
 #[test]

@@ -61,7 +61,7 @@ pub(crate) struct TrainArguments {
     #[serde(serialize_with = "text")]
     pub(crate) pretrained_model_name_or_path: Option<OsString>,
     /// A VAE to see pictures through instead of the model's own: a folder, a file, or the id of one on the hub
-    #[arg(long, value_name = "PATH_OR_ID")]
+    #[arg(long, alias = "pretrained-vae-name-or-path", value_name = "PATH_OR_ID")]
     #[serde(serialize_with = "text")]
     pub(crate) pretrained_vae_model_name_or_path: Option<OsString>,
     /// Take the weight files of this variant, such as fp16
@@ -122,6 +122,11 @@ impl TrainArguments {
     /// How large a step is: as was said, or as diffusers' script for the recipe has it.
     pub(crate) fn learning_rate(&self) -> f64 {
         self.steps.learning_rate.unwrap_or(self.recipe.learning_rate())
+    }
+
+    /// That of the UNet, or of its LoRA.
+    pub(crate) fn learning_rate_unet(&self) -> f64 {
+        self.steps.learning_rate_unet.unwrap_or(self.learning_rate())
     }
 
     /// How learning rates change in the only run, or in that of a LoRA which comes after a word.

@@ -26,6 +26,9 @@ pub(crate) struct OptimizerArguments {
     /// How strongly weights are pulled to zero
     #[arg(long, value_name = "X", default_value_t = 1e-2, help_heading = STEPS)]
     pub(crate) adam_weight_decay: f64,
+    /// How strongly those of the text encoder are [default: --adam-weight-decay]
+    #[arg(long, value_name = "X", requires = "train_text_encoder", help_heading = STEPS)]
+    pub(crate) adam_weight_decay_text_encoder: Option<f64>,
     /// AdamW's epsilon
     #[arg(long, value_name = "X", default_value_t = 1e-8, help_heading = STEPS)]
     pub(crate) adam_epsilon: f64,

@@ -19,19 +19,22 @@ pub(crate) struct StepArguments {
     #[arg(long, alias = "num-epochs", value_name = "N", default_value_t = 100, help_heading = STEPS)]
     pub(crate) num_train_epochs: u64,
     /// Steps in all
-    #[arg(long, value_name = "N", help_heading = STEPS)]
+    #[arg(long, alias = "max-train-steps-tuning", value_name = "N", help_heading = STEPS)]
     pub(crate) max_train_steps: Option<u64>,
     /// How large a step is [default: that of diffusers' script: 1e-4; dreambooth and controlnet 5e-6, dreambooth-lora 5e-4, custom-diffusion 1e-5]
     #[arg(long, value_name = "X", help_heading = STEPS)]
     pub(crate) learning_rate: Option<f64>,
+    /// How large a step of the UNet or of its LoRA is, where it is another one [default: --learning-rate]
+    #[arg(long, alias = "unet-lr", value_name = "X", help_heading = STEPS)]
+    pub(crate) learning_rate_unet: Option<f64>,
     /// How large a step of the text encoder is [default: --learning-rate]
-    #[arg(long, value_name = "X", requires = "train_text_encoder", help_heading = STEPS)]
+    #[arg(long, alias = "learning-rate-text", value_name = "X", requires = "train_text_encoder", help_heading = STEPS)]
     pub(crate) text_encoder_lr: Option<f64>,
     /// Pivotal tuning: steps of the textual inversion that comes first
     #[arg(long, value_name = "N", default_value_t = 500, help_heading = STEPS)]
     pub(crate) max_train_steps_ti: u64,
     /// Pivotal tuning: how large a step of the textual inversion is
-    #[arg(long, value_name = "X", default_value_t = 5e-4, help_heading = STEPS)]
+    #[arg(long, alias = "ti-lr", value_name = "X", default_value_t = 5e-4, help_heading = STEPS)]
     pub(crate) learning_rate_ti: f64,
     /// Multiply learning rates by the pictures of a step; --text-encoder-lr in pivotal-tuning only
     #[arg(long, help_heading = STEPS)]
