@@ -8,6 +8,7 @@ use super::{MixedPrecision, OptimizerName, Recipe, ReportTo, TrainArguments, wor
 /// Refuses flags that the recipe does not have, or that need others.
 pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
     check_not_fetched(arguments)?;
+    arguments.refused.check()?;
     check_numbers(arguments)?;
     if arguments.recipe.has_things() {
         check_things(arguments)?;

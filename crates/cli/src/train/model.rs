@@ -1,7 +1,7 @@
 //! The model that a run begins with.
 
 use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device};
@@ -17,7 +17,7 @@ use crate::progress::Progress;
 /// Where it is.
 pub(super) fn open(arguments: &TrainArguments, progress: &Progress) -> Result<Repository> {
     let repository = match &arguments.pretrained_model_name_or_path {
-        Some(model) => repository(model, arguments.variant.as_deref(), progress)?,
+        Some(model) => repository(model, arguments, progress)?,
         None => embedded::model(),
     };
     let class = ModelIndex::load(&repository)?.class_name;
@@ -30,16 +30,31 @@ pub(super) fn open(arguments: &TrainArguments, progress: &Progress) -> Result<Re
 }
 
 /// A pipeline: a folder, a file, or one of the hub.
-pub(super) fn repository(model: &OsStr, variant: Option<&str>, progress: &Progress) -> Result<Repository> {
+pub(super) fn repository(
+    model: &OsStr,
+    arguments: &TrainArguments,
+    progress: &Progress,
+) -> Result<Repository> {
     let path = Path::new(model);
     if path.is_file() {
         return Ok(Repository::single_file(path, &Default::default())?);
     }
+    let name = of_revision(path, arguments.revision.as_deref());
+    let (variant, left_out) = (arguments.variant.as_deref(), ["safety_checker", "feature_extractor"]);
     let mut downloads = progress.downloads();
-    Ok(Repository::open_without(path, variant, &["safety_checker", "feature_extractor"], &mut |download| {
+    Ok(Repository::open_without(name, variant, &left_out, &mut |download| {
         let what = format!("{} ({} of {})", download.file, download.number, download.files);
         downloads.show(what, download.received, download.size);
     })?)
+}
+
+/// A model of the hub in the revision that was asked for; what is on disk has none.
+fn of_revision(model: &Path, revision: Option<&str>) -> PathBuf {
+    let mut name = model.as_os_str().to_os_string();
+    if let Some(revision) = revision.filter(|_| !model.exists()) {
+        name.push(format!("@{revision}"));
+    }
+    name.into()
 }
 
 /// The models with which a run begins, and how they were loaded.

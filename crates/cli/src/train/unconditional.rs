@@ -56,8 +56,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
 /// The model to begin with, where that is no new one.
 fn open(arguments: &TrainArguments, progress: &Progress, started: &Started) -> Result<Option<Repository>> {
     let Some(name) = &arguments.pretrained_model_name_or_path else { return Ok(None) };
-    let variant = arguments.variant.as_deref();
-    Ok(Some(started.first_before_others(|| model::repository(name, variant, progress))?))
+    Ok(Some(started.first_before_others(|| model::repository(name, arguments, progress))?))
 }
 
 /// Where its UNet is: the oldest models have it at their top.

@@ -154,6 +154,20 @@ fn flags_that_do_not_go_together_are_refused() {
         (&["--edit_prompt_column", "text"], &["--edit-prompt-column", "instruct-pix2pix"]),
         (&["--max_train_samples", "0"], &["max_train_samples", "0"]),
         (&["--dataset_name", "owner/pictures"], &["--dataset-name", "--train-data-dir"]),
+        (&["--dataset_config_name", "small"], &["--dataset-config-name", "--train-data-dir"]),
+        (&["--tokenizer_name", "owner/tokenizer"], &["--tokenizer-name", "folder"]),
+        (&["--non_ema_revision", "main"], &["--non-ema-revision", "--revision"]),
+        (&["--class_labels_conditioning", "timesteps"], &["--class-labels-conditioning", "DeepFloyd IF"]),
+        (&["--tokenizer_max_length", "77"], &["--tokenizer-max-length", "DeepFloyd IF"]),
+        (&["--text_encoder_use_attention_mask"], &["--text-encoder-use-attention-mask", "DeepFloyd IF"]),
+        (
+            &["--use_face_segmentation_condition"],
+            &["--use-face-segmentation-condition", "--use-mask-captioned-data"],
+        ),
+        (
+            &["--pretrained_model_name_or_path", "owner/model", "--revision", "fp16"],
+            &["owner/model@fp16", "HF_HUB_OFFLINE"],
+        ),
         (&["--pretrained_vae_model_name_or_path", "data"], &["data", "config.json"]),
     ] {
         refuse(&workplace, &[&LORA[..], &out, flags].concat(), culprits);

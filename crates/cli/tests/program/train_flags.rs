@@ -348,6 +348,15 @@ fn flags_of_guides_that_change_nothing_say_so() {
     assert!(stderr.contains("--enable-xformers-memory-efficient-attention changes nothing"), "{stderr}");
     assert!(stderr.contains("--dataloader-num-workers changes nothing"), "{stderr}");
     assert!(stderr.contains("--push-to-hub changes nothing"), "{stderr}");
+    let others = "--cache_dir cache --save_as_full_pipeline --only_save_embeds --skip_save_text_encoder --no_safe_serialization \
+        --overwrite_output_dir --validation_scheduler DDPMScheduler --device cuda:0 --train_inpainting";
+    let others: Vec<&str> = others.split_whitespace().collect();
+    let elsewhere = ["--output_dir", "elsewhere"];
+    let stderr = workplace.succeed([&fixed[..], &elsewhere, &others[..]].concat()).stderr;
+    for flag in others.iter().filter(|flag| flag.starts_with("--")) {
+        let line = format!("{} changes nothing: ", flag.replace('_', "-"));
+        assert!(stderr.contains(&line), "{line}: {stderr}");
+    }
     assert_eq!(log(&workplace, "out").len(), 1);
     let run = workplace.run([&fixed[..], &["--mixed_precision", "fp16"]].concat());
     assert_eq!(run.status, Some(1));
@@ -518,7 +527,7 @@ fn names_of_other_trainers_say_the_same() {
     let steps = ["--max_train_steps", "2", "--learning_rate", "1e-3"];
     let train = |output: &str, flags: &str| {
         let flags: Vec<&str> = flags.split_whitespace().collect();
-        values(&lora(&workplace, output, &[&steps[..], &flags].concat()))
+        values(&lora(&workplace, output, &[&steps[..], &flags[..]].concat()))
     };
     let plain = train("plain", "");
     for (index, (theirs, ours)) in [

@@ -7,6 +7,7 @@ mod pairs;
 mod pictures;
 mod pivotal;
 mod recipe;
+mod refused;
 mod steps;
 mod thing;
 mod unconditional;
@@ -27,6 +28,7 @@ pub(crate) use pairs::PairArguments;
 pub(crate) use pictures::{Interpolation, PictureArguments};
 pub(crate) use pivotal::PivotalArguments;
 pub(crate) use recipe::Recipe;
+use refused::Refused;
 pub(crate) use steps::{MixedPrecision, StepArguments};
 pub(crate) use thing::ThingArguments;
 pub(crate) use unconditional::UnconditionalArguments;
@@ -67,6 +69,9 @@ pub(crate) struct TrainArguments {
     /// Take the weight files of this variant, such as fp16
     #[arg(long, value_name = "NAME")]
     pub(crate) variant: Option<String>,
+    /// Take this branch, tag or commit of a model on the hub, as owner/name@REVISION does
+    #[arg(long, value_name = "REVISION", requires = "pretrained_model_name_or_path")]
+    pub(crate) revision: Option<String>,
     /// The folder to write: the result, checkpoints, log.jsonl and settings.toml
     #[arg(long, value_name = "FOLDER")]
     #[serde(skip)]
@@ -116,6 +121,9 @@ pub(crate) struct TrainArguments {
     #[command(flatten)]
     #[serde(skip)]
     pub(crate) without_effect: WithoutEffect,
+    #[command(flatten)]
+    #[serde(skip)]
+    pub(crate) refused: Refused,
 }
 
 impl TrainArguments {

@@ -1,4 +1,4 @@
-//! Flags that guides for diffusers' scripts print, and that there is nothing to do for here.
+//! Flags that guides for diffusers' scripts and cloneofsimo's lora print, and that there is nothing to do for here.
 
 use clap::Args;
 
@@ -29,6 +29,8 @@ pub(crate) struct WithoutEffect {
     hub_model_id: Option<String>,
     #[arg(long, hide = true, value_name = "TOKEN")]
     hub_token: Option<String>,
+    #[arg(long, hide = true, value_name = "FOLDER")]
+    cache_dir: Option<String>,
     #[arg(long, hide = true, value_name = "N")]
     dataloader_num_workers: Option<usize>,
     #[arg(long, hide = true, value_name = "N")]
@@ -37,62 +39,127 @@ pub(crate) struct WithoutEffect {
     save_model_epochs: Option<u64>,
     #[arg(long, hide = true, value_name = "N")]
     save_steps: Option<u64>,
+    #[arg(long, hide = true)]
+    save_as_full_pipeline: bool,
+    #[arg(long, hide = true)]
+    only_save_embeds: bool,
+    #[arg(long, hide = true)]
+    skip_save_text_encoder: bool,
+    #[arg(long, hide = true)]
+    no_safe_serialization: bool,
+    #[arg(long, hide = true)]
+    overwrite_output_dir: bool,
     #[arg(long, hide = true, value_name = "TYPE")]
     prior_generation_precision: Option<String>,
+    #[arg(long, hide = true, value_name = "CLASS")]
+    validation_scheduler: Option<String>,
     #[arg(long, hide = true, value_name = "NAME")]
     tracker_project_name: Option<String>,
     #[arg(long, hide = true, value_name = "N", allow_negative_numbers = true)]
     local_rank: Option<i64>,
+    #[arg(long, hide = true, value_name = "DEVICE")]
+    device: Option<String>,
+    #[arg(long, hide = true)]
+    train_inpainting: bool,
 }
+
+/// Whether a flag is given, what it is called, and why it changes nothing.
+type Flag = (bool, &'static str, &'static str);
 
 impl WithoutEffect {
     /// Says of each flag that is given why it changes nothing.
     pub(crate) fn tell(&self) {
+        let flags = [self.of_computing(), self.of_the_hub(), self.of_files(), self.of_pictures()].concat();
+        for (_, flag, reason) in flags.iter().filter(|(is_given, ..)| *is_given) {
+            terminal::note(&format!("{flag} changes nothing: {reason}"));
+        }
+    }
+
+    fn of_computing(&self) -> Vec<Flag> {
         const ATTENTION: &str = "attention never stores its scores here";
-        const HUB: &str = "nothing is sent anywhere; the output folder is what would be";
-        const CHECKPOINTS: &str = "--checkpointing-steps says when what is learned is written";
-        let flags = [
+        const GPUS: &str = "it is for GPUs";
+        vec![
             (
                 self.enable_xformers_memory_efficient_attention,
                 "--enable-xformers-memory-efficient-attention",
                 ATTENTION,
             ),
             (self.enable_npu_flash_attention, "--enable-npu-flash-attention", ATTENTION),
-            (self.allow_tf32, "--allow-tf32", "it is for GPUs"),
+            (self.allow_tf32, "--allow-tf32", GPUS),
             (self.set_grads_to_none, "--set-grads-to-none", "gradients are never kept"),
-            (self.foreach_ema, "--foreach-ema", "it is for GPUs"),
-            (self.offload_ema, "--offload-ema", "it is for GPUs"),
+            (self.foreach_ema, "--foreach-ema", GPUS),
+            (self.offload_ema, "--offload-ema", GPUS),
             (
                 self.pre_compute_text_embeddings,
                 "--pre-compute-text-embeddings",
                 "texts are encoded once wherever the text encoder is not trained",
             ),
+            (self.local_rank.is_some(), "--local-rank", "mpirun says which process is which"),
+            (self.device.is_some(), "--device", "it is the one that the program was built for"),
+        ]
+    }
+
+    fn of_the_hub(&self) -> Vec<Flag> {
+        const HUB: &str = "nothing is sent anywhere; the output folder is what would be";
+        vec![
             (self.push_to_hub, "--push-to-hub", HUB),
             (self.hub_private_repo, "--hub-private-repo", HUB),
             (self.hub_model_id.is_some(), "--hub-model-id", HUB),
             (self.hub_token.is_some(), "--hub-token", HUB),
+            (self.cache_dir.is_some(), "--cache-dir", "models of the hub are kept where HF_HOME says"),
+        ]
+    }
+
+    fn of_files(&self) -> Vec<Flag> {
+        const CHECKPOINTS: &str = "--checkpointing-steps says when what is learned is written";
+        const WORD: &str = "a word is written alone, for diffuse generate --embedding";
+        vec![
+            (self.save_model_epochs.is_some(), "--save-model-epochs", CHECKPOINTS),
+            (self.save_steps.is_some(), "--save-steps", CHECKPOINTS),
+            (self.save_as_full_pipeline, "--save-as-full-pipeline", WORD),
+            (self.only_save_embeds, "--only-save-embeds", WORD),
+            (
+                self.skip_save_text_encoder,
+                "--skip-save-text-encoder",
+                "a whole model is written with all its parts",
+            ),
+            (
+                self.no_safe_serialization,
+                "--no-safe-serialization",
+                "all weights are written as .safetensors",
+            ),
+            (self.overwrite_output_dir, "--overwrite-output-dir", "results of an earlier run are replaced"),
+            (
+                self.tracker_project_name.is_some(),
+                "--tracker-project-name",
+                "event files go to --logging-dir",
+            ),
+        ]
+    }
+
+    fn of_pictures(&self) -> Vec<Flag> {
+        vec![
             (
                 self.dataloader_num_workers.is_some(),
                 "--dataloader-num-workers",
                 "pictures are read ahead on a thread of their own",
             ),
             (self.sample_batch_size.is_some(), "--sample-batch-size", "each picture is painted by itself"),
-            (self.save_model_epochs.is_some(), "--save-model-epochs", CHECKPOINTS),
-            (self.save_steps.is_some(), "--save-steps", CHECKPOINTS),
             (
                 self.prior_generation_precision.is_some(),
                 "--prior-generation-precision",
                 "pictures of the class are painted in the precision that is trained in",
             ),
             (
-                self.tracker_project_name.is_some(),
-                "--tracker-project-name",
-                "event files go to --logging-dir",
+                self.validation_scheduler.is_some(),
+                "--validation-scheduler",
+                "validation pictures are painted by the scheduler of the model",
             ),
-            (self.local_rank.is_some(), "--local-rank", "mpirun says which process is which"),
-        ];
-        for (_, flag, reason) in flags.iter().filter(|(is_given, ..)| *is_given) {
-            terminal::note(&format!("{flag} changes nothing: {reason}"));
-        }
+            (
+                self.train_inpainting,
+                "--train-inpainting",
+                "a model that was made for inpainting is taught to inpaint, and no other",
+            ),
+        ]
     }
 }
