@@ -234,6 +234,11 @@ fn check_pairs(arguments: &TrainArguments) -> Result<()> {
     let recipe = arguments.recipe;
     let (prompts, images) = (&arguments.watch.validation_prompt, &arguments.watch.validation_image);
     for picture in images {
+        let name = picture.to_string_lossy();
+        ensure!(
+            !["http://", "https://"].iter().any(|begin| name.starts_with(begin)),
+            "--validation-image {name}: pictures are not fetched; save it, and give its file"
+        );
         load_picture(picture)?;
     }
     if recipe.has_pairs() {

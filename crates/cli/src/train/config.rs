@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Command};
 
 use super::TrainArguments;
+use super::arguments::SEVERAL;
 use crate::nearest;
 
 /// The flags in a file of `name = value`, as they would stand on the command line.
@@ -40,7 +41,7 @@ pub(crate) fn read(file: &Path) -> Result<Vec<OsString>> {
             toml::Value::Float(number) => number.to_string(),
             // Each of these is a text or file of its own, in which there may be commas.
             toml::Value::Array(values)
-                if key.starts_with("validation") && values.iter().all(toml::Value::is_str) =>
+                if SEVERAL.contains(&flag.as_str()) && values.iter().all(toml::Value::is_str) =>
             {
                 let texts = values.iter().filter_map(toml::Value::as_str);
                 flags.extend(texts.map(|text| OsString::from(format!("{flag}={text}"))));

@@ -140,7 +140,10 @@ fn a_model_learns_to_edit_pictures() {
     let edit = |model: &str| paint(&workplace, &["--model", model, "--init-image", "data/0.png"]);
     let edited = edit("out/model");
     // One that edits already goes on.
-    workplace.succeed(train("out/model", "further"));
+    let further = train("out/model", "further").into_iter();
+    workplace
+        .succeed(further.map(|flag| if flag == "--validation_image" { "--val_image_url" } else { flag }));
+    assert!(workplace.path("further/validation/000003.png").is_file());
     assert!(edit("further/model") != edited);
 
     let refuse = |flags: &[&str], culprits: &[&str]| {
@@ -156,6 +159,10 @@ fn a_model_learns_to_edit_pictures() {
     workplace.refuse(refused, &["out/model was made to edit pictures by instructions"]);
     let shares = ["--pretrained_model_name_or_path", &model, "--conditioning_dropout_prob", "0.4"];
     refuse(&shares, &["--conditioning-dropout-prob is 0.4"]);
+    let url = "https://hf.co/pictures/mountain.png";
+    let look =
+        ["--pretrained_model_name_or_path", &model, "--validation_prompt", "a", "--val_image_url", url];
+    refuse(&look, &[url, "pictures are not fetched"]);
 }
 
 #[test]

@@ -193,8 +193,14 @@ pub(crate) fn expand(arguments: Vec<OsString>) -> anyhow::Result<Vec<OsString>> 
 }
 
 /// Flags that take whatever comes up to the next flag.
-const SEVERAL: [&str; 4] =
-    ["--validation-prompt", "--validation-prompts", "--validation-image", "--validation-images"];
+pub(super) const SEVERAL: [&str; 6] = [
+    "--validation-prompt",
+    "--validation-prompts",
+    "--validation-image",
+    "--validation-images",
+    "--val-image-url",
+    "--val-image-url-or-path",
+];
 
 /// Puts the recipe right after `train` where it stands behind the values of such a flag, which would take it for one more. Only where it is named once and nowhere else, so
 /// that there would be no recipe.

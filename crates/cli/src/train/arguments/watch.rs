@@ -26,7 +26,7 @@ pub(crate) struct WatchArguments {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) validation_prompt: Vec<String>,
     /// ControlNet, InstructPix2Pix: the pictures that steer the validation prompts, or are edited by them: one for each, or one for all
-    #[arg(long, alias = "validation-images", value_name = "FILE", num_args = 1.., help_heading = STOPPING)]
+    #[arg(long, aliases = ["validation-images", "val-image-url", "val-image-url-or-path"], value_name = "FILE", num_args = 1.., help_heading = STOPPING)]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) validation_image: Vec<PathBuf>,
     /// Paint them every N steps [default: 100 where nothing is said]; unconditional: paint what the model makes of noise, where this or --validation-epochs is said
