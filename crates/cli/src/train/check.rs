@@ -75,9 +75,16 @@ fn check_things(arguments: &TrainArguments) -> Result<()> {
 
 /// What is for things, where a folder of pictures is learned from.
 fn check_folder_alone(arguments: &TrainArguments) -> Result<()> {
-    ensure!(arguments.pictures.train_data_dir.is_some(), "this recipe learns from --train-data-dir; give it");
+    ensure!(arguments.train_data_dir().is_some(), "this recipe learns from --train-data-dir; give it");
+    let is_pivotal = arguments.recipe == Recipe::PivotalTuning;
+    ensure!(
+        !is_pivotal
+            || arguments.pictures.train_data_dir.is_none()
+            || arguments.thing.instance_data_dir.is_none(),
+        "--train-data-dir and --instance-data-dir are the same in pivotal-tuning; give one of them"
+    );
     let flags = [
-        ("--instance-data-dir", arguments.thing.instance_data_dir.is_some()),
+        ("--instance-data-dir", arguments.thing.instance_data_dir.is_some() && !is_pivotal),
         ("--concepts-list", arguments.thing.concepts_list.is_some()),
         ("--instance-prompt", arguments.thing.instance_prompt.is_some()),
         ("--with-prior-preservation", arguments.thing.with_prior_preservation),
@@ -268,6 +275,14 @@ fn check_pairs(arguments: &TrainArguments) -> Result<()> {
 /// What would else be told without the name of its flag, or after a word has been learned.
 fn check_pivotal(arguments: &TrainArguments) -> Result<()> {
     let pivotal = &arguments.pivotal;
+    ensure!(
+        pivotal.perform_inversion != Some(false),
+        "--perform-inversion false: a LoRA without new words is what text-to-image-lora trains; take that recipe"
+    );
+    ensure!(
+        pivotal.perform_inversion.is_none() || arguments.recipe == Recipe::PivotalTuning,
+        "--perform-inversion is for pivotal-tuning, which learns new words and then a LoRA"
+    );
     let flags = [
         ("--weight-decay-ti", pivotal.weight_decay_ti),
         ("--weight-decay-lora", pivotal.weight_decay_lora),

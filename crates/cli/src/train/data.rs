@@ -53,7 +53,7 @@ impl Data {
             concepts.iter().map(|one| (one.instance_data_dir.as_path(), Some(one.instance_prompt.as_str())));
         let mut folders: Vec<_> = folders.collect();
         if folders.is_empty() {
-            folders.extend(arguments.pictures.train_data_dir.as_deref().map(|folder| (folder, None)));
+            folders.extend(arguments.train_data_dir().map(|folder| (folder, None)));
         }
         let other = columns(arguments).other.or(arguments.pictures.mask_column.as_ref());
         let options = DatasetOptions {
@@ -76,7 +76,7 @@ impl Data {
         resolution: u32,
         started: &Started,
     ) -> Result<Self> {
-        let Some(folder) = &arguments.pictures.train_data_dir else {
+        let Some(folder) = arguments.train_data_dir() else {
             bail!("there is no folder of pictures to learn from")
         };
         let options = DatasetOptions { captions: Captions::None, ..dataset_options(arguments, resolution)? };

@@ -149,6 +149,7 @@ fn flags_that_do_not_go_together_are_refused() {
         (&["--continue_inversion"], &["--continue-inversion", "pivotal-tuning"]),
         (&["--cached_latents"], &["--cached-latents", "pivotal-tuning"]),
         (&["--color_jitter"], &["--color-jitter", "pivotal-tuning"]),
+        (&["--perform_inversion"], &["--perform-inversion", "pivotal-tuning"]),
         (&["--learning_rate_ti", "1"], &["--learning-rate-ti", "pivotal-tuning", "--learning-rate"]),
         (&["--num_vectors", "2"], &["--num-vectors", "textual-inversion"]),
         (&["--edit_prompt_column", "text"], &["--edit-prompt-column", "instruct-pix2pix"]),

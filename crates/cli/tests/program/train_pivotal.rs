@@ -364,3 +364,33 @@ fn words_that_do_not_fit_are_refused() {
         }
     }
 }
+
+#[test]
+fn a_command_of_lora_pti_is_taken_as_it_stands() {
+    let workplace = workplace();
+    let run = |flags: &str| {
+        let fixed = "train pivotal-tuning --placeholder_tokens=<s1>|<s2> --initializer_tokens=red|blue --use_template=style \
+            --train_text_encoder --learning_rate_ti=1e-2 --max_train_steps_ti=2 --clip_ti_decay --scale_lr --train_batch_size=2";
+        workplace.run(fixed.split_whitespace().chain(flags.split_whitespace()))
+    };
+    let theirs = run(
+        "--instance_data_dir=data --perform_inversion=True --learning_rate_unet=1e-3 --learning_rate_text=1e-4 \
+        --max_train_steps_tuning=2 --lora_rank=2 --save_steps=100 --device=cuda:0 --output_dir=theirs",
+    );
+    assert_eq!(theirs.status, Some(0), "{}", theirs.stderr);
+    let ours = run(
+        "--train_data_dir=data --learning_rate=1e-3 --text_encoder_lr=1e-4 --max_train_steps=2 --rank=2 --output_dir=ours",
+    );
+    assert_eq!(ours.status, Some(0), "{}", ours.stderr);
+    let files = |output: &str| FILES.map(|name| fs::read(workplace.path(output).join(name)).unwrap());
+    assert!(files("theirs") == files("ours"));
+
+    let refused = |flags: &str, culprit: &str| {
+        let run = run(flags);
+        assert_eq!((run.status, run.stderr.lines().count()), (Some(1), 1), "{}", run.stderr);
+        assert!(run.stderr.contains(culprit), "{}", run.stderr);
+    };
+    let both = "--train_data_dir=data --instance_data_dir=data --output_dir=bad";
+    refused(both, "--train-data-dir and --instance-data-dir are the same");
+    refused("--train_data_dir=data --perform_inversion=False --output_dir=bad", "take that recipe");
+}

@@ -16,7 +16,7 @@ mod without_effect;
 mod word;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -135,6 +135,13 @@ impl TrainArguments {
     /// That of the UNet, or of its LoRA.
     pub(crate) fn learning_rate_unet(&self) -> f64 {
         self.steps.learning_rate_unet.unwrap_or(self.learning_rate())
+    }
+
+    /// The folder of pictures with captions; pivotal tuning's may be called as lora_pti calls it.
+    pub(crate) fn train_data_dir(&self) -> Option<&Path> {
+        let as_there =
+            self.thing.instance_data_dir.as_deref().filter(|_| self.recipe == Recipe::PivotalTuning);
+        self.pictures.train_data_dir.as_deref().or(as_there)
     }
 
     /// How learning rates change in the only run, or in that of a LoRA which comes after a word.

@@ -1,6 +1,7 @@
 //! Pivotal tuning: what cloneofsimo's `lora_diffusion/cli_lora_pti.py` does beyond diffusers' scripts, by its names.
 
 use clap::Args;
+use clap::builder::BoolishValueParser;
 use serde::Serialize;
 
 use super::{PICTURES, STEPS};
@@ -39,4 +40,8 @@ pub(crate) struct PivotalArguments {
     /// Pivotal tuning: make pictures a little brighter or darker, with a little more or less contrast, at random
     #[arg(long, help_heading = PICTURES)]
     pub(crate) color_jitter: bool,
+    /// What guides for lora_pti say; it is always done, and false is refused with a reason.
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    #[serde(skip)]
+    pub(crate) perform_inversion: Option<bool>,
 }
