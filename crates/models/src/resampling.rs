@@ -31,7 +31,7 @@ impl Downsample2D {
     /// When shapes do not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if self.asymmetric {
-            return self.conv.forward(&x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?);
+            return self.conv.forward_padded_at_end(x);
         }
         self.conv.forward(x)
     }

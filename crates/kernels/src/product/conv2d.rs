@@ -84,18 +84,31 @@ pub(super) fn upsample_conv2d(
     conv2d_by(None, Input { scale: Scale::Two, ..Input::plain(x) }, weight, bias, params, After::Nothing)
 }
 
+/// A convolution of pictures with so many rows and columns of zeros below and at the right, besides those of the padding.
+pub(super) fn conv2d_padded_at_end(
+    x: &Tensor,
+    weight: &PackedWeight,
+    bias: Option<&Tensor>,
+    params: Conv2dParams,
+    end: usize,
+) -> Result<Tensor> {
+    conv2d_by(None, Input { end, ..Input::plain(x) }, weight, bias, params, After::Nothing)
+}
+
 /// What a convolution reads, and how.
 #[derive(Clone, Copy)]
 pub(super) struct Input<'a> {
     pub(super) x: &'a Tensor,
     pub(super) scale: Scale,
+    /// Rows and columns of zeros below and at the right, besides those of the padding.
+    pub(super) end: usize,
     /// What is done with each channel of each picture; by Winograd's filtering alone.
     pub(super) normed: Option<&'a [Normalize<Silu>]>,
 }
 
 impl<'a> Input<'a> {
     pub(super) fn plain(x: &'a Tensor) -> Self {
-        Self { x, scale: Scale::One, normed: None }
+        Self { x, scale: Scale::One, end: 0, normed: None }
     }
 }
 
@@ -116,7 +129,7 @@ pub(super) fn conv2d_by(
             x.dims()
         );
     }
-    let geometry = Geometry::new(x, input.scale, weight, params)?;
+    let geometry = Geometry::padded_at_end(x, input.scale, weight, params, input.end)?;
     let bias = bias_values("conv2d", x, weight, bias)?;
     let bias = bias.as_deref();
     // Half precision may be computed with in float32.
@@ -290,6 +303,7 @@ fn with_pixels<S: Float>(
 fn fastest_method(geometry: &Geometry, weight: &PackedWeight) -> Method {
     let stride_and_padding = Conv2dParams { stride: 1, padding: 1 };
     if (geometry.kernel_height, geometry.kernel_width, geometry.params) != (3, 3, stride_and_padding)
+        || geometry.end > 0
         || geometry.channels < FEWEST_CHANNELS
     {
         return Method::Direct;

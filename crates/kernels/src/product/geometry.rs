@@ -34,6 +34,8 @@ pub(super) struct Geometry {
     pub(super) kernel_height: usize,
     pub(super) kernel_width: usize,
     pub(super) params: Conv2dParams,
+    /// Rows and columns of zeros below and at the right, besides those of the padding.
+    pub(super) end: usize,
     pub(super) out_channels: usize,
     pub(super) out_height: usize,
     pub(super) out_width: usize,
@@ -42,9 +44,20 @@ pub(super) struct Geometry {
 impl Geometry {
     /// Fails unless input and weight fit each other and the output can be counted.
     pub(super) fn new(x: &Tensor, scale: Scale, weight: &PackedWeight, params: Conv2dParams) -> Result<Self> {
+        Self::padded_at_end(x, scale, weight, params, 0)
+    }
+
+    /// The same with so many rows and columns of zeros below and at the right, besides those of the padding.
+    pub(super) fn padded_at_end(
+        x: &Tensor,
+        scale: Scale,
+        weight: &PackedWeight,
+        params: Conv2dParams,
+        end: usize,
+    ) -> Result<Self> {
         let (batch, channels, height, width) = x.dims4()?;
         let [height, width] = [height, width].map(|side| side.saturating_mul(scale.factor()));
-        let size = [batch, channels, height, width];
+        let size = [batch, channels, height.saturating_add(end), width.saturating_add(end)];
         let (out_height, out_width) = output_size(size, weight.shape(), params)?;
         let (out_channels, _, kernel_height, kernel_width) = weight.shape().dims4()?;
         let shape = [batch, out_channels, out_height, out_width];
@@ -61,6 +74,7 @@ impl Geometry {
             kernel_height,
             kernel_width,
             params,
+            end,
             out_channels,
             out_height,
             out_width,

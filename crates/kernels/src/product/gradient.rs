@@ -10,7 +10,7 @@ use super::microkernel::{MAX_COLUMNS, Microkernel};
 use super::multiply::{Activations, After, Factor, multiply};
 use super::packed::Side;
 use super::panels::{DEPTH, Element, Pair, Source, transpose_rows};
-use super::pixels::read_row;
+use super::rows::read_row;
 use super::weight_panels::{Stored, WeightPanels, depth_blocks};
 use super::{to_tensor, with_values};
 use crate::Conv2dParams;

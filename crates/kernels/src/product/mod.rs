@@ -30,6 +30,7 @@ mod peak;
 mod pixels;
 mod portable;
 mod precision;
+mod rows;
 mod shifted;
 mod split;
 #[cfg(test)]

@@ -291,6 +291,24 @@ impl PackedWeight {
         super::conv2d::upsample_conv2d(x, self, bias, params)
     }
 
+    /// [`conv2d`](Self::conv2d) of `x` with `end` rows and columns of zeros below and at the right, besides those of the padding; where nothing is to be
+    /// differentiated, they are never stored.
+    ///
+    /// # Errors
+    /// Those of [`conv2d`](Self::conv2d).
+    pub fn conv2d_padded_at_end(
+        &self,
+        x: &Tensor,
+        bias: Option<&Tensor>,
+        params: Conv2dParams,
+        end: usize,
+    ) -> Result<Tensor> {
+        if tracks(x, bias, None) {
+            return self.conv2d(&pad_at_end(x, end)?, bias, params);
+        }
+        super::conv2d::conv2d_padded_at_end(x, self, bias, params, end)
+    }
+
     /// [`conv2d`](Self::conv2d) plus `addend`, which has the shape and dtype of the result; where nothing is to be differentiated, in one
     /// pass over memory and rounded once.
     ///
@@ -385,6 +403,11 @@ impl PackedWeight {
 /// Whether something is to be differentiated.
 fn tracks(x: &Tensor, bias: Option<&Tensor>, addend: Option<&Tensor>) -> bool {
     x.track_op() || bias.is_some_and(Tensor::track_op) || addend.is_some_and(Tensor::track_op)
+}
+
+/// `(batch, channels, height, width)` with so many rows and columns of zeros below and at the right.
+fn pad_at_end(x: &Tensor, end: usize) -> Result<Tensor> {
+    x.pad_with_zeros(2, 0, end)?.pad_with_zeros(3, 0, end)
 }
 
 /// Where the numbers of a weight are before they are packed.

@@ -6,9 +6,13 @@ use super::geometry::{Geometry, Scale};
 use super::level::Level;
 use super::microkernel::MAX_COLUMNS;
 use super::multiply::Activations;
-use super::panels::{Element, Source, copy};
+use super::panels::{Element, Source};
+use super::rows::{read_row, read_row_twice};
 use super::shifted::ShiftedPanel;
-use crate::Conv2dParams;
+use crate::cpu::{CACHE_LINE, Instructions, Work, prefetch, run_at};
+
+/// A row of a later channel is too far away for the processor to know that it comes: so many channels later it is read.
+const CHANNELS_AHEAD: usize = 4;
 
 /// The output's pixels of all pictures in a row, each with the input's numbers that it is computed from: those under the kernel, channel
 /// by channel. They are read from `(batch, channels, height, width)` as they are; the output is `(batch, out_channels, out_pixels)`.
@@ -49,6 +53,7 @@ impl<S: Copy + Default> Pixels<'_, S> {
     }
 
     /// What one tap of the kernel meets in one channel along a run.
+    #[inline(always)]
     fn read(&self, run: &Run, channel: usize, tap: (usize, usize), numbers: &mut [S]) {
         let Geometry { channels, height, width, scale, params, .. } = self.geometry;
         let padding = params.padding;
@@ -56,22 +61,43 @@ impl<S: Copy + Default> Pixels<'_, S> {
         if y < padding || y - padding >= height {
             return numbers.fill(S::default());
         }
-        let factor = scale.factor();
-        let row = (run.picture * channels + channel) * (height / factor) + (y - padding) / factor;
-        let row = &self.values[row * (width / factor)..][..width / factor];
-        if scale == Scale::Two {
-            return read_row_twice(row, x, params, numbers);
+        // A division by what the compiler does not know takes longer than the copying.
+        let stored = |count: usize| match scale {
+            Scale::One => count,
+            Scale::Two => count / 2,
+        };
+        let row = (run.picture * channels + channel) * stored(height) + stored(y - padding);
+        if tap.1 == 0 {
+            let next = row + CHANNELS_AHEAD * stored(height);
+            for place in (0..run.length * params.stride).step_by(CACHE_LINE / size_of::<S>()) {
+                prefetch(self.values, next * stored(width) + stored(x + place));
+            }
         }
-        read_row(row, x, params, numbers);
+        let row = &self.values[row * stored(width)..][..stored(width)];
+        match scale {
+            Scale::One => read_row(row, x, params, numbers),
+            Scale::Two => read_row_twice(row, x, params, numbers),
+        }
     }
+}
 
-    /// Packs a panel of any pixels of any convolution, row by row.
-    fn pack_runs<E: Element>(&self, items: Range<usize>, steps: Range<usize>, width: usize, panel: &mut [E])
-    where
-        S: Source<E>,
-    {
-        let Geometry { channels, kernel_height, kernel_width, .. } = self.geometry;
-        let runs = self.runs(items);
+/// Packs a panel of any pixels of any convolution, row by row.
+struct PackRuns<'a, 'v, S, E> {
+    pixels: &'a Pixels<'v, S>,
+    items: Range<usize>,
+    steps: Range<usize>,
+    width: usize,
+    panel: &'a mut [E],
+}
+
+impl<S: Source<E>, E: Element> Work for PackRuns<'_, '_, S, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, _: impl Instructions) {
+        let Self { pixels, items, steps, width, panel } = self;
+        let Geometry { channels, kernel_height, kernel_width, .. } = pixels.geometry;
+        let runs = pixels.runs(items);
         let taps = kernel_height * kernel_width;
         let first = steps.start * S::PER_STEP;
         let (mut channel, mut tap) = (first / taps, (first % taps / kernel_width, first % kernel_width));
@@ -82,7 +108,7 @@ impl<S: Copy + Default> Pixels<'_, S> {
                 for run in &runs {
                     let numbers = &mut row[run.start..run.start + run.length];
                     match channel < channels {
-                        true => self.read(run, channel, tap, numbers),
+                        true => pixels.read(run, channel, tap, numbers),
                         // The second half of the last step.
                         false => numbers.fill(S::default()),
                     }
@@ -101,53 +127,6 @@ impl<S: Copy + Default> Pixels<'_, S> {
     }
 }
 
-/// What one tap meets along a run, `x` being its first place in the padded picture.
-pub(super) fn read_row<S: Copy + Default>(row: &[S], x: usize, params: Conv2dParams, numbers: &mut [S]) {
-    let Conv2dParams { stride, padding } = params;
-    let reach = (numbers.len() - 1) * stride;
-    if x >= padding && x - padding + reach < row.len() {
-        let row = &row[x - padding..];
-        return match stride {
-            1 => copy(&row[..numbers.len()], numbers),
-            _ => numbers.iter_mut().zip(row.iter().step_by(stride)).for_each(|(to, from)| *to = *from),
-        };
-    }
-    if stride == 1 {
-        let before = padding.saturating_sub(x).min(numbers.len());
-        let row = row.get(x.saturating_sub(padding)..).unwrap_or(&[]);
-        let (before, numbers) = numbers.split_at_mut(before);
-        let (inside, after) = numbers.split_at_mut(row.len().min(numbers.len()));
-        before.fill(S::default());
-        inside.copy_from_slice(&row[..inside.len()]);
-        return after.fill(S::default());
-    }
-    for (index, number) in numbers.iter_mut().enumerate() {
-        let x = (x + index * stride).checked_sub(padding);
-        *number = x.and_then(|x| row.get(x)).copied().unwrap_or_default();
-    }
-}
-
-/// As [`read_row`], of a row each number of which stands twice.
-fn read_row_twice<S: Copy + Default>(row: &[S], x: usize, params: Conv2dParams, numbers: &mut [S]) {
-    let Conv2dParams { stride, padding } = params;
-    let width = 2 * row.len();
-    if stride > 1 {
-        for (index, number) in numbers.iter_mut().enumerate() {
-            let x = (x + index * stride).checked_sub(padding);
-            *number = x.and_then(|x| row.get(x / 2)).copied().unwrap_or_default();
-        }
-        return;
-    }
-    let (before, numbers) = numbers.split_at_mut(padding.saturating_sub(x).min(numbers.len()));
-    let start = x.saturating_sub(padding).min(width);
-    let (inside, after) = numbers.split_at_mut((width - start).min(numbers.len()));
-    before.fill(S::default());
-    if !inside.is_empty() {
-        read_twice(row, start, inside);
-    }
-    after.fill(S::default());
-}
-
 impl<S: Source<E>, E: Element> Activations<E> for Pixels<'_, S> {
     type Number = S;
 
@@ -158,7 +137,7 @@ impl<S: Source<E>, E: Element> Activations<E> for Pixels<'_, S> {
     fn pack(&self, items: Range<usize>, steps: Range<usize>, width: usize, panel: &mut [E]) {
         match ShiftedPanel::new(self.values, &self.geometry, items.clone(), width) {
             Some(shifted) => shifted.pack(self.level, steps, width, panel),
-            None => self.pack_runs(items, steps, width, panel),
+            None => run_at(self.level, PackRuns { pixels: self, items, steps, width, panel }),
         }
     }
 
@@ -172,18 +151,6 @@ impl<S: Source<E>, E: Element> Activations<E> for Pixels<'_, S> {
     }
 }
 
-/// Pixels of a row that is read twice, from `start` on, counted in what becomes of it.
-#[inline(always)]
-pub(super) fn read_twice<S: Copy>(row: &[S], start: usize, pixels: &mut [S]) {
-    let odd = (start % 2).min(pixels.len());
-    let (first, pixels) = pixels.split_at_mut(odd);
-    first.iter_mut().for_each(|pixel| *pixel = row[start / 2]);
-    let row = &row[start.div_ceil(2)..];
-    let (pairs, last) = pixels.as_chunks_mut::<2>();
-    pairs.iter_mut().zip(row).for_each(|(pair, pixel)| *pair = [*pixel; 2]);
-    last.iter_mut().for_each(|pixel| *pixel = row[pairs.len()]);
-}
-
 #[cfg(test)]
 mod tests {
     use candle_core::{Device, Tensor};
@@ -193,6 +160,7 @@ mod tests {
     use super::super::panels::{DEPTH, Pair};
     use super::super::tests::levels;
     use super::*;
+    use crate::Conv2dParams;
 
     /// Both ways to pack the panels of a convolution of `(batch, channels, height, width)`.
     fn assert_equal<S: Source<E>, E: Element>(x: [usize; 4], kernel: usize, from: impl Fn(usize) -> S) {
@@ -212,7 +180,17 @@ mod tests {
                         let mut panels = [(); 2].map(|()| vec![E::default(); steps.len() * panel_width]);
                         let [all, runs] = &mut panels;
                         pixels.pack(items.clone(), steps.clone(), panel_width, all);
-                        pixels.pack_runs::<E>(items.clone(), steps.clone(), panel_width, runs);
+                        let (items, steps) = (items.clone(), steps.clone());
+                        run_at(
+                            level,
+                            PackRuns {
+                                pixels: &pixels,
+                                items: items.clone(),
+                                steps: steps.clone(),
+                                width: panel_width,
+                                panel: runs,
+                            },
+                        );
                         assert!(
                             all == runs,
                             "{x:?} by {kernel}, {items:?} in panels of {panel_width}, {steps:?}"

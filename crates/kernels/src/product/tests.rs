@@ -486,3 +486,48 @@ fn half_precision_of_a_file_computes_in_float32_as_float32_does() {
 pub(super) fn file_bytes<const SIZE: usize>(tensor: &Tensor, bytes: impl Fn(f64) -> [u8; SIZE]) -> Vec<u8> {
     values(tensor).into_iter().flat_map(bytes).collect()
 }
+
+#[test]
+fn zeros_at_the_end_are_those_of_a_padded_picture() -> Result<()> {
+    for level in levels() {
+        for (height, width) in [(1, 1), (2, 3), (8, 8), (17, 33), (9, 64)] {
+            for (kernel, stride, padding, end) in
+                [(3, 2, 0, 1), (3, 1, 1, 1), (2, 1, 0, 1), (1, 1, 0, 2), (3, 3, 1, 4)]
+            {
+                for dtype in [DType::F32, DType::BF16] {
+                    let params = Conv2dParams { stride, padding };
+                    let x = numbers(&[2, 33, height, width], 1).to_dtype(dtype)?;
+                    let weight = numbers(&[17, 33, kernel, kernel], 2).to_dtype(dtype)?;
+                    let packed = PackedWeight::pack_at(level, &weight)?;
+                    let padded = x.pad_with_zeros(2, 0, end)?.pad_with_zeros(3, 0, end)?;
+                    if height.min(width) + end + 2 * padding < kernel {
+                        assert!(packed.conv2d_padded_at_end(&x, None, params, end).is_err());
+                        continue;
+                    }
+                    let result = packed.conv2d_padded_at_end(&x, None, params, end)?;
+                    let name =
+                        format!("{level:?}, {dtype:?}, {height}x{width} by {kernel}, {params:?}, {end}");
+                    let (result, expected) = (result, packed.conv2d(&padded, None, params)?);
+                    assert_eq!(result.dims(), expected.dims(), "{name}");
+                    if params != (Conv2dParams { stride: 1, padding: 1 }) {
+                        let result = bits(&result.to_dtype(DType::F32)?);
+                        assert!(result == bits(&expected.to_dtype(DType::F32)?), "{name}");
+                        continue;
+                    }
+                    // The padded picture may be filtered.
+                    let plain = plain_conv2d(
+                        &padded.to_dtype(DType::F32)?,
+                        &weight.to_dtype(DType::F32)?,
+                        None,
+                        params,
+                    );
+                    for (actual, (sum, scale)) in values(&result.to_dtype(DType::F32)?).iter().zip(plain) {
+                        let bound = if dtype == DType::F32 { BOUND } else { 1.0 / 128.0 };
+                        assert!((actual - sum).abs() <= bound * scale, "{name}: {actual}, expected {sum}");
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}

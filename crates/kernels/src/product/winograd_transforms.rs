@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::geometry::Scale;
 use super::level::Level;
-use super::pixels::read_twice;
+use super::rows::read_twice;
 use crate::activation::{Activation, Silu, in_place};
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::{Avx2, Avx512};

@@ -75,6 +75,15 @@ impl Conv2d {
         self.layer.forward_upsampled(x)
     }
 
+    /// [`forward`](Self::forward) of `x` with a row of zeros below and a column at the right, besides those of the padding; they are not stored where they need
+    /// not be.
+    ///
+    /// # Errors
+    /// When shapes or dtypes do not fit.
+    pub fn forward_padded_at_end(&self, x: &Tensor) -> Result<Tensor> {
+        self.layer.forward_padded_at_end(x)
+    }
+
     /// [`forward`](Self::forward) of `silu(norm(x))`, which is not stored where it can be read through: `vectors`, `(batch, in_channels)`, are added to `x`
     /// before, `addend`, which has the shape of the result, to the result.
     ///

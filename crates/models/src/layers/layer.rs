@@ -157,6 +157,20 @@ impl Layer {
         }
     }
 
+    /// [`forward`](Self::forward) of `x` with a row of zeros below and a column at the right, which are not stored where the weight is packed and no adapter looks
+    /// at them.
+    pub(super) fn forward_padded_at_end(&self, x: &Tensor) -> Result<Tensor> {
+        let State { weight, bias, adapter } = self.state();
+        let bias = bias.as_ref();
+        let packed = weight.packed()?.filter(|packed| packed.takes(x, bias));
+        match (self.operation, packed, adapter) {
+            (Operation::Conv2d(params), Some(packed), None) => {
+                Ok(packed.conv2d_padded_at_end(x, bias, params, 1)?)
+            }
+            _ => self.forward(&x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?),
+        }
+    }
+
     /// [`forward`](Self::forward) of `norm` of `x`, plus `addend` where there is one; the norm is not stored where the weight is packed and no
     /// adapter looks at it.
     pub(super) fn forward_normed(
