@@ -13,7 +13,9 @@ import gc
 import json
 import pathlib
 import resource
+import subprocess
 import sys
+import tempfile
 import time
 import warnings
 
@@ -43,6 +45,10 @@ class Call(torch.nn.Module):
         sample, text, *added = inputs
         added = dict(zip(("text_embeds", "time_ids"), added)) or None
         return self.model(sample, torch.tensor(TIMESTEP), text, added_cond_kwargs=added).sample
+
+
+def entries():
+    return json.loads((FOLDER / "models.json").read_text())
 
 
 def build(entry):
@@ -106,18 +112,41 @@ def with_diffusers(name, entry, dtype):
     return lambda: model(*tensors)
 
 
+def converted(name, entry):
+    import openvino
+
+    return openvino.convert_model(Call(name, build(entry)), example_input=tuple(inputs(entry, torch.float32)))
+
+
+def convert(name, path):
+    """Writes a model as OpenVINO reads it, in float16."""
+    import openvino
+
+    openvino.save_model(converted(name, entries()[name]), path)
+
+
 def with_openvino(name, entry, dtype, threads):
     import openvino
 
     tensors = inputs(entry, torch.float32)
-    model = Call(name, build(entry))
-    converted = openvino.convert_model(model, example_input=tuple(tensors))
-    del model
+    if name == "sdxl_unet_step":
+        # With torch's weights beside those that OpenVINO makes of them it would not fit into 24 GB.
+        with tempfile.TemporaryDirectory() as folder:
+            path = f"{folder}/model.xml"
+            subprocess.run([sys.executable, __file__, "convert", name, path], check=True)
+            request = compiled(path, dtype, threads)
+    else:
+        request = compiled(converted(name, entry), dtype, threads)
     gc.collect()
-    hint = {"INFERENCE_PRECISION_HINT": dtype, "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-    request = openvino.Core().compile_model(converted, "CPU", hint).create_infer_request()
     arrays = [tensor.numpy() for tensor in tensors]
     return lambda: request.infer(arrays)
+
+
+def compiled(model, dtype, threads):
+    import openvino
+
+    hint = {"INFERENCE_PRECISION_HINT": dtype, "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    return openvino.Core().compile_model(model, "CPU", hint).create_infer_request()
 
 
 def open_pipeline(folder, dtype):
@@ -154,26 +183,61 @@ def kernel(entry, dtype):
         tensor = torch.randn(entry[name]).to(DTYPES[dtype])
         return tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
-    operation = entry["operation"]
+    operation, backward = entry["operation"], entry.get("backward", False)
+
+    def ready(run, x):
+        if not backward:
+            return lambda: run(x)
+        x.requires_grad_(True)
+
+        def with_gradient():
+            with torch.enable_grad():
+                torch.autograd.grad(run(x).sum(), x)
+
+        return with_gradient
+
     if operation == "attention":
-        queries, keys = random("queries"), random("keys")
+        keys = random("keys") if "keys" in entry else None
 
         def heads(x):
             return x.unflatten(-1, (entry["heads"], -1)).transpose(1, 2)
 
-        return lambda: functional.scaled_dot_product_attention(heads(queries), heads(keys), heads(keys))
+        def attention(x):
+            others = heads(x if keys is None else keys)
+            return functional.scaled_dot_product_attention(
+                heads(x), others, others, is_causal=entry.get("causal", False)
+            )
+
+        return ready(attention, random("queries"))
     x = random("x")
     ones = torch.ones(x.shape[1] if x.ndim == 4 else x.shape[-1], dtype=x.dtype)
-    if operation in ("conv2d", "linear"):
-        weight = random("weight")
-    return {
-        "conv2d": lambda: functional.conv2d(x, weight, stride=entry["stride"], padding=weight.shape[-1] // 2),
-        "linear": lambda: functional.linear(x, weight),
-        "group_norm_silu": lambda: functional.silu(functional.group_norm(x, 32, ones, ones)),
-        "layer_norm": lambda: functional.layer_norm(x, ones.shape, ones, ones),
-        "geglu": lambda: x.chunk(2, -1)[0] * functional.gelu(x.chunk(2, -1)[1]),
-        "upsample": lambda: functional.interpolate(x, scale_factor=2.0, mode="nearest"),
-    }[operation]
+    weight = random("weight") if "weight" in entry else None
+
+    def conv2d(x):
+        return functional.conv2d(x, weight, stride=entry["stride"], padding=weight.shape[-1] // 2)
+
+    def geglu(x):
+        value, gate = x.chunk(2, -1)
+        return value * functional.gelu(gate)
+
+    def upsample(x):
+        return functional.interpolate(x, scale_factor=2.0, mode="nearest")
+
+    return ready(
+        {
+            "conv2d": conv2d,
+            "upsample_conv2d": lambda x: conv2d(upsample(x)),
+            "linear": lambda x: functional.linear(x, weight),
+            "linear_geglu": lambda x: geglu(functional.linear(x, weight)),
+            "group_norm_silu": lambda x: functional.silu(functional.group_norm(x, 32, ones, ones)),
+            "layer_norm": lambda x: functional.layer_norm(x, ones.shape, ones, ones),
+            "geglu": geglu,
+            "upsample": upsample,
+            "softmax": lambda x: functional.softmax(x, -1),
+            "add": lambda x: x + x,
+        }[operation],
+        x,
+    )
 
 
 def answer(run):
@@ -199,7 +263,6 @@ def serve_kernels(dtype):
 
 def main(peer, name, dtype, threads, folder=None):
     warnings.filterwarnings("ignore")
-    torch.set_grad_enabled(False)
     torch.set_num_threads(int(threads))
     torch.manual_seed(0)
     if name == "start":
@@ -209,7 +272,7 @@ def main(peer, name, dtype, threads, folder=None):
     if name == "picture":
         run = pictures(folder, dtype)
     else:
-        entry = json.loads((FOLDER / "models.json").read_text())[name]
+        entry = entries()[name]
         run = with_diffusers(name, entry, dtype) if peer == "diffusers" else with_openvino(name, entry, dtype, int(threads))
         run()
     run()
@@ -219,4 +282,5 @@ def main(peer, name, dtype, threads, folder=None):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    torch.set_grad_enabled(False)
+    convert(*sys.argv[2:]) if sys.argv[1] == "convert" else main(*sys.argv[1:])

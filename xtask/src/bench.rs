@@ -2,6 +2,7 @@
 
 mod kernels;
 mod start;
+mod table;
 mod train;
 
 use std::fs;
@@ -17,6 +18,7 @@ use crate::python::Python;
 use crate::statistics::median;
 use crate::worker::{Cost, Worker};
 use crate::workspace;
+use table::Table;
 
 /// What is timed: names of `xtask/bench/models.json`, and what is of a whole pipeline.
 const NAMES: [&str; 11] = [
@@ -39,9 +41,9 @@ const START: &str = "sd15_start";
 /// The whole program with the small model inside: one picture in 20 steps.
 const EMBEDDED: &str = "embedded_picture";
 const DTYPES: [&str; 2] = ["f32", "bf16"];
-/// In float32 the models of SDXL of three programs do not fit into 24 GB at once; OpenVINO needs as much again to convert one.
+/// In float32 the models of SDXL of two programs do not fit into 24 GB at once; in bfloat16 those of three do not, so that peers come one after the other.
 const TOO_LARGE: [(&str, &str); 1] = [("sdxl_unet_step", "f32")];
-const TOO_LARGE_FOR_OPENVINO: &str = "sdxl_unet_step";
+const ONE_PEER_AT_A_TIME: &str = "sdxl_unet_step";
 /// OpenVINO does not train.
 const TRAINING: &str = "_train_step";
 
@@ -103,13 +105,10 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
         Some(python) => peers(python)?,
         None => Vec::new(),
     };
-    let mut rows = Vec::new();
+    let (mut rows, mut table) = (Vec::new(), Table::new(&peers));
     // After each row, so that what ends a run does not take the rows before with it.
     let mut add = |row: Row| {
-        if rows.is_empty() {
-            print_head(&peers);
-        }
-        row.print(&peers);
+        table.print(&row);
         rows.push(row);
         write_json(arguments, &rows)
     };
@@ -197,19 +196,30 @@ fn time(name: &'static str, dtype: &'static str, peers: &[Peer], arguments: &Ben
     };
     let what = if picture.is_some() { "picture" } else { name };
     let folder = picture.as_ref();
+    let is_left_out = name.ends_with(TRAINING) || picture.is_some();
+    let peers: Vec<&Peer> = peers.iter().filter(|peer| peer.name != "openvino" || !is_left_out).collect();
+    let at_a_time = if name == ONE_PEER_AT_A_TIME { 1 } else { peers.len().max(1) };
+    // A peer may need more memory to begin than to run: it begins before ours does.
+    let begin = |peers: &[&Peer]| -> Result<Vec<Contender>> {
+        let peers = peers.iter().map(|peer| peer.start(what, dtype, folder.map(PathBuf::as_path), arguments));
+        peers.collect()
+    };
+    let mut groups = peers.rchunks(at_a_time);
+    let mut others = begin(groups.next().unwrap_or_default())?;
     let mut contenders = vec![ours("bench", folder.unwrap_or(&models), &[what, dtype], arguments)?];
-    let is_left_out = name == TOO_LARGE_FOR_OPENVINO || name.ends_with(TRAINING) || picture.is_some();
-    for peer in peers {
-        if peer.name != "openvino" || !is_left_out {
-            contenders.push(peer.start(what, dtype, folder.map(PathBuf::as_path), arguments)?);
+    loop {
+        for _ in 0..arguments.repetitions {
+            for contender in contenders.iter_mut().take(1).chain(&mut others) {
+                contender.ask("run")?;
+            }
+        }
+        others.iter_mut().for_each(|contender| contender.worker = None);
+        contenders.append(&mut others);
+        match groups.next() {
+            Some(group) => others = begin(group)?,
+            None => return Row::new(name, dtype, &contenders),
         }
     }
-    for _ in 0..arguments.repetitions {
-        for contender in &mut contenders {
-            contender.ask("run")?;
-        }
-    }
-    Row::new(name, dtype, &contenders)
 }
 
 /// Starts an example of this project.
@@ -289,30 +299,5 @@ impl Contender {
 
     fn median(&self) -> f64 {
         median(self.costs.iter().map(|cost| cost.seconds))
-    }
-}
-
-fn print_head(peers: &[Peer]) {
-    print!("{:<36}{:>6}{:>10}{:>10}", "medians, seconds", "", "ours", "ours MB");
-    for peer in peers {
-        print!("{:>12}{:>14}", peer.name, format!("{} MB", peer.name));
-    }
-    println!("{:>8}{:>10}{:>9}", "ratio", "TFLOP/s", "of peak");
-}
-
-impl Row {
-    fn print(&self, peers: &[Peer]) {
-        // Three digits of what takes less than a second, too.
-        let seconds = |seconds: f64| format!("{seconds:.*}", if seconds < 0.1 { 5 } else { 3 });
-        print!("{:<36}{:>6}{:>10}{:>10}", self.name, self.dtype, seconds(self.ours_s), self.peak_rss_mb);
-        for peer in peers {
-            let median = self.peers.get(peer.name).and_then(serde_json::Value::as_f64);
-            let peak = self.peers_peak_rss_mb.get(peer.name).and_then(serde_json::Value::as_u64);
-            let text = |number: Option<String>| number.unwrap_or_else(|| "-".to_string());
-            print!("{:>12}{:>14}", text(median.map(seconds)), text(peak.map(|peak| peak.to_string())));
-        }
-        let rounded = |number: Option<f64>| number.map_or("-".to_string(), |number| format!("{number:.2}"));
-        let (ratio, tflops) = (rounded(self.ratio), rounded(self.tflops));
-        println!("{ratio:>8}{tflops:>10}{:>9}", rounded(self.share_of_peak));
     }
 }

@@ -5,7 +5,8 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use super::{BenchArguments, Contender, Peer, Row, peers, print_head, python, write_json};
+use super::table::Table;
+use super::{BenchArguments, Contender, Peer, Row, peers, python, write_json};
 use crate::full_size::{build_example, full_size_folder};
 use crate::python;
 use crate::workspace;
@@ -29,7 +30,7 @@ pub(super) fn bench(arguments: &BenchArguments) -> Result<()> {
     let folder = full_size_folder(&python(&peers)?)?;
     let pictures = workspace::target().join("full-size/training-pictures");
     python::run(Command::new(&example).arg("make").arg(&pictures))?;
-    let mut rows = Vec::new();
+    let (mut rows, mut table) = (Vec::new(), Table::new(&peers));
     for (name, trained, dtype, memory, has_peer) in CASES {
         if !arguments.wants(name, dtype) {
             continue;
@@ -52,11 +53,8 @@ pub(super) fn bench(arguments: &BenchArguments) -> Result<()> {
                 contender.ask("step")?;
             }
         }
-        if rows.is_empty() {
-            print_head(&peers);
-        }
         let row = Row::new(name, dtype, &contenders)?;
-        row.print(&peers);
+        table.print(&row);
         rows.push(row);
     }
     ensure!(!rows.is_empty(), "nothing has {:?} in its name", arguments.only.as_deref().unwrap_or_default());
