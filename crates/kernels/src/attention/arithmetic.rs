@@ -10,7 +10,7 @@ use super::step::{Panels, Products, Step, step};
 use super::tiles::Tiles;
 use super::vector::{Four, Vector};
 use crate::Level;
-#[cfg(all(target_arch = "x86_64", test))]
+#[cfg(all(target_arch = "x86_64", any(test, feature = "model-of-tiles")))]
 use crate::product::amx::model;
 #[cfg(target_arch = "x86_64")]
 use crate::product::amx::{Configured, Processor};
@@ -143,7 +143,7 @@ impl Kernel {
                 return Self { needs_tiles: true, ..kernel };
             }
             // So that all around the tiles is tested everywhere.
-            #[cfg(test)]
+            #[cfg(any(test, feature = "model-of-tiles"))]
             if level == Level::Amx {
                 return Self::new::<Tiles<model::Model>>(step_tiles_of_model, backward_step_pairs);
             }
@@ -245,7 +245,7 @@ unsafe fn step_tiles(arguments: &mut Step<'_>) {
 
 /// # Safety
 /// The processor must have AVX-512F, BW and BF16.
-#[cfg(all(target_arch = "x86_64", test))]
+#[cfg(all(target_arch = "x86_64", any(test, feature = "model-of-tiles")))]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 unsafe fn step_tiles_of_model(arguments: &mut Step<'_>) {
     // SAFETY: the caller's promise.

@@ -466,7 +466,7 @@ multiply_tiles_of_parts!(
 );
 
 /// The same in plain code, number for number, for processors without tiles.
-#[cfg(test)]
+#[cfg(any(test, feature = "model-of-tiles"))]
 pub(crate) mod model {
     use super::{
         Block, COLUMNS, LeftFactor, MultiplyTiles, Pair, Panel, Parts, ROWS, SIDE, add, add_product_by,

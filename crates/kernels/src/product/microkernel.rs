@@ -195,7 +195,7 @@ impl Microkernel<Pair> {
                 add_product_of_rows: Some(amx::add_product),
             }),
             // So that all around the tiles is tested everywhere.
-            #[cfg(all(target_arch = "x86_64", test))]
+            #[cfg(all(target_arch = "x86_64", any(test, feature = "model-of-tiles")))]
             Level::Amx => Some(Self {
                 rows: amx::ROWS,
                 left_width: 1,
@@ -262,7 +262,7 @@ impl<const PARTS: usize> Microkernel<Parts<PARTS>> {
                 };
                 Some((kernel, [Order::Tiles, Order::Pairs { width: amx::COLUMNS }]))
             }
-            #[cfg(all(target_arch = "x86_64", test))]
+            #[cfg(all(target_arch = "x86_64", any(test, feature = "model-of-tiles")))]
             Level::Amx => {
                 let kernel = Self {
                     rows: amx::ROWS,
