@@ -532,6 +532,7 @@ fn names_of_other_trainers_say_the_same() {
     let plain = train("plain", "");
     for (index, (theirs, ours)) in [
         ("--lora_rank 2 --lora_dropout_p 0.5", "--rank 2 --lora_dropout 0.5"),
+        ("--network_dim 2 --network_alpha 1", "--rank 2 --lora_alpha 1"),
         ("--max_train_steps_tuning 3", "--max_train_steps 3"),
         ("--offset_noise", "--noise_offset 0.1"),
         ("--offset_noise --noise_offset 0.2", "--noise_offset 0.2"),

@@ -9,10 +9,10 @@ use super::TRAINED;
 #[derive(Debug, Args, Serialize)]
 pub(crate) struct LoraArguments {
     /// The rank of a LoRA
-    #[arg(long, alias = "lora-rank", value_name = "N", default_value_t = 4, help_heading = TRAINED)]
+    #[arg(long, aliases = ["lora-rank", "network-dim"], value_name = "N", default_value_t = 4, help_heading = TRAINED)]
     pub(crate) rank: usize,
     /// What a LoRA is multiplied by, over its rank [default: the rank]
-    #[arg(long, value_name = "X", help_heading = TRAINED)]
+    #[arg(long, alias = "network-alpha", value_name = "X", help_heading = TRAINED)]
     pub(crate) lora_alpha: Option<f64>,
     /// The share of a LoRA's inputs that is left out in each step
     #[arg(long, alias = "lora-dropout-p", value_name = "X", default_value_t = 0.0, help_heading = TRAINED)]
