@@ -151,6 +151,16 @@ unsafe fn softmax_row_avx2(row: &[f32], result: &mut [MaybeUninit<f32>]) {
     softmax_row::<true>(row, result);
 }
 
+/// In a loop: a closure would be compiled for no level, where each fused multiply-add is a call.
+#[inline(always)]
+fn exponentials<const FMA: bool>(chunk: &[f32; LANES], greatest: f32) -> [f32; LANES] {
+    let mut values = [0.0; LANES];
+    for lane in 0..LANES {
+        values[lane] = exp::<FMA>(chunk[lane] - greatest);
+    }
+    values
+}
+
 /// Writes all of `result`, which is as long as `row`. Sums are taken in `LANES` parts, so that they are vectors' sums.
 #[inline(always)]
 fn softmax_row<const FMA: bool>(row: &[f32], result: &mut [MaybeUninit<f32>]) {
@@ -167,13 +177,13 @@ fn softmax_row<const FMA: bool>(row: &[f32], result: &mut [MaybeUninit<f32>]) {
     let greatest = greatest.into_iter().fold(f32::NEG_INFINITY, f32::max);
 
     let (result_chunks, result_rest) = result.as_chunks_mut::<LANES>();
-    let mut sums = last.map(|value| exp::<FMA>(value - greatest));
+    let mut sums = exponentials::<FMA>(&last, greatest);
     for (result, value) in result_rest.iter_mut().zip(sums) {
         result.write(value);
     }
     sums[rest.len()..].fill(0.0);
     for (result, chunk) in result_chunks.iter_mut().zip(chunks) {
-        let values = chunk.map(|value| exp::<FMA>(value - greatest));
+        let values = exponentials::<FMA>(chunk, greatest);
         for ((result, value), sum) in result.iter_mut().zip(values).zip(&mut sums) {
             result.write(value);
             *sum += value;
