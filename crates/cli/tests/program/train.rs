@@ -369,7 +369,7 @@ fn what_cannot_be_trained_on_is_refused() {
     fs::write(workplace.path("named/metadata.csv"), "file_name,text\nmissing.png,a cat\n").unwrap();
     fs::write(workplace.path("bad.toml"), "learning_rate = [1, 2]\n").unwrap();
     fs::write(workplace.path("unknown.toml"), "rank = 4\nlearning_rat = 1\n").unwrap();
-    fs::write(workplace.path("off.toml"), "network_modules = false\n").unwrap();
+    fs::write(workplace.path("off.toml"), "targets_modules = false\n").unwrap();
     let refuse = |flags: &[&str], culprits: &[&str]| {
         let arguments =
             [&["train", "text-to-image-lora", "--output_dir", "out", "--max_train_steps", "2"], flags]
@@ -447,7 +447,7 @@ fn what_cannot_be_trained_on_is_refused() {
     );
     refuse(
         &data(&["--config", "off.toml"]),
-        &["off.toml: network_modules is no flag", "nearest is target_modules"],
+        &["off.toml: targets_modules is no flag", "nearest is target_modules"],
     );
 
     workplace.succeed(train("other", &["--max_train_steps", "2"]));

@@ -29,7 +29,7 @@ fn the_version_is_printed() {
 #[test]
 fn a_flag_that_is_not_known_is_refused_with_the_nearest() {
     for (arguments, nearest) in [
-        (&["train", "text-to-image-lora", "--network_dim", "8"][..], "'--"),
+        (&["train", "text-to-image-lora", "--dream_training", "8"][..], "'--"),
         (&["train", "--do_edm_style_training", "dreambooth-lora"], "'--"),
         (&["train", "text-to-image-lora", "--learning_rat", "1"], "'--learning-rate'"),
         (&["generate", "a star", "--sampler_name", "ddim"], "'--"),
