@@ -158,15 +158,16 @@ def cases_with_words(data):
 
 
 def cases_of_xl(data):
-    """A LoRA for UNet and both text encoders, and a whole UNet, of a tiny Stable Diffusion XL."""
+    """A LoRA for UNet and both text encoders, in both layouts, a whole UNet, a word and a ControlNet, of a tiny Stable Diffusion XL."""
     base = pathlib.Path(SHAPES).resolve().parents[2] / "pipelines/tests/parity/stable_diffusion_xl/base"
     small, begun = {"width": 32, "height": 32}, ("--pretrained_model_name_or_path", base, "--resolution", 32)
     size = ("--width", 32, "--height", 32)
-    folder = dreambooth(data, WORK / "XL", "dreambooth-lora", *begun, "--train_text_encoder")
-    pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(base, **FLOAT32)
-    pipeline.load_lora_weights(folder, weight_name=LORA)
-    flags = ("--model", base, *size, "--lora", folder / LORA)
-    yield "LoRA for XL, with both text encoders", ours(WORK / "out.png", *flags), theirs(pipeline, PROMPT, **small)
+    for name, flags in {"": (), ", kohya's layout": ("--lora_format", "kohya")}.items():
+        folder = dreambooth(data, WORK / f"XL{name}", "dreambooth-lora", *begun, "--train_text_encoder", *flags)
+        pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(base, **FLOAT32)
+        pipeline.load_lora_weights(folder, weight_name=LORA)
+        flags = ("--model", base, *size, "--lora", folder / LORA)
+        yield f"LoRA for XL, with both text encoders{name}", ours(WORK / "out.png", *flags), theirs(pipeline, PROMPT, **small)
 
     model = train("text-to-image", WORK / "XL whole", *begun, "--train_data_dir", WORK / "pairs", "--learning_rate", "1e-2") / "model"
     pipeline = diffusers.DiffusionPipeline.from_pretrained(model)
@@ -254,12 +255,12 @@ def main():
     data = pictures(WORK / "data")
     untrained = theirs(shapes(), PROMPT)
     failed = []
-    print(f"{'trained':<36}{'largest difference of 255':>26}")
+    print(f"{'trained':<54}{'largest difference of 255':>26}")
     for name, found, expected in cases(data):
         difference = np.abs(found - expected).max()
         changed = expected.shape != untrained.shape or np.abs(expected - untrained).max() > BOUND
         is_right = difference <= BOUND and changed
-        print(f"{name:<36}{difference:>26}{'' if is_right else '  FAILED'}", flush=True)
+        print(f"{name:<54}{difference:>26}{'' if is_right else '  FAILED'}", flush=True)
         if not is_right:
             failed.append(name)
     check_events(data)

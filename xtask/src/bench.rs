@@ -8,6 +8,8 @@ mod train;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
@@ -44,6 +46,9 @@ const DTYPES: [&str; 2] = ["f32", "bf16"];
 /// In float32 the models of SDXL of two programs do not fit into 24 GB at once; in bfloat16 those of three do not, so that peers come one after the other.
 const TOO_LARGE: [(&str, &str); 1] = [("sdxl_unet_step", "f32")];
 const ONE_PEER_AT_A_TIME: &str = "sdxl_unet_step";
+/// Before each turn. The threads of PyTorch's OpenMP look for more work for some 5 ms when they have none, on the cores that the next program is to have. Not for long: after
+/// 50 ms without work virtual machines gave all programs half of their speed for a while.
+const REST: Duration = Duration::from_millis(10);
 /// OpenVINO does not train.
 const TRAINING: &str = "_train_step";
 
@@ -210,6 +215,7 @@ fn time(name: &'static str, dtype: &'static str, peers: &[Peer], arguments: &Ben
     loop {
         for _ in 0..arguments.repetitions {
             for contender in contenders.iter_mut().take(1).chain(&mut others) {
+                contender.rest();
                 contender.ask("run")?;
             }
         }
@@ -288,6 +294,11 @@ impl Contender {
         let Ready { ready } = worker.answer("start")?;
         ensure!(ready, "{name} is not ready");
         Ok(Self { name, worker: Some(worker), costs: Vec::new() })
+    }
+
+    /// Has it wait until the others' threads sleep.
+    fn rest(&self) {
+        thread::sleep(REST);
     }
 
     /// Lets it work once.

@@ -8,9 +8,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{BenchArguments, Contender, Peer, Row, ours};
+use crate::worker::Cost;
 use crate::workspace;
 
-/// How often one is timed for each repetition of a model: it takes little.
+/// How often one is timed at each turn: it takes little.
 const TIMES: u32 = 3;
 
 #[derive(Deserialize)]
@@ -52,9 +53,12 @@ pub(super) fn time(
         for contender in &mut contenders {
             contender.costs.clear();
         }
-        for _ in 0..arguments.repetitions * TIMES {
+        for _ in 0..arguments.repetitions {
             for contender in &mut contenders {
-                contender.ask(kernel)?;
+                contender.rest();
+                // Not timed, so that its threads are awake and its own numbers in the caches, as within a model.
+                let Cost { .. } = ask(contender, kernel)?;
+                (0..TIMES).try_for_each(|_| contender.ask(kernel))?;
             }
         }
         let mut row = Row::new(&name, dtype, &contenders)?;

@@ -50,6 +50,7 @@ pub(super) fn bench(arguments: &BenchArguments) -> Result<()> {
         }
         for _ in 0..arguments.repetitions {
             for contender in &mut contenders {
+                contender.rest();
                 contender.ask("step")?;
             }
         }

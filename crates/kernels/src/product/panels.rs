@@ -194,9 +194,12 @@ impl Source<Pair> for bf16 {
 
     fn steps<'a>(row: &'a [Self], room: &'a mut [Pair; DEPTH]) -> &'a [Pair] {
         let (pairs, last) = row.as_chunks::<2>();
-        let last = last.first().map(|last| [*last, Self::ZERO]);
-        let steps = &mut room[..pairs.len() + usize::from(last.is_some())];
-        steps.iter_mut().zip(pairs.iter().chain(&last)).for_each(|(step, [a, b])| *step = Pair::of(*a, *b));
+        let steps = &mut room[..row.len().div_ceil(2)];
+        // The last one by itself: with both in one iterator the loop would not be vectors.
+        steps.iter_mut().zip(pairs).for_each(|(step, [first, second])| *step = Pair::of(*first, *second));
+        if let [last] = last {
+            steps[pairs.len()] = Pair::of(*last, Self::ZERO);
+        }
         steps
     }
 
