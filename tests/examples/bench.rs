@@ -12,7 +12,9 @@ use std::{env, fs, io};
 
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Shape, Tensor, Var};
-use candle_diffusers_kernels::{PooledAllocator, add, keep_transposed_weights, linear};
+use candle_diffusers_kernels::{
+    PooledAllocator, add, compute_with_this_thread, keep_transposed_weights, linear,
+};
 use candle_diffusers_loaders::{LoadOptions, Repository};
 use candle_diffusers_models::layers::{Layer, LayerAdapter, Layers};
 use candle_diffusers_models::{
@@ -33,6 +35,7 @@ const PROMPT: &str = "a lighthouse at night, oil on canvas";
 const STEPS: usize = 4;
 
 fn main() -> Result<()> {
+    compute_with_this_thread();
     let arguments: Vec<String> = env::args().skip(1).collect();
     let [models, name, dtype] = &arguments[..] else { bail!("usage: bench MODELS NAME f32|bf16") };
     let dtype = match dtype.as_str() {

@@ -10,8 +10,8 @@ use std::{env, fs, io};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor};
 use candle_diffusers_kernels::{
-    Conv2dParams, PackedWeight, PooledAllocator, add, attention, geglu, group_norm_silu, layer_norm,
-    peak_operations_per_second, softmax_last_dim, upsample_nearest2d,
+    Conv2dParams, PackedWeight, PooledAllocator, add, attention, compute_with_this_thread, geglu,
+    group_norm_silu, layer_norm, peak_operations_per_second, softmax_last_dim, upsample_nearest2d,
 };
 use candle_diffusers_test_support::peak_bytes;
 use serde_json::{Value, json};
@@ -23,6 +23,7 @@ const GROUPS: usize = 32;
 const EPS: f64 = 1e-5;
 
 fn main() -> Result<()> {
+    compute_with_this_thread();
     let arguments: Vec<String> = env::args().skip(1).collect();
     let [kernels, dtype] = &arguments[..] else { bail!("usage: bench_kernels KERNELS f32|bf16") };
     let kernels: Value = serde_json::from_str(&fs::read_to_string(kernels)?)?;

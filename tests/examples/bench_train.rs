@@ -13,7 +13,7 @@ use std::{env, fs, io};
 
 use anyhow::{Result, bail};
 use candle_core::DType;
-use candle_diffusers_kernels::{PooledAllocator, keep_transposed_weights};
+use candle_diffusers_kernels::{PooledAllocator, compute_with_this_thread, keep_transposed_weights};
 use candle_diffusers_loaders::{LoadOptions, Repository};
 use candle_diffusers_pipelines::StableDiffusionPipeline;
 use candle_diffusers_schedulers::TorchGenerator;
@@ -36,6 +36,7 @@ const PICTURES: u32 = 16;
 const SIDE: u32 = 768;
 
 fn main() -> Result<()> {
+    compute_with_this_thread();
     let arguments: Vec<String> = env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let (folder, pictures, trained, dtype, memory) = match arguments[..] {

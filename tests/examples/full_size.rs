@@ -13,6 +13,7 @@ use std::{env, io};
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
+use candle_diffusers_kernels::compute_with_this_thread;
 use candle_diffusers_loaders::{LoadOptions, Repository, load_unet, load_vae};
 use candle_diffusers_models::{AutoencoderKL, UNet2DConditionModel};
 use candle_diffusers_pipelines::{Schedule, StableDiffusionPipeline, TextToImage, seeded_generators};
@@ -24,6 +25,7 @@ const PROMPT: &str = "abc def";
 const SEED: u64 = 0;
 
 fn main() -> Result<()> {
+    compute_with_this_thread();
     let folder = env::args().nth(1).context("usage: full_size FOLDER")?;
     let mut worker = Worker::new(&folder)?;
     for line in io::stdin().lock().lines() {

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use candle_core::DType;
-use candle_diffusers_kernels::PooledAllocator;
+use candle_diffusers_kernels::{PooledAllocator, compute_with_this_thread};
 use candle_diffusers_loaders::{LoadOptions, Repository};
 use candle_diffusers_pipelines::{StableDiffusionPipeline, TextToImage, seeded_generators};
 use serde_json::json;
@@ -16,6 +16,7 @@ use serde_json::json;
 static ALLOCATOR: PooledAllocator = PooledAllocator::new();
 
 fn main() -> Result<()> {
+    compute_with_this_thread();
     let start = Instant::now();
     let arguments: Vec<String> = env::args().skip(1).collect();
     let [folder, dtype] = &arguments[..] else { bail!("usage: start FOLDER f32|bf16") };

@@ -30,7 +30,7 @@ mod xl_arguments;
 
 use std::process::ExitCode;
 
-use candle_diffusers_kernels::PooledAllocator;
+use candle_diffusers_kernels::{PooledAllocator, compute_with_this_thread};
 
 use arguments::Command;
 use progress::Progress;
@@ -39,6 +39,7 @@ use progress::Progress;
 static ALLOCATOR: PooledAllocator = PooledAllocator::new();
 
 fn main() -> ExitCode {
+    compute_with_this_thread();
     let progress = Progress::new();
     terminal::show_warnings(&progress);
     let result = train::expand(std::env::args_os().collect()).map(nearest::parse);

@@ -16,6 +16,7 @@ mod parameters;
 mod product;
 mod reduction;
 mod softmax;
+mod threads;
 mod upsample;
 
 pub use activation::{Activation, geglu, gelu, quick_gelu, silu};
@@ -31,4 +32,5 @@ pub use product::{
     peak_operations_per_second, set_float32_matmul_precision,
 };
 pub use softmax::softmax_last_dim;
+pub use threads::compute_with_this_thread;
 pub use upsample::{upsample_nearest2d, upsample_nearest2d_to};
