@@ -4,18 +4,22 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use candle_diffusers_convert::{ConvertOptions, Dtype, LoraFormat, WriteOptions, convert};
+use candle_diffusers_convert::{
+    ConvertOptions, Dtype, LoraFile, LoraFormat, Structure, WriteOptions, convert,
+};
 use candle_diffusers_loaders::Repository;
+use candle_diffusers_loaders::lora::unet_structure;
+use candle_diffusers_models::layers::Layers;
 use candle_diffusers_training::recipes::{
     CustomDiffusion, TrainedControlNet, TrainedToken, UnconditionalDenoising, save_unconditional,
 };
 use candle_diffusers_training::{TrainedLora, parameters, save_component, save_lora};
 use serde_json::Value;
 
+use super::TrainedLoraFormat;
 use super::model::{open_component, vae_folder};
 use super::session::{Learned, Session};
 use super::taught::Taught;
-use super::{TrainArguments, TrainedLoraFormat};
 use crate::terminal;
 
 /// Begins as those of checkpoints that are not whole yet: what a run that was killed leaves of it, the next one removes.
@@ -64,7 +68,7 @@ pub(super) fn write(session: &mut Session, repository: Option<&Repository>) -> R
         };
     }
     let write = |path: &Path| Ok(save_lora(path, &session.parts.learned.loras)?);
-    write_in_layout(session.arguments, &folder.join(LORA_FILE), write)
+    write_in_layout(session, &folder.join(LORA_FILE), write)
 }
 
 /// What diffusers' script writes, and a LoRA of the same change, which other programs read.
@@ -78,40 +82,42 @@ fn write_custom_diffusion(session: &Session, custom: &CustomDiffusion) -> Result
     for token in &custom.tokens {
         terminal::note(&format!("wrote {}", token.file_in(folder).display()));
     }
-    write_in_layout(session.arguments, &folder.join(LORA_FILE), |path| Ok(custom.save_as_lora(path)?))
+    write_in_layout(session, &folder.join(LORA_FILE), |path| Ok(custom.save_as_lora(path)?))
 }
 
 /// Writes a LoRA's file in the layout that was asked for, and in kohya's beside it where that was asked for too.
-fn write_in_layout(
-    arguments: &TrainArguments,
-    path: &Path,
-    write: impl Fn(&Path) -> Result<()>,
-) -> Result<()> {
-    match arguments.lora.lora_format {
-        TrainedLoraFormat::Kohya => write_kohya(path, &write)?,
+fn write_in_layout(session: &Session, path: &Path, write: impl Fn(&Path) -> Result<()>) -> Result<()> {
+    let arguments = &session.arguments.lora;
+    let structures: Vec<Structure> = session
+        .parts
+        .taught
+        .pipeline()
+        .map(|models| unet_structure(&models.unet.layers()))
+        .into_iter()
+        .collect();
+    match arguments.lora_format {
+        TrainedLoraFormat::Kohya => write_kohya(path, &structures, &write)?,
         TrainedLoraFormat::Diffusers => write(path)?,
     }
     terminal::note(&format!("wrote {}", path.display()));
-    if arguments.lora.output_kohya_format {
+    if arguments.output_kohya_format {
         let second = path.with_file_name(KOHYA_FILE);
-        write_kohya(&second, &write)?;
+        write_kohya(&second, &structures, &write)?;
         terminal::note(&format!("wrote {}", second.display()));
     }
     Ok(())
 }
 
-/// Writes a LoRA's file in kohya's layout.
-fn write_kohya(path: &Path, write: impl Fn(&Path) -> Result<()>) -> Result<()> {
+/// Writes a LoRA's file in kohya's layout, for models of these structures.
+fn write_kohya(path: &Path, structures: &[Structure], write: impl Fn(&Path) -> Result<()>) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let temporary = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(folder)?;
     let first = temporary.path().join(LORA_FILE);
     write(&first)?;
-    let options = ConvertOptions {
-        lora_format: Some(LoraFormat::Kohya),
-        write: WriteOptions { overwrite: true, ..Default::default() },
-        ..Default::default()
-    };
-    convert(&first, path, &options, &|_| ())?;
+    let source = LoraFile::open_source(&first)?;
+    let lora = LoraFile::read_for(source.as_ref(), structures)?;
+    let options = WriteOptions { overwrite: true, ..Default::default() };
+    lora.write(source.as_ref(), path, LoraFormat::Kohya, &options, &|_| ())?;
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use super::names::{Names, Origin, PEFT_PREFIX, Spelling};
 use super::part::Part;
 use super::scalar::read_scalar;
 use super::{AdaptedLayer, LoraComponent, LoraError, LoraLayout, LoraWeights, TensorRef, cloneofsimo};
-use crate::{Error, Family, Inventory, Result, Source, Structure, open_file};
+use crate::{Error, Family, Inventory, Result, Source, Structure, UNet, open_file};
 
 /// A LoRA file of any layout: the layers that it changes, by the names that they have in diffusers.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,6 +20,8 @@ pub struct LoraFile {
     pub layout: LoraLayout,
     /// The models that it is for, as far as its layers and metadata tell.
     pub family: Option<Family>,
+    /// The UNet that it was read for ([`LoraFile::read_for`]), where that is known: by its build the original layout numbers blocks.
+    pub unet: Option<UNet>,
     /// The changed layers, sorted by component and name. A layer may come twice: changed by a product and by a difference of its bias.
     pub layers: Vec<AdaptedLayer>,
     /// The names of tensors that no rule understands. Whoever uses the file decides whether that is an error.
@@ -109,6 +111,15 @@ impl LoraFile {
     /// # Errors
     /// As [`LoraFile::read`].
     pub fn read_for(source: &dyn Source, structures: &[Structure]) -> Result<Self> {
+        let mut file = Self::read_by(source, structures)?;
+        file.unet = structures.iter().find_map(|structure| match structure {
+            Structure::UNet(unet) if !structure.is_absurd() => Some(unet.clone()),
+            _ => None,
+        });
+        Ok(file)
+    }
+
+    fn read_by(source: &dyn Source, structures: &[Structure]) -> Result<Self> {
         let inventory = source.inventory();
         if cloneofsimo::looks_like_one(&inventory) {
             return cloneofsimo::read(source, &inventory, structures);
@@ -215,7 +226,17 @@ impl<'s> Reader<'s> {
         }
         let family = family_of(&layers, &metadata);
         let (unmatched, embeddings) = (self.unmatched, self.embeddings);
-        Ok(LoraFile { source: file, layout, family, layers, unmatched, embeddings, metadata, notes })
+        Ok(LoraFile {
+            source: file,
+            layout,
+            family,
+            unet: None,
+            layers,
+            unmatched,
+            embeddings,
+            metadata,
+            notes,
+        })
     }
 
     /// Fails where what is not known tells of another model.

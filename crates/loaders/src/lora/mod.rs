@@ -30,3 +30,4 @@ mod structure;
 pub use adapters::{AdapterInfo, LoraAdapters};
 pub use error::AdapterError;
 pub use matching::{LoraModels, UnmatchedKeys};
+pub use structure::unet_structure;

@@ -6,8 +6,9 @@ use candle_diffusers_models::layers::Layer;
 /// More parts of a kind than any model has.
 const MOST_PARTS: usize = 64;
 
-/// The structure of the UNet that has these layers.
-pub(super) fn unet_structure(layers: &[(String, Layer)]) -> Structure {
+/// The structure of the UNet that has these layers ([`Layers::layers`](candle_diffusers_models::layers::Layers::layers)), for
+/// [`LoraFile::read_for`](candle_diffusers_convert::LoraFile::read_for): a model that is built otherwise than the published ones has other numbers in the original layout's names.
+pub fn unet_structure(layers: &[(String, Layer)]) -> Structure {
     let listed = Listed(layers);
     let levels = listed.count("down_blocks");
     let block = |block: String| -> Vec<Option<usize>> {

@@ -26,6 +26,7 @@ impl ComputedLora {
             source: name,
             layout: LoraLayout::Kohya,
             family,
+            unet: None,
             layers: Vec::new(),
             unmatched: Vec::new(),
             embeddings: Vec::new(),

@@ -74,6 +74,7 @@ pub(super) fn read(source: &dyn Source, inventory: &Inventory, structures: &[Str
         source: file.to_string(),
         layout,
         family: family_of(&layers, &metadata),
+        unet: None,
         layers,
         unmatched,
         embeddings,

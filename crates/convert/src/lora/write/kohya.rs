@@ -34,11 +34,12 @@ pub(super) fn output(lora: &LoraFile) -> Result<Output> {
 /// The names of the UNet's layers in the original layout, for families whose trainers use those; empty for others.
 fn original_names(lora: &LoraFile, notes: &mut Vec<String>) -> HashMap<String, String> {
     let [_, _, xl, refiner] = unets();
-    let unet = match lora.family {
+    let published = match lora.family {
         Some(Family::StableDiffusionXl) => xl,
         Some(Family::StableDiffusionXlRefiner) => refiner,
         _ => return HashMap::new(),
     };
+    let unet = lora.unet.clone().unwrap_or(published);
     let mut names = HashMap::new();
     for row in Structure::UNet(unet).table() {
         if let ([named], Some(original)) = (&row.diffusers[..], row.original.name.strip_suffix(".weight"))
@@ -50,7 +51,8 @@ fn original_names(lora: &LoraFile, notes: &mut Vec<String>) -> HashMap<String, S
     let mut unet_layers = lora.layers.iter().filter(|layer| layer.component == LoraComponent::UNet);
     if let Some(layer) = unet_layers.find(|layer| !names.contains_key(&layer.name)) {
         notes.push(format!(
-            "block names are those of diffusers, not of the original layout: the published model has no layer {}",
+            "block names are those of diffusers, not of the original layout: the {} has no layer {}",
+            if lora.unet.is_some() { "model" } else { "published model" },
             layer.name
         ));
         return HashMap::new();
