@@ -8,7 +8,7 @@ use std::time::Instant;
 use std::{env, fs, io};
 
 use anyhow::{Context, Result, bail};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 use candle_diffusers_kernels::{
     Conv2dParams, PackedWeight, PooledAllocator, add, attention, compute_with_this_thread, geglu,
     group_norm_silu, layer_norm, peak_operations_per_second, softmax_last_dim, upsample_nearest2d,
@@ -78,15 +78,18 @@ impl Kernel {
             |name: &str| kernel[name].as_u64().context("a number is missing").map(|number| number as usize);
         let operation = kernel["operation"].as_str().context("no such kernel")?;
         if operation == "attention" {
-            let (queries, keys, heads) = (random("queries")?, random("keys")?, number("heads")?);
-            let operations = 4 * queries.elem_count() * keys.dim(1)?;
+            let (queries, heads) = (random("queries")?, number("heads")?);
+            // Of itself where no keys are given.
+            let keys = kernel.get("keys").map(|_| random("keys")).transpose()?;
+            let operations = 4 * queries.elem_count() * keys.as_ref().unwrap_or(&queries).dim(1)?;
             let scale = ((queries.dim(2)? / heads) as f64).powf(-0.5);
             let mask = match kernel.get("causal") {
                 Some(_) => Some(causal_mask(queries.dim(1)?, queries.device())?),
                 None => None,
             };
-            return Self::new(operations, queries, move |x| {
-                attention(x, &keys, &keys, heads, scale, mask.as_ref())
+            return Self::new(kernel, operations, queries, move |x| {
+                let keys = keys.as_ref().unwrap_or(x);
+                attention(x, keys, keys, heads, scale, mask.as_ref())
             });
         }
         let x = random("x")?;
@@ -99,7 +102,7 @@ impl Kernel {
                 let pixels = x.dim(0)? * height.div_ceil(stride) * width.div_ceil(stride);
                 let operations = if upsamples { 8 } else { 2 } * pixels * weight.shape().elem_count();
                 let params = Conv2dParams { stride, padding: weight.shape().dims()[2] / 2 };
-                Self::new(operations, x, move |x| match upsamples {
+                Self::new(kernel, operations, x, move |x| match upsamples {
                     true => weight.upsample_conv2d(x, None, params),
                     false => weight.conv2d(x, None, params),
                 })
@@ -108,36 +111,48 @@ impl Kernel {
                 let weight = PackedWeight::pack(&random("weight")?)?;
                 let operations = 2 * x.dim(0)? * x.dim(1)? * weight.shape().elem_count();
                 let is_gated = operation == "linear_geglu";
-                Self::new(operations, x, move |x| match is_gated {
+                Self::new(kernel, operations, x, move |x| match is_gated {
                     true => weight.linear_geglu(x, None),
                     false => weight.linear(x, None),
                 })
             }
             "group_norm_silu" => {
                 let (weight, bias) = (ones(x.dim(1)?)?, ones(x.dim(1)?)?);
-                Self::new(0, x, move |x| group_norm_silu(x, GROUPS, &weight, &bias, EPS))
+                Self::new(kernel, 0, x, move |x| group_norm_silu(x, GROUPS, &weight, &bias, EPS))
             }
             "layer_norm" => {
                 let (weight, bias) = (ones(x.dim(2)?)?, ones(x.dim(2)?)?);
-                Self::new(0, x, move |x| layer_norm(x, &weight, &bias, EPS))
+                Self::new(kernel, 0, x, move |x| layer_norm(x, &weight, &bias, EPS))
             }
-            "geglu" => Self::new(0, x, geglu),
-            "upsample" => Self::new(0, x, upsample_nearest2d),
-            "softmax" => Self::new(0, x, softmax_last_dim),
+            "geglu" => Self::new(kernel, 0, x, geglu),
+            "upsample" => Self::new(kernel, 0, x, upsample_nearest2d),
+            "softmax" => Self::new(kernel, 0, x, softmax_last_dim),
             "add" => {
                 let other = x.copy()?;
-                Self::new(0, x, move |x| add(x, &other))
+                Self::new(kernel, 0, x, move |x| add(x, &other))
             }
             other => bail!("{other:?} is no operation"),
         }
     }
 
+    /// An operation of `x`; with `backward`, the gradient of its results for ones too (candle's sum would take as long as some of them), for which products are made once
+    /// more, and in attention two and a half times.
     fn new(
+        kernel: &Value,
         operations: usize,
         x: Tensor,
         operation: impl Fn(&Tensor) -> candle_core::Result<Tensor> + 'static,
     ) -> Result<Self> {
-        Ok(Self { run: Box::new(move || operation(&x)), operations })
+        if kernel.get("backward").is_none() {
+            return Ok(Self { run: Box::new(move || operation(&x)), operations });
+        }
+        let x = Var::from_tensor(&x)?;
+        let operations = operations * if kernel["operation"] == "attention" { 7 } else { 4 } / 2;
+        let run = move || {
+            let gradients = operation(&x)?.backward()?;
+            gradients.get(&x).cloned().ok_or_else(|| candle_core::Error::Msg("no gradient".to_string()))
+        };
+        Ok(Self { run: Box::new(run), operations })
     }
 }
 

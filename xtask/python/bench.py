@@ -184,16 +184,33 @@ def kernel(entry, dtype):
         tensor = torch.randn(entry[name]).to(DTYPES[dtype])
         return tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
-    operation = entry["operation"]
+    operation, backward = entry["operation"], entry.get("backward", False)
+
+    def ready(run, x):
+        if not backward:
+            return lambda: run(x)
+        x.requires_grad_(True)
+
+        def with_gradient():
+            with torch.enable_grad():
+                y = run(x)
+                torch.autograd.grad(y, x, torch.ones_like(y))
+
+        return with_gradient
+
     if operation == "attention":
-        queries, keys = random("queries"), random("keys")
+        keys = random("keys") if "keys" in entry else None
 
         def heads(x):
             return x.unflatten(-1, (entry["heads"], -1)).transpose(1, 2)
 
-        return lambda: functional.scaled_dot_product_attention(
-            heads(queries), heads(keys), heads(keys), is_causal=entry.get("causal", False)
-        )
+        def attention(x):
+            others = heads(x if keys is None else keys)
+            return functional.scaled_dot_product_attention(
+                heads(x), others, others, is_causal=entry.get("causal", False)
+            )
+
+        return ready(attention, random("queries"))
     x = random("x")
     ones = torch.ones(x.shape[1] if x.ndim == 4 else x.shape[-1], dtype=x.dtype)
     weight = random("weight") if "weight" in entry else None
@@ -208,19 +225,21 @@ def kernel(entry, dtype):
     def upsample(x):
         return functional.interpolate(x, scale_factor=2.0, mode="nearest")
 
-    run = {
-        "conv2d": conv2d,
-        "upsample_conv2d": lambda x: conv2d(upsample(x)),
-        "linear": lambda x: functional.linear(x, weight),
-        "linear_geglu": lambda x: geglu(functional.linear(x, weight)),
-        "group_norm_silu": lambda x: functional.silu(functional.group_norm(x, 32, ones, ones)),
-        "layer_norm": lambda x: functional.layer_norm(x, ones.shape, ones, ones),
-        "geglu": geglu,
-        "upsample": upsample,
-        "softmax": lambda x: functional.softmax(x, -1),
-        "add": lambda x: x + x,
-    }[operation]
-    return lambda: run(x)
+    return ready(
+        {
+            "conv2d": conv2d,
+            "upsample_conv2d": lambda x: conv2d(upsample(x)),
+            "linear": lambda x: functional.linear(x, weight),
+            "linear_geglu": lambda x: geglu(functional.linear(x, weight)),
+            "group_norm_silu": lambda x: functional.silu(functional.group_norm(x, 32, ones, ones)),
+            "layer_norm": lambda x: functional.layer_norm(x, ones.shape, ones, ones),
+            "geglu": geglu,
+            "upsample": upsample,
+            "softmax": lambda x: functional.softmax(x, -1),
+            "add": lambda x: x + x,
+        }[operation],
+        x,
+    )
 
 
 def answer(run):
