@@ -2,6 +2,7 @@
 
 mod activation;
 mod attention;
+mod cast;
 mod conv2d;
 mod cpu;
 mod dtype;
@@ -21,8 +22,10 @@ mod upsample;
 
 pub use activation::{Activation, geglu, gelu, quick_gelu, silu};
 pub use attention::attention;
+pub use cast::to_dtype;
 pub use conv2d::{Conv2dParams, conv2d};
 pub use elementwise::{add, add_per_channel, scale_shift_per_channel};
+pub use gradient::GradientHook;
 pub use layout::{cat, pixels_to_tokens, tokens_to_pixels};
 pub use linear::linear;
 pub use memory::PooledAllocator;

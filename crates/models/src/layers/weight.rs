@@ -1,7 +1,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use candle_core::{DType, Device, Shape, Tensor};
-use candle_diffusers_kernels::PackedWeight;
+use candle_diffusers_kernels::{PackedWeight, to_dtype};
 
 use crate::error::Result;
 
@@ -94,7 +94,7 @@ impl Weight {
 /// A variable as the layer computes with it: in the dtype of its input. What is not trained is expected to have it.
 pub(super) fn in_dtype_of(x: &Tensor, variable: &Tensor) -> Result<Tensor> {
     match variable.track_op() {
-        true => Ok(variable.to_dtype(x.dtype())?),
+        true => Ok(to_dtype(variable, x.dtype())?),
         false => Ok(variable.clone()),
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor, Var};
-use candle_diffusers_kernels::add;
+use candle_diffusers_kernels::{add, to_dtype};
 use candle_diffusers_models::layers::{Layer, LayerAdapter, Operation};
 use candle_diffusers_schedulers::{NoiseSource, TorchGenerator};
 
@@ -74,7 +74,7 @@ impl LayerAdapter for TrainedLayer {
         input: &Tensor,
         output: Tensor,
     ) -> candle_diffusers_models::Result<Tensor> {
-        let (down, up) = (self.down.to_dtype(input.dtype())?, self.up.to_dtype(input.dtype())?);
+        let (down, up) = (to_dtype(&self.down, input.dtype())?, to_dtype(&self.up, input.dtype())?);
         // What is left of the input, where something is left out.
         let dropped = match &self.dropout {
             Some(dropout) => dropout.draw(input)?.map(|kept| input * kept).transpose()?,

@@ -6,6 +6,8 @@
 //! are often none. Through candle's backward, which decides the order, go counts of gradients; the gradients themselves wait for their node in
 //! a table of the thread that runs it.
 
+mod hook;
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -16,6 +18,8 @@ use candle_core::{
 };
 
 use crate::elementwise::{add_in_place, add_numbers};
+
+pub use hook::GradientHook;
 
 /// One for each input of an operation, in its shape and dtype; none for those that do not [`track`](tracks).
 pub(crate) type Gradients = Vec<Option<Tensor>>;
@@ -96,7 +100,7 @@ fn edge(tensor: &Tensor) -> (Tensor, bool) {
 
 type Backward = Box<dyn Fn(&Tensor) -> Result<Vec<Tensor>> + Send + Sync>;
 
-/// The nodes of the tensors that [`with_numbers`] made, as long as these live.
+/// The nodes of the tensors that [`with_numbers`] made, as long as these live, and of variables that have a [`GradientHook`].
 static NODES: LazyLock<Mutex<HashMap<TensorId, Tensor>>> = LazyLock::new(Mutex::default);
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
