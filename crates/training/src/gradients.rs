@@ -54,9 +54,33 @@ impl Gradients {
                     expected: parameter.var.dims().to_vec(),
                 });
             }
-            checked.push(Some(gradient.detach().to_dtype(DType::F32)?.contiguous()?));
+            checked.push(Some(in_float32(gradient)?));
         }
         Ok(Self(checked))
+    }
+
+    /// Those of parameters that have taken no part in anything.
+    pub(crate) fn none(groups: &[ParameterGroup]) -> Self {
+        Self(parameters(groups).map(|_| None).collect())
+    }
+
+    /// Adds a part of the gradient of the parameter at `index`, which has its shape.
+    pub(crate) fn add_one(&mut self, index: usize, gradient: Tensor) -> Result<()> {
+        let found = self.len();
+        let Some(sum) = self.0.get_mut(index) else {
+            return Err(Error::GradientCount { found, expected: index + 1 });
+        };
+        let gradient = in_float32(gradient)?;
+        *sum = Some(match sum.take() {
+            Some(sum) => (sum + gradient)?,
+            None => gradient,
+        });
+        Ok(())
+    }
+
+    /// The gradient of the parameter at `index`, which then has none here.
+    pub(crate) fn take(&mut self, index: usize) -> Option<Tensor> {
+        self.0.get_mut(index)?.take()
     }
 
     /// How many parameters there are, with a gradient or without.
@@ -72,11 +96,6 @@ impl Gradients {
     /// The gradient of the parameter at `index`.
     pub fn get(&self, index: usize) -> Option<&Tensor> {
         self.0.get(index)?.as_ref()
-    }
-
-    /// The gradients in the order of the parameters, to change them: sums over several processes are written back here.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Option<Tensor>> {
-        self.0.iter_mut()
     }
 
     /// Adds those of another batch, for gradient accumulation.
@@ -135,6 +154,10 @@ impl Gradients {
         }
         Ok(norm)
     }
+}
+
+fn in_float32(gradient: Tensor) -> candle_core::Result<Tensor> {
+    gradient.detach().to_dtype(DType::F32)?.contiguous()
 }
 
 /// In float64 over pieces of a fixed size, added in their order: the same bits whatever the number of threads.

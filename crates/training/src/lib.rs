@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod backward_pass;
 mod checkpoint;
 pub mod dataset;
 mod ema;
@@ -40,7 +41,7 @@ pub use parameters::{Parameter, ParameterGroup, check_parameters, parameters};
 pub use processes::MpiProcesses;
 #[cfg(feature = "nccl")]
 pub use processes::NcclProcesses;
-pub use processes::{BatchShare, Meanwhile, OneProcess, Processes, RandomSource, ShareOfRandom};
+pub use processes::{BatchShare, GradientBuckets, OneProcess, Processes, RandomSource, ShareOfRandom};
 pub use targets::training_target;
 pub use trainer::{StepReport, Trainer, TrainerOptions};
 pub use whole_models::{

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use candle_core::{DType, Device, Tensor};
 use candle_diffusers_schedulers::TorchGenerator;
 
+use crate::backward_pass::{BackwardPass, whole_pass};
 use crate::checkpoint::{Checkpoint, SETTING};
 use crate::dataset::Position;
 use crate::ema::EmaModel;
@@ -16,7 +17,7 @@ use crate::lr_schedule::LrSchedule;
 use crate::optimizer::Optimizer;
 use crate::parameters::{ParameterGroup, check_not_negative, check_parameters, parameters};
 use crate::processes::{
-    BatchShare, OneProcess, Processes, RandomSource, ShareOfRandom, Shared, SourceOfStep, sum_over_processes,
+    BatchShare, OneProcess, Processes, RandomSource, ShareOfRandom, SourceOfStep, SumOverProcesses, mean_loss,
 };
 use crate::row_length::pull_rows;
 use crate::values::{digest, read, to_cpu_f32, unusable};
@@ -65,6 +66,7 @@ pub struct Trainer {
     pub generator: TorchGenerator,
     processes: Rc<dyn Processes>,
     share: BatchShare,
+    sums: SumOverProcesses,
     step: u64,
 }
 
@@ -93,8 +95,8 @@ impl Trainer {
         if let Some(length) = options.row_length {
             check_not_negative("row_length", length)?;
         }
-        let (processes, share) = (Rc::new(OneProcess), BatchShare::default());
-        Ok(Self { groups, optimizer, schedule, ema, options, generator, processes, share, step: 0 })
+        let (processes, share, sums) = (Rc::new(OneProcess), BatchShare::default(), Default::default());
+        Ok(Self { groups, optimizer, schedule, ema, options, generator, processes, share, sums, step: 0 })
     }
 
     /// Makes this a run of several processes, which all have the same parameters and generator; the batches of each are its share of whole ones, whose kinds
@@ -138,28 +140,33 @@ impl Trainer {
         }
         // What the gradients of all processes are to sum up to is their mean.
         let parts = whole as f64 * self.processes.size() as f64;
-        let (mut sum, mut total) = (None::<Gradients>, 0.0);
-        for _ in 0..batches {
+        let (mut sum, mut loss_sum, mut mean) = (None::<Gradients>, 0.0, f64::NAN);
+        for batch in 1..=batches {
+            let pass = BackwardPass::prepare(&self.groups)?;
             let random = ShareOfRandom { generator: &mut self.generator, share: self.share };
             let loss = loss(&mut SourceOfStep { random, processes: self.processes.as_ref() })?;
             let value = loss.to_dtype(DType::F32)?.to_scalar::<f32>()?;
             self.check_finite(value)?;
-            total += f64::from(value);
-            let gradients = Gradients::of(&(loss / parts)?, &self.groups)?;
-            match &mut sum {
-                Some(sum) => sum.add(gradients)?,
-                None => sum = Some(gradients),
+            loss_sum += f64::from(value);
+            let (loss, earlier) = ((loss / parts)?, sum.take());
+            let is_last = batch == batches;
+            if is_last {
+                mean = mean_loss(self.processes.as_ref(), loss_sum / batches as f64, &self.groups)?;
             }
+            sum = Some(if is_last && self.processes.size() > 1 {
+                self.sums.of(self.processes.as_ref(), pass, &loss, earlier, &self.groups)?
+            } else {
+                let gradients = whole_pass(pass, &loss, &self.groups)?;
+                match earlier {
+                    Some(mut sum) => {
+                        sum.add(gradients)?;
+                        sum
+                    }
+                    None => gradients,
+                }
+            });
         }
         let Some(mut gradients) = sum else { unreachable!("at least one batch, as was checked") };
-        let mut loss = total / batches as f64;
-        if self.processes.size() > 1 {
-            let shared = Shared::meet(self.processes.as_ref(), loss, &gradients)?;
-            loss = shared.loss;
-            sum_over_processes(self.processes.as_ref(), &shared, &mut gradients, &self.groups)
-                // Others may wait for the rest of the sums, so that they cannot be told at a meeting.
-                .map_err(|error| Error::Connection(error.to_string()))?;
-        }
         let grad_norm = self.options.max_grad_norm.map(|norm| gradients.clip(norm)).transpose()?;
         if let Some(norm) = grad_norm {
             self.check_finite(norm)?;
@@ -177,7 +184,7 @@ impl Trainer {
             ema.step(&self.groups)?;
         }
         let learning_rates = self.groups.iter().map(|group| group.learning_rate * factor).collect();
-        Ok(StepReport { step: self.step, loss, learning_rates, grad_norm })
+        Ok(StepReport { step: self.step, loss: mean, learning_rates, grad_norm })
     }
 
     fn check_finite(&self, loss: f32) -> Result<()> {

@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::rc::Rc;
-use std::sync::{Arc, Barrier, Mutex};
+use std::sync::{Arc, Barrier, Condvar, Mutex};
 use std::thread;
+use std::time::Duration;
 
-use candle_core::{Device, Tensor};
+use candle_core::{CpuStorage, CustomOp1, Device, Layout, Shape, Tensor, Var};
+use candle_diffusers_kernels::linear;
 use candle_diffusers_loaders::{LoadOptions, Repository};
 use candle_diffusers_models::UNet2DModel;
 use candle_diffusers_pipelines::{StableDiffusionPipeline, TextEncoders};
@@ -18,10 +20,10 @@ use candle_diffusers_training::recipes::{
     UnconditionalOptions,
 };
 use candle_diffusers_training::{
-    AdamW, AdamWConfig, BatchShare, Error, LoraConfig, LossWeighting, LrSchedule, LrScheduleName, Meanwhile,
-    NoiseOptions, OneProcess, Optimizer, Parameter, ParameterGroup, Processes, RandomSource, Result, Sgd,
-    SgdConfig, TEXT_ENCODER_TARGETS, TrainedLora, Trainer, TrainerOptions, UNET_TARGETS, parameters,
-    trainable_unet, trainable_unet_2d,
+    AdamW, AdamWConfig, BatchShare, Error, GradientBuckets, LoraConfig, LossWeighting, LrSchedule,
+    LrScheduleName, NoiseOptions, OneProcess, Optimizer, Parameter, ParameterGroup, Processes, RandomSource,
+    Result, Sgd, SgdConfig, TEXT_ENCODER_TARGETS, TrainedLora, Trainer, TrainerOptions, UNET_TARGETS,
+    parameters, trainable_unet, trainable_unet_2d,
 };
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../pipelines/tests/parity/text_to_image/sd1");
@@ -38,13 +40,28 @@ struct Threads {
     rank: usize,
     messages: Arc<Mutex<Vec<Vec<u8>>>>,
     barrier: Arc<Barrier>,
+    summed: Arc<Summed>,
+}
+
+/// What has been summed by one process so far.
+#[derive(Debug, Default)]
+struct Summed {
+    buckets: Mutex<usize>,
+    grew: Condvar,
+    /// The values of each call.
+    values: Mutex<Vec<usize>>,
 }
 
 impl Threads {
     fn all(size: usize) -> Vec<Self> {
         let (messages, barrier) =
             (Arc::new(Mutex::new(vec![Vec::new(); size])), Arc::new(Barrier::new(size)));
-        let one = |rank| Self { rank, messages: messages.clone(), barrier: barrier.clone() };
+        let one = |rank| Self {
+            rank,
+            messages: messages.clone(),
+            barrier: barrier.clone(),
+            summed: Arc::default(),
+        };
         (0..size).map(one).collect()
     }
 }
@@ -66,14 +83,33 @@ impl Processes for Threads {
         Ok(all)
     }
 
-    fn sum(&self, values: &Tensor, meanwhile: Meanwhile<'_>) -> Result<Tensor> {
+    fn sum_during(&self, work: &mut dyn FnMut(), buckets: &mut dyn GradientBuckets) -> Result<()> {
+        thread::scope(|threads| {
+            let sums = threads.spawn(|| {
+                let mut count = 0;
+                while let Some(values) = buckets.next()? {
+                    count += values.elem_count();
+                    buckets.put(self.sum(&values)?);
+                    *self.summed.buckets.lock().unwrap() += 1;
+                    self.summed.grew.notify_all();
+                }
+                self.summed.values.lock().unwrap().push(count);
+                Ok(())
+            });
+            work();
+            sums.join().unwrap()
+        })
+    }
+}
+
+impl Threads {
+    fn sum(&self, values: &Tensor) -> Result<Tensor> {
         let own: Vec<u8> = values.to_vec1::<f32>()?.into_iter().flat_map(f32::to_le_bytes).collect();
         let mut sum = vec![0f32; values.elem_count()];
         for values in self.gather(&own)? {
             let values = values.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
             sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
         }
-        meanwhile()?;
         Ok(Tensor::from_vec(sum, values.elem_count(), &Device::Cpu)?)
     }
 }
@@ -81,7 +117,7 @@ impl Processes for Threads {
 /// What `work` gives in each of `size` processes.
 fn in_processes<T: Send + 'static>(
     size: usize,
-    work: impl Fn(Rc<dyn Processes>) -> T + Send + Clone + 'static,
+    work: impl Fn(Rc<Threads>) -> T + Send + Clone + 'static,
 ) -> Vec<T> {
     let start = |threads: Threads| {
         let work = work.clone();
@@ -358,6 +394,80 @@ fn a_parameter_that_one_process_has_no_gradient_of_moves_in_all() {
     });
     assert_eq!(all[0], all[1]);
     assert!(all[0].1[1] != values(&numbers(&[5], 1)));
+}
+
+/// Passes on what it is given, and holds the backward pass up until so many buckets have been summed.
+struct Gate {
+    summed: Arc<Summed>,
+    buckets: usize,
+}
+
+impl CustomOp1 for Gate {
+    fn name(&self) -> &'static str {
+        "gate"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        Ok((storage.clone(), layout.shape().clone()))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, gradient: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let buckets = self.summed.buckets.lock().unwrap();
+        let wait = Duration::from_secs(20);
+        let (buckets, _) =
+            self.summed.grew.wait_timeout_while(buckets, wait, |buckets| *buckets < self.buckets).unwrap();
+        if *buckets < self.buckets {
+            candle_core::bail!("{} of {} buckets have been summed", *buckets, self.buckets);
+        }
+        Ok(Some(gradient.clone()))
+    }
+}
+
+#[test]
+fn gradients_of_later_layers_are_summed_before_those_of_earlier_ones_are_computed() {
+    const STEPS: usize = 3;
+    let all = in_processes(2, |processes| {
+        // 256 kB each, so that they travel alone.
+        let layers: Vec<Var> =
+            (0..4).map(|seed| Var::from_tensor(&numbers(&[256, 256], seed)).unwrap()).collect();
+        let parameter = |(index, var): (usize, &Var)| Parameter { name: index.to_string(), var: var.clone() };
+        let parameters = layers.iter().enumerate().map(parameter).collect();
+        let groups = vec![ParameterGroup { parameters, learning_rate: 0.1, weight_decay: 0.0 }];
+        let schedule = LrSchedule::new(LrScheduleName::Constant, Default::default()).unwrap();
+        let optimizer = Box::new(Sgd::new(SgdConfig::default()).unwrap());
+        let (options, generator) = (TrainerOptions::default(), TorchGenerator::new(0));
+        let mut trainer = Trainer::new(groups, optimizer, schedule, None, options, generator).unwrap();
+        trainer.share_batches(processes.clone(), 1);
+        for step in 0..STEPS {
+            // The first step learns in which order gradients come. In the others the second layer's backward waits for the sums of the two after it.
+            let buckets = if step == 0 { 0 } else { step * layers.len() + 2 };
+            let x = numbers(&[1, 256], 10 + processes.rank() as u64);
+            let loss = || {
+                let x = linear(&linear(&x, &layers[0], None)?, &layers[1], None)?;
+                let x = x.apply_op1(Gate { summed: processes.summed.clone(), buckets })?;
+                linear(&linear(&x, &layers[2], None)?, &layers[3], None)?.sqr()?.mean_all()
+            };
+            trainer.step(|_| Ok(loss()?)).unwrap();
+        }
+        layers.iter().map(|layer| values(layer)).collect::<Vec<_>>()
+    });
+    assert_eq!(all[0], all[1]);
+}
+
+#[test]
+fn no_gradient_of_whole_models_and_loras_is_left_for_the_end_of_the_backward_pass() {
+    for taught in
+        [Taught::WholeUNet, Taught::Inpainting, Taught::Unconditional, Taught::ControlNet, Taught::Lora]
+    {
+        let all = in_processes(2, move |processes| {
+            train(taught, processes.clone());
+            processes.summed.values.lock().unwrap().clone()
+        });
+        // Those of each step's backward pass, and those after it.
+        let (early, late): (Vec<usize>, Vec<usize>) = all[0].chunks(2).map(|step| (step[0], step[1])).unzip();
+        assert!(early.iter().all(|values| *values > 0), "{taught:?}: {early:?}");
+        assert_eq!(late, [0; STEPS], "{taught:?}");
+    }
 }
 
 #[test]

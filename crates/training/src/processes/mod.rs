@@ -16,7 +16,7 @@ use candle_core::Tensor;
 
 use crate::error::{Error, Result};
 
-pub(crate) use gradients::{Shared, sum_over_processes};
+pub(crate) use gradients::{SumOverProcesses, mean_loss};
 #[cfg(feature = "mpi")]
 pub use mpi::MpiProcesses;
 #[cfg(feature = "nccl")]
@@ -24,8 +24,17 @@ pub use nccl::NcclProcesses;
 pub(crate) use share::SourceOfStep;
 pub use share::{BatchShare, RandomSource, ShareOfRandom};
 
-/// What a process does while its numbers travel.
-pub type Meanwhile<'a> = &'a mut (dyn FnMut() -> Result<()> + Send);
+/// What is to be added up over all processes, one tensor after the other.
+pub trait GradientBuckets: Send {
+    /// Waits for the next one, and gives it: one-dimensional and float32. None after the last.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
+    fn next(&mut self) -> Result<Option<Tensor>>;
+
+    /// Takes the sums, each once, in their order.
+    fn put(&mut self, sum: Tensor);
+}
 
 /// The processes of a run: one ([`OneProcess`]), or several that MPI or NCCL connects.
 ///
@@ -44,11 +53,12 @@ pub trait Processes: Debug {
     /// When the processes have lost each other.
     fn gather(&self, message: &[u8]) -> Result<Vec<Vec<u8>>>;
 
-    /// Adds up a one-dimensional float32 tensor over all processes, on its device, to the same bits in each. Calls `meanwhile` once, while numbers travel.
+    /// Calls `work` once, on this thread, and while it goes on adds up over all processes what `buckets` gives, each as soon as it is there: on their device, to the
+    /// same bits in each process.
     ///
     /// # Errors
-    /// When the processes have lost each other, or `meanwhile` fails: only after the sum.
-    fn sum(&self, values: &Tensor, meanwhile: Meanwhile<'_>) -> Result<Tensor>;
+    /// When the processes have lost each other, or `buckets` fails: only after `work`.
+    fn sum_during(&self, work: &mut dyn FnMut(), buckets: &mut dyn GradientBuckets) -> Result<()>;
 
     /// Takes leave of the others, when all have come to their end or know of a problem.
     fn finish(&self) {}
@@ -108,8 +118,11 @@ impl Processes for OneProcess {
         Ok(vec![message.to_vec()])
     }
 
-    fn sum(&self, values: &Tensor, meanwhile: Meanwhile<'_>) -> Result<Tensor> {
-        meanwhile()?;
-        Ok(values.clone())
+    fn sum_during(&self, work: &mut dyn FnMut(), buckets: &mut dyn GradientBuckets) -> Result<()> {
+        work();
+        while let Some(values) = buckets.next()? {
+            buckets.put(values);
+        }
+        Ok(())
     }
 }

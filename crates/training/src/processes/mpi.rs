@@ -15,15 +15,15 @@ use mpi::request::{Request, Scope, scope};
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives};
 
-use super::{Meanwhile, Processes};
+use super::{GradientBuckets, Processes};
 use crate::error::{Error, Result};
 use crate::values::{read, to_cpu_f32};
 
-/// The processes that `mpirun` has started, whichever machines they are on. Every thread of the process may compute; MPI is called by the one that has made this.
+/// The processes that `mpirun` has started, whichever machines they are on. Every thread of the process may compute; MPI is called by the one that has made this, and while
+/// gradients are summed by one of its own.
 ///
 /// A process that ends before [`finish`](Processes::finish), by whatever, ends the run: `mpirun` kills the others.
 pub struct MpiProcesses {
-    world: SimpleCommunicator,
     /// Nothing drops it but `finish`: that waits for the others, which a process that fails must not.
     universe: Cell<Option<ManuallyDrop<Universe>>>,
 }
@@ -40,29 +40,34 @@ impl MpiProcesses {
     /// # Errors
     /// When it has done so already.
     pub fn connect() -> Result<Self> {
-        let Some((universe, _)) = mpi::initialize_with_threading(Threading::Funneled) else {
+        // One thread at a time: sums have their own.
+        let Some((universe, threading)) = mpi::initialize_with_threading(Threading::Serialized) else {
             return Err(Error::Connection("MPI has been started already".to_string()));
         };
-        let world = universe.world();
-        Ok(Self { world, universe: Cell::new(Some(ManuallyDrop::new(universe))) })
+        if threading < Threading::Serialized {
+            let problem =
+                "this MPI library was built without threads (MPI_THREAD_SERIALIZED); use one with them";
+            return Err(Error::Connection(problem.to_string()));
+        }
+        Ok(Self { universe: Cell::new(Some(ManuallyDrop::new(universe))) })
     }
 }
 
 impl Processes for MpiProcesses {
     fn rank(&self) -> usize {
-        self.world.rank() as usize
+        world().rank() as usize
     }
 
     fn size(&self) -> usize {
-        self.world.size() as usize
+        world().size() as usize
     }
 
     fn gather(&self, message: &[u8]) -> Result<Vec<Vec<u8>>> {
         let length = count(message.len())?;
-        let mut lengths = vec![0; self.size()];
+        let (world, mut lengths) = (world(), vec![0; self.size()]);
         scope(|scope| {
             // One process may paint or write for minutes while the others wait for it.
-            wait(self.world.immediate_all_gather_into(scope, &length, &mut lengths[..]), pause);
+            wait(world.immediate_all_gather_into(scope, &length, &mut lengths[..]), pause);
         });
         let mut starts = Vec::with_capacity(lengths.len());
         let mut all: Count = 0;
@@ -71,7 +76,7 @@ impl Processes for MpiProcesses {
             all = all.checked_add(*length).ok_or_else(too_much)?;
         }
         let mut messages = vec![0u8; all as usize];
-        self.world.all_gather_varcount_into(
+        world.all_gather_varcount_into(
             message,
             &mut PartitionMut::new(&mut messages[..], &lengths[..], &starts[..]),
         );
@@ -81,25 +86,18 @@ impl Processes for MpiProcesses {
             .collect())
     }
 
-    fn sum(&self, values: &Tensor, meanwhile: Meanwhile<'_>) -> Result<Tensor> {
-        count(values.elem_count())?;
-        let own = to_cpu_f32(values)?;
-        let mut sum = vec![0f32; own.elem_count()];
-        read(&own, |own| {
-            scope(|scope| {
-                let add = SystemOperation::sum();
-                let request = self.world.immediate_all_reduce_into(scope, own, &mut sum[..], add);
-                // Numbers travel while MPI is waited in, so that what is done meanwhile has a thread of its own.
-                let result = thread::scope(|threads| {
-                    let thread = threads.spawn(meanwhile);
-                    // Numbers move on at each look only.
-                    wait(request, |_| thread::yield_now());
-                    thread.join()
-                });
-                result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            })
-        })?;
-        Ok(Tensor::from_vec(sum, own.elem_count(), values.device())?)
+    fn sum_during(&self, work: &mut dyn FnMut(), buckets: &mut dyn GradientBuckets) -> Result<()> {
+        thread::scope(|threads| {
+            // Numbers move on where MPI is looked at, which `work` does not.
+            let sums = threads.spawn(|| {
+                while let Some(values) = buckets.next()? {
+                    buckets.put(sum(&values)?);
+                }
+                Ok(())
+            });
+            work();
+            sums.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 
     fn finish(&self) {
@@ -107,6 +105,24 @@ impl Processes for MpiProcesses {
             drop(ManuallyDrop::into_inner(universe));
         }
     }
+}
+
+/// All processes, for this thread.
+fn world() -> SimpleCommunicator {
+    SimpleCommunicator::world()
+}
+
+/// The sum over all processes of a one-dimensional float32 tensor, on its device.
+pub(super) fn sum(values: &Tensor) -> Result<Tensor> {
+    count(values.elem_count())?;
+    let own = to_cpu_f32(values)?;
+    let mut sum = vec![0f32; own.elem_count()];
+    read(&own, |own| {
+        let (world, add) = (world(), SystemOperation::sum());
+        scope(|scope| wait(world.immediate_all_reduce_into(scope, own, &mut sum[..], add), pause));
+        Ok(())
+    })?;
+    Ok(Tensor::from_vec(sum, own.elem_count(), values.device())?)
 }
 
 /// Waits, and leaves the processor core to others between two looks, which MPI itself does not.

@@ -6,13 +6,14 @@ use candle_core::cuda::cudarc::nccl::{Comm, Id, ReduceOp};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, Storage, Tensor};
 
-use super::{Meanwhile, MpiProcesses, Processes};
+use super::{GradientBuckets, MpiProcesses, Processes, mpi};
 use crate::error::{Error, Result};
 
 /// Processes of [`MpiProcesses`] that have a CUDA device of their own each: what is on the devices is added up there. No machine with GPUs has run this yet; the
 /// compiler has checked it.
 ///
-/// NCCL's sums and candle's kernels are put in one queue of the device, so that packing and unpacking are queued while numbers travel, but not computed.
+/// NCCL's sums and candle's kernels are in one queue of the device, the sums after the backward pass: on a GPU models compute by candle's operations, which hand out gradients at
+/// its end.
 pub struct NcclProcesses {
     mpi: MpiProcesses,
     device: CudaDevice,
@@ -59,9 +60,24 @@ impl Processes for NcclProcesses {
         self.mpi.gather(message)
     }
 
-    fn sum(&self, values: &Tensor, meanwhile: Meanwhile<'_>) -> Result<Tensor> {
+    fn sum_during(&self, work: &mut dyn FnMut(), buckets: &mut dyn GradientBuckets) -> Result<()> {
+        // On a GPU all gradients come at the end of the backward pass, which is only queued by then.
+        work();
+        while let Some(values) = buckets.next()? {
+            buckets.put(self.sum(&values)?);
+        }
+        Ok(())
+    }
+
+    fn finish(&self) {
+        self.mpi.finish();
+    }
+}
+
+impl NcclProcesses {
+    fn sum(&self, values: &Tensor) -> Result<Tensor> {
         if !values.device().is_cuda() {
-            return self.mpi.sum(values, meanwhile);
+            return mpi::sum(values);
         }
         let count = values.elem_count();
         let mut sum = self.device.alloc_zeros::<f32>(count)?;
@@ -74,13 +90,8 @@ impl Processes for NcclProcesses {
             let own = storage.as_cuda_slice::<f32>()?.slice(start..end);
             self.communicator.all_reduce(&own, &mut sum, &ReduceOp::Sum).map_err(nccl)?;
         }
-        meanwhile()?;
         let storage = CudaStorage::wrap_cuda_slice(sum, self.device.clone());
         Ok(Tensor::from_storage(Storage::Cuda(storage), count, BackpropOp::none(), false))
-    }
-
-    fn finish(&self) {
-        self.mpi.finish();
     }
 }
 
