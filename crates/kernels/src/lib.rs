@@ -25,7 +25,7 @@ pub use attention::attention;
 pub use cast::to_dtype;
 pub use conv2d::{Conv2dParams, conv2d};
 pub use elementwise::{add, add_per_channel, scale_shift_per_channel};
-pub use gradient::GradientHook;
+pub use gradient::{GradientHook, nested_backward};
 pub use layout::{cat, pixels_to_tokens, tokens_to_pixels};
 pub use linear::linear;
 pub use memory::PooledAllocator;

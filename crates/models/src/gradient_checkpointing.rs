@@ -12,6 +12,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp3, Layout, MetalStorage, Shape, Storage};
 use candle_core::{Tensor, TensorId, Var};
+use candle_diffusers_kernels::nested_backward;
 
 use crate::error::Result;
 use crate::transformer_2d::Context;
@@ -116,7 +117,7 @@ impl<T> Block<T> {
         let output = self.compute(x, temb, text);
         RECOMPUTING.set(false);
         let output = output.map_err(candle_core::Error::wrap)?;
-        let mut gradients = output.apply_op1(HasGradient(gradient.clone()))?.backward()?;
+        let mut gradients = nested_backward(&output.apply_op1(HasGradient(gradient.clone()))?)?;
         drop(output);
         let of_inputs = [gradients.remove(x), gradients.remove(temb), gradients.remove(text)];
         INSIDE.with_borrow_mut(|inside| {

@@ -104,6 +104,7 @@ impl Trainer {
     pub fn share_batches(&mut self, processes: Rc<dyn Processes>, parts: usize) {
         self.share = BatchShare { process: processes.rank(), processes: processes.size(), parts };
         self.processes = processes;
+        self.sums = SumOverProcesses::default();
     }
 
     /// Which part of the whole batches this process sees.
@@ -154,9 +155,9 @@ impl Trainer {
                 mean = mean_loss(self.processes.as_ref(), loss_sum / batches as f64, &self.groups)?;
             }
             sum = Some(if is_last && self.processes.size() > 1 {
-                self.sums.of(self.processes.as_ref(), pass, &loss, earlier, &self.groups)?
+                self.sums.of(self.processes.as_ref(), pass, loss, earlier, &self.groups)?
             } else {
-                let gradients = whole_pass(pass, &loss, &self.groups)?;
+                let gradients = whole_pass(pass, loss, &self.groups)?;
                 match earlier {
                     Some(mut sum) => {
                         sum.add(gradients)?;
@@ -297,6 +298,7 @@ impl Trainer {
             ema.load_state(averages)?;
         }
         self.step = step;
+        self.sums = SumOverProcesses::default();
         Ok(position)
     }
 }

@@ -1,16 +1,20 @@
 //! Gradients of variables, handed out while the backward pass still runs.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fmt;
+use std::marker::PhantomData;
 
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, TensorId, Var};
 
-use super::{ARRIVED, Arrived, NODES, lock, nothing, take};
+use super::{ARRIVED, Arrived, nothing, take};
 
 /// Takes a variable's gradient where it is complete, in the middle of a backward pass; candle hands out all of them at its end. As torch's
 /// `Tensor.register_post_accumulate_grad_hook`.
 ///
-/// It is for what is computed from the variable between this and the end of the hook's life, and it sees the gradients of this crate's operations on the CPU. What candle's
-/// own operations make of the variable has its gradient in candle's store as ever: a taker adds that, where there is any. Of several hooks on one variable the newest counts.
+/// It is for what its thread computes from the variable between this and the end of the hook's life, and it sees the gradients of this crate's operations on the CPU. What
+/// candle's own operations make of the variable has its gradient in candle's store as ever: a taker adds that, where there is any. Of several hooks on one variable the newest
+/// counts.
 ///
 /// ```
 /// use std::sync::{Arc, Mutex};
@@ -38,6 +42,18 @@ pub struct GradientHook {
     variable: TensorId,
     /// None on devices where this crate's operations are candle's.
     node: Option<TensorId>,
+    /// It stays with its thread.
+    thread: PhantomData<*const ()>,
+}
+
+thread_local! {
+    /// What stands for variables in the graph.
+    static HOOKED: RefCell<HashMap<TensorId, Tensor>> = RefCell::default();
+}
+
+/// What stands for a variable that has a hook on this thread.
+pub(super) fn node_of(variable: TensorId) -> Option<Tensor> {
+    HOOKED.with_borrow(|hooked| hooked.get(&variable).cloned())
 }
 
 impl fmt::Debug for GradientHook {
@@ -59,24 +75,27 @@ impl GradientHook {
     ) -> Result<Self> {
         let id = variable.id();
         if !matches!(variable.device(), Device::Cpu) {
-            return Ok(Self { variable: id, node: None });
+            return Ok(Self { variable: id, node: None, thread: PhantomData });
         }
-        // What stands for the variable in the graph from now on: all its gradients arrive there before it is looked at.
+        // All gradients of the variable arrive at the node before it is looked at.
         let node = variable.apply_op1(Hook { take })?;
-        let hook = Self { variable: id, node: Some(node.id()) };
-        lock(&NODES).insert(id, node);
+        let hook = Self { variable: id, node: Some(node.id()), thread: PhantomData };
+        let older = HOOKED.with_borrow_mut(|hooked| hooked.insert(id, node));
+        // Not while the table is borrowed: what a hook holds may be another one.
+        drop(older);
         Ok(hook)
     }
 }
 
 impl Drop for GradientHook {
     fn drop(&mut self) {
-        let mut nodes = lock(&NODES);
-        let is_own = nodes.get(&self.variable).map(Tensor::id) == self.node && self.node.is_some();
-        let node = if is_own { nodes.remove(&self.variable) } else { None };
-        drop(nodes);
-        // Not under the lock: what the hook holds may have a place in it.
-        drop(node);
+        let own = HOOKED.try_with(|hooked| {
+            let mut hooked = hooked.borrow_mut();
+            let is_own = hooked.get(&self.variable).map(Tensor::id) == self.node;
+            if is_own { hooked.remove(&self.variable) } else { None }
+        });
+        // Not while the table is borrowed; an error says that the thread has ended.
+        drop(own);
     }
 }
 
@@ -108,6 +127,7 @@ impl<F: Fn(Tensor) -> Result<Option<Tensor>> + Send + Sync> CustomOp1 for Hook<F
 mod tests {
     use std::sync::{Arc, Mutex};
 
+    use super::super::{lock, nested_backward};
     use super::*;
     use crate::{add, linear};
 
@@ -197,5 +217,64 @@ mod tests {
         drop(failing);
         let store = add(&x, &y).unwrap().sum_all().unwrap().backward().unwrap();
         assert_eq!(store.get(&y).unwrap().to_vec2::<f32>().unwrap(), [[1.0]]);
+    }
+
+    #[test]
+    fn a_hook_is_of_its_thread() {
+        let x = var(&[1.0]);
+        let (_hook, taken) = noting(&x, false);
+        let of_thread = std::thread::spawn(move || {
+            let store = add(&x, &x).unwrap().sum_all().unwrap().backward().unwrap();
+            store.get(&x).unwrap().to_vec2::<f32>().unwrap()
+        });
+        assert_eq!(of_thread.join().unwrap(), [[2.0]]);
+        assert!(lock(&taken).is_empty());
+    }
+
+    #[test]
+    fn a_hook_may_hold_another() {
+        let (x, y) = (var(&[1.0]), var(&[2.0]));
+        let holding = |x: &Var, y: &Var| {
+            let inner = Mutex::new(add(y, y).unwrap());
+            GradientHook::new(x, move |_| Ok(Some(lock(&inner).detach())))
+        };
+        let first = holding(&x, &y).unwrap();
+        let second = holding(&x, &y).unwrap();
+        drop(first);
+        drop(second);
+    }
+
+    /// `x + w`, of which nothing is kept for the gradients.
+    struct Recomputed(Var);
+
+    impl CustomOp1 for Recomputed {
+        fn name(&self) -> &'static str {
+            "recomputed"
+        }
+
+        fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+            Ok((x.clone(), layout.shape().clone()))
+        }
+
+        fn bwd(&self, x: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
+            let x = Var::from_tensor(&x.detach())?;
+            let mut store = nested_backward(&add(&x, &self.0)?.sum_all()?)?;
+            Ok(store.remove(&x))
+        }
+    }
+
+    #[test]
+    fn what_is_computed_again_within_a_pass_has_its_own_gradients() {
+        let (x, w) = (var(&[1.0]), var(&[2.0]));
+        let (_hook, taken) = noting(&w, false);
+        for pass in 1..3 {
+            let before = add(&x, &w).unwrap();
+            let within = before.apply_op1(Recomputed(w.clone())).unwrap();
+            let after = add(&within, &w).unwrap();
+            let store = after.sum_all().unwrap().backward().unwrap();
+            assert_eq!(store.get(&x).unwrap().to_vec2::<f32>().unwrap(), [[1.0]]);
+            // The part within, then the two outside.
+            assert_eq!(*lock(&taken), vec![[vec![1.0], vec![2.0]]; pass].concat());
+        }
     }
 }

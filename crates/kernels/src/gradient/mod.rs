@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 
+use candle_core::backprop::GradStore;
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, Device, InplaceOp1, Layout, Result, Shape, Tensor, TensorId,
 };
@@ -90,17 +91,30 @@ pub(crate) fn record_with_output(
     Ok(recorded)
 }
 
+/// [`Tensor::backward`] in the middle of another one, as where a part of a model is computed again for its gradients: what has arrived in the one does not count in the other.
+///
+/// # Errors
+/// Those of [`Tensor::backward`].
+pub fn nested_backward(loss: &Tensor) -> Result<GradStore> {
+    let outer = ARRIVED.take();
+    let gradients = loss.backward()?;
+    // After an error the outer one fails too, and is to leave nothing behind.
+    ARRIVED.set(outer);
+    Ok(gradients)
+}
+
 /// What stands for a tensor in the graph, and whether it is one of our nodes.
 fn edge(tensor: &Tensor) -> (Tensor, bool) {
-    match lock(&NODES).get(&tensor.id()) {
-        Some(node) => (node.clone(), true),
+    let node = lock(&NODES).get(&tensor.id()).cloned();
+    match node.or_else(|| hook::node_of(tensor.id())) {
+        Some(node) => (node, true),
         None => (tensor.clone(), false),
     }
 }
 
 type Backward = Box<dyn Fn(&Tensor) -> Result<Vec<Tensor>> + Send + Sync>;
 
-/// The nodes of the tensors that [`with_numbers`] made, as long as these live, and of variables that have a [`GradientHook`].
+/// The nodes of the tensors that [`with_numbers`] made, as long as these live.
 static NODES: LazyLock<Mutex<HashMap<TensorId, Tensor>>> = LazyLock::new(Mutex::default);
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

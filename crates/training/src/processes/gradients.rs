@@ -1,6 +1,7 @@
 //! The gradients of a step, summed over all processes in buckets, as torch's DistributedDataParallel sums them: a bucket travels as soon as the backward pass has its
 //! gradients, while the rest is computed.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 
 use candle_core::{DType, Tensor};
@@ -29,13 +30,14 @@ pub(crate) struct SumOverProcesses {
 /// # Errors
 /// When a process has failed or trains something else.
 pub(crate) fn mean_loss(processes: &dyn Processes, loss: f64, groups: &[ParameterGroup]) -> Result<f64> {
-    let values: usize = parameters(groups).map(|parameter| parameter.var.elem_count()).sum();
-    let values = (values as u64).to_le_bytes();
-    let messages = processes.meet(&[loss.to_le_bytes(), values].concat())?;
+    let mut hasher = DefaultHasher::new();
+    parameters(groups).for_each(|parameter| parameter.var.dims().hash(&mut hasher));
+    let shapes = hasher.finish().to_le_bytes();
+    let messages = processes.meet(&[loss.to_le_bytes(), shapes].concat())?;
     let mut sum = 0.0;
     for (rank, message) in messages.iter().enumerate() {
         match message.split_first_chunk::<8>() {
-            Some((loss, of_rank)) if of_rank == values => sum += f64::from_le_bytes(*loss),
+            Some((loss, of_rank)) if of_rank == shapes => sum += f64::from_le_bytes(*loss),
             _ => return Err(other_parameters(processes, rank)),
         }
     }
@@ -55,14 +57,14 @@ impl SumOverProcesses {
         &mut self,
         processes: &dyn Processes,
         (pass, arrivals): Prepared,
-        loss: &Tensor,
+        loss: Tensor,
         earlier: Option<Gradients>,
         groups: &[ParameterGroup],
     ) -> Result<Gradients> {
-        let mut pass = Some(pass);
+        let mut pass = Some((pass, loss));
         let mut at_end = None;
         let mut run = || {
-            if let Some(pass) = pass.take() {
+            if let Some((pass, loss)) = pass.take() {
                 at_end = Some(pass.run(loss, groups));
             }
         };
