@@ -177,6 +177,11 @@ impl Checkpoint {
         self.fields.entry(format!("{SETTING}{name}")).or_insert_with(|| value.to_string());
     }
 
+    /// Forgets one of the settings, which a run that goes on need not have.
+    pub fn forget_setting(&mut self, name: &str) {
+        self.fields.remove(&format!("{SETTING}{name}"));
+    }
+
     /// Reads the checkpoint in `folder`.
     ///
     /// # Errors

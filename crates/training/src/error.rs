@@ -101,9 +101,7 @@ pub enum Error {
         problem: String,
     },
     /// The loss of a step is no number: the run is of no use from there on.
-    #[error(
-        "the loss of step {step} is {loss}: lower the learning rate, or go on from an earlier checkpoint with a lower one"
-    )]
+    #[error("the loss of step {step} is {loss}: begin anew with a lower learning rate")]
     LossNotFinite {
         /// Counted from 1.
         step: u64,
@@ -111,9 +109,7 @@ pub enum Error {
         loss: f32,
     },
     /// A parameter that nothing can be computed with: the run is of no use from there on.
-    #[error(
-        "{parameter} is {value:e} after step {step}: lower the learning rate, or go on from an earlier checkpoint with a lower one"
-    )]
+    #[error("{parameter} is {value:e} after step {step}: begin anew with a lower learning rate")]
     UnusableParameter {
         /// Counted from 1.
         step: u64,

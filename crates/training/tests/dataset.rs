@@ -129,6 +129,20 @@ fn words_of_captions_are_replaced() {
 }
 
 #[test]
+fn pictures_are_known_by_their_names_wherever_the_folder_is() {
+    let folder = folder(&["a.png", "more/b.png"]);
+    let digest = |path: &Path| Dataset::open(path, options(prompt())).unwrap().pictures_digest();
+    let before = digest(folder.path());
+    assert_eq!(digest(&folder.path().join("more/..")), before);
+    let moved = folder.path().with_extension("moved");
+    fs::rename(folder.path(), &moved).unwrap();
+    assert_eq!(digest(&moved), before);
+    fs::rename(moved.join("more/b.png"), moved.join("more/c.png")).unwrap();
+    assert_ne!(digest(&moved), before);
+    fs::rename(&moved, folder.path()).unwrap();
+}
+
+#[test]
 fn captions_are_left_out_as_often_as_asked() {
     let folder = folder(&["a.png"]);
     for (caption_dropout, expected) in [(0.0, 0..=0), (0.25, 30..=70), (1.0, 200..=200)] {

@@ -23,6 +23,17 @@ pub(super) fn resolved(arguments: &TrainArguments, data: &Data, stage: Stage) ->
     Ok(table)
 }
 
+/// What changes nothing of what is learned: where the pictures are, which are known by themselves, and how the result is written. Broken pictures end a run that is not to
+/// leave them out.
+const WITHOUT_WEIGHT: [&str; 6] = [
+    "train_data_dir",
+    "instance_data_dir",
+    "class_data_dir",
+    "lora_format",
+    "output_kohya_format",
+    "skip_broken",
+];
+
 /// What a checkpoint must have been made with: those flags, and `pictures`, by what they are known by.
 pub(super) fn settings(
     arguments: &TrainArguments,
@@ -44,6 +55,9 @@ pub(super) fn settings(
         settings.remove("max_train_steps");
         settings.remove("num_train_epochs");
     }
+    for name in WITHOUT_WEIGHT {
+        settings.remove(name);
+    }
     Ok(settings)
 }
 
@@ -57,6 +71,9 @@ pub(super) fn assume_defaults(
 ) -> Result<()> {
     let (given, usual) =
         (toml::Table::try_from(arguments)?, toml::Table::try_from(usual(arguments.recipe)?)?);
+    for name in WITHOUT_WEIGHT {
+        checkpoint.forget_setting(name);
+    }
     let is_not_known = |name: &str| arguments.recipe == Recipe::CustomDiffusion && name == "noaug";
     for (name, value) in settings.iter().filter(|(name, _)| !is_not_known(name)) {
         // What a flag means that is not given may follow from the model, as the resolution does.

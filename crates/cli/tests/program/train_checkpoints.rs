@@ -238,6 +238,19 @@ fn pictures_and_captions_that_have_changed_are_told() {
 }
 
 #[test]
+fn a_run_goes_on_where_its_folder_has_moved_or_its_result_is_written_otherwise() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    workplace.succeed([&LORA[..], &["--output_dir", "out", "--max_train_steps", "1"]].concat());
+    fs::rename(workplace.path("data"), workplace.path("moved")).unwrap();
+    let flags: Vec<&str> = LORA.iter().copied().filter(|flag| !flag.contains("data")).collect();
+    let more = ["--train_data_dir=./moved/", "--output_dir", "out", "--max_train_steps", "2"];
+    let other = ["--skip_broken", "--lora_format", "kohya", "--resume_from_checkpoint", "latest"];
+    let run = workplace.succeed([&flags[..], &more, &other].concat());
+    assert!(run.stderr.contains("going on from"), "{}", run.stderr);
+}
+
+#[test]
 fn a_checkpoint_of_an_earlier_version_had_the_defaults_of_later_flags() {
     let workplace = Workplace::new();
     pictures(&workplace, "data", 2);
