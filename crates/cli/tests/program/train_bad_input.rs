@@ -130,6 +130,8 @@ fn flags_that_do_not_go_together_are_refused() {
         (&["--lr_scheduler", "piecewise_constant"], &["--lr-step-rules"]),
         (&["--lr_step_rules", "1"], &["piecewise_constant"]),
         (&["--lr_scheduler", "piecewise_constant", "--lr_step_rules", "1:x"], &["lr_step_rules", "1:x"]),
+        (&["--lora_layers", "to_k, to_x"], &["--lora-layers", "to_x", "such as"]),
+        (&["--lora_layers", " ,"], &["target_modules", "such as"]),
         (&["--target_modules", "to_("], &["target_modules", "to_("]),
         (&["--target_modules", "nothing"], &["target_modules", "nothing", "such as"]),
         (&["--prediction_type", "flow"], &["--prediction-type", "flow", "v_prediction"]),
