@@ -68,6 +68,38 @@ fn a_model_of_another_family_is_named() {
     let flags = ["--output_dir", "out", "--pretrained_model_name_or_path", &stable_diffusion];
     let unconditional = ["train", "unconditional", "--train_data_dir", "data"];
     refuse(&workplace, &[&unconditional[..], &flags].concat(), &["UNet2DConditionModel", "without a text"]);
+    assert!(!workplace.path("out").exists());
+}
+
+#[test]
+fn a_model_that_a_recipe_cannot_teach_is_told_before_anything_is_written() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    let family = |name: &str| format!("{PARITY}/{name}");
+    let refuse = |recipe: &str, flags: &[&str], culprits: &[&str]| {
+        let fixed = ["train", recipe, "--output_dir", "out", "--max_train_steps", "1"];
+        workplace.refuse([&fixed[..], flags].concat(), culprits);
+    };
+    let refiner = family("stable_diffusion_xl/refiner");
+    let flags = ["--pretrained_model_name_or_path", &refiner, "--resolution", "32"];
+    let data = ["--train_data_dir", "data"];
+    let thing = ["--instance_data_dir", "data", "--instance_prompt", "a sks"];
+    for (recipe, pictures) in [("text-to-image-lora", &data[..]), ("dreambooth-lora", &thing)] {
+        refuse(recipe, &[&flags[..], pictures].concat(), &["refiner", "give the base"]);
+    }
+    let (grey, classes) = (family("unconditional/grey"), family("unconditional/classes"));
+    for (model, culprits) in [
+        (&grey, &["grey/unet/config.json: in_channels is 1", "expected 3"][..]),
+        (&classes, &["classes/unet/config.json: num_class_embeds", "without classes"]),
+    ] {
+        let flags = [&data[..], &["--pretrained_model_name_or_path", model]].concat();
+        refuse("unconditional", &flags, culprits);
+    }
+    let config = format!("{grey}/unet/config.json");
+    let flags = [&data[..], &["--model_config_name_or_path", &config]].concat();
+    refuse("unconditional", &flags, &["--model-config-name-or-path", "in_channels is 1"]);
+    let flags = [&data[..], &["--resolution", "40"]].concat();
+    refuse("unconditional", &flags, &["--resolution", "40x40", "multiples of 32", "6 blocks"]);
 }
 
 #[test]
