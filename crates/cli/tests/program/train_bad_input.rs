@@ -199,6 +199,18 @@ fn flags_that_do_not_go_together_are_refused() {
             &["--use_face_segmentation_condition"],
             &["--use-face-segmentation-condition", "--use-mask-captioned-data"],
         ),
+        (&["--timestep_bias_strategy", "later"], &["--timestep-bias-strategy: ", "--snr-gamma"]),
+        (&["--timestep_bias_portion", "0.25"], &["--timestep-bias-portion: ", "--snr-gamma"]),
+        (&["--do_edm_style_training"], &["--do-edm-style-training: ", "EDM"]),
+        (&["--dream_training"], &["--dream-training: ", "DREAM"]),
+        (&["--dream_detail_preservation", "1"], &["--dream-detail-preservation: ", "DREAM"]),
+        (&["--prodigy_beta3", "0.9"], &["--prodigy-beta3: ", "--optimizer"]),
+        (&["--prodigy_decouple", "True"], &["--prodigy-decouple: ", "--optimizer"]),
+        (&["--debug_loss"], &["--debug-loss: ", "log.jsonl"]),
+        (&["--preserve_input_precision"], &["--preserve-input-precision: ", "8 bits"]),
+        (&["--crops_coords_top_left_h", "0"], &["--crops-coords-top-left-h: ", "was cut"]),
+        (&["--use_extended_lora"], &["--use-extended-lora: ", "--lora-layers"]),
+        (&["--log_wandb"], &["--log-wandb: ", "tensorboard"]),
         (
             &["--pretrained_model_name_or_path", "owner/model", "--revision", "fp16"],
             &["owner/model@fp16", "HF_HUB_OFFLINE"],
@@ -207,6 +219,11 @@ fn flags_that_do_not_go_together_are_refused() {
     ] {
         refuse(&workplace, &[&LORA[..], &out, flags].concat(), culprits);
     }
+    let none = ["--output_dir", "out", "--num_train_epochs", "0"];
+    refuse(&workplace, &[&LORA[..], &none].concat(), &["--num-train-epochs is 0"]);
+    let run = workplace.run([&LORA[..], &out, &["--seed", "-1"]].concat());
+    assert_eq!(run.status, Some(2), "{}", run.stderr);
+    assert!(run.stderr.contains("invalid value '-1' for '--seed"), "{}", run.stderr);
     let model = shapes().display().to_string();
     let whole =
         ["train", "text-to-image", "--train_data_dir", "data", "--pretrained_model_name_or_path", &model];
@@ -249,11 +266,17 @@ fn what_cannot_be_trained_is_told_before_pictures_of_its_class_are_painted() {
         ("dreambooth-lora", &["--rank", "0"], &["rank is 0"][..]),
         ("dreambooth-lora", &["--target_modules", "to_("], &["target_modules", "to_("]),
         ("dreambooth-lora", &["--target_modules", "nothing"], &["target_modules", "nothing", "such as"]),
-        ("custom-diffusion", &["--modifier_token", "red"], &["placeholder_token", "red"]),
-        ("custom-diffusion", &["--modifier_token", "<a/b>"], &["placeholder_token is \"<a/b>\"", "file"]),
+        ("custom-diffusion", &["--modifier_token", "red"], &["--modifier-token is \"red\""]),
+        ("custom-diffusion", &["--modifier_token", "<a/b>"], &["--modifier-token is \"<a/b>\"", "file"]),
+        ("custom-diffusion", &["--modifier_token", "<a>+<a>"], &["--modifier-token has <a> twice"]),
         ("custom-diffusion", &["--learning_rate", "NaN"], &["learning_rate is NaN"]),
         ("dreambooth-lora", &["--learning_rate", "NaN"], &["learning_rate is NaN"]),
         ("dreambooth-lora", &["--max_train_steps", "0"], &["--max-train-steps is 0"]),
+        ("dreambooth-lora", &["--input_perturbation", "-0.1"], &["--input-perturbation is -0.1"]),
+        ("dreambooth-lora", &["--prior_loss_weight", "-1"], &["--prior-loss-weight is -1"]),
+        ("dreambooth-lora", &["--snr_gamma", "-1"], &["--snr-gamma is -1"]),
+        ("dreambooth-lora", &["--learning_rate", "-1e-4"], &["learning_rate is -0.0001"]),
+        ("dreambooth-lora", &["--resolution", "100000"], &["--resolution is 100000", "8192"]),
         ("dreambooth-lora", &["--gradient_accumulation_steps", "0"], &["gradient_accumulation_steps is 0"]),
         ("dreambooth-lora", &["--max_grad_norm", "0"], &["max_grad_norm is 0"]),
         ("dreambooth-lora", &["--adam_beta1", "1"], &["adam_beta1 is 1"]),

@@ -27,17 +27,25 @@ fn the_version_is_printed() {
 }
 
 #[test]
-fn a_flag_that_is_not_known_is_refused_with_the_nearest() {
+fn a_flag_that_is_not_known_is_refused_with_the_nearest_if_one_is_near() {
     for (arguments, nearest) in [
-        (&["train", "text-to-image-lora", "--dream_training", "8"][..], "'--"),
-        (&["train", "--do_edm_style_training", "dreambooth-lora"], "'--"),
-        (&["train", "text-to-image-lora", "--learning_rat", "1"], "'--learning-rate'"),
-        (&["generate", "a star", "--sampler_name", "ddim"], "'--"),
-        (&["lora", "merge", "--quantity", "8", "a", "b"], "'--"),
+        (&["train", "text-to-image-lora", "--learning_rat", "1"][..], Some("'--learning-rate'")),
+        // --learning-rate-ti is pivotal tuning's.
+        (&["train", "text-to-image-lora", "--learning_rate_t", "1"], Some("'--learning-rate'")),
+        (&["train", "pivotal-tuning", "--learning_rate_t", "1"], Some("'--learning-rate-ti'")),
+        // --hub-token is taken, but not on the help page.
+        (&["train", "text-to-image-lora", "--hubtoken", "x"], None),
+        (&["train", "text-to-image-lora", "--zzz"], None),
+        (&["generate", "a star", "--sampler_name", "ddim"], None),
+        (&["lora", "merge", "--quantity", "8", "a", "b"], None),
     ] {
         let run = Workplace::new().run(arguments);
         assert_eq!(run.status, Some(2), "{arguments:?}: {}", run.stderr);
-        assert!(run.stderr.contains(&format!("a similar argument exists: {nearest}")), "{}", run.stderr);
+        let tip = "a similar argument exists: ";
+        match nearest {
+            Some(nearest) => assert!(run.stderr.contains(&format!("{tip}{nearest}")), "{}", run.stderr),
+            None => assert!(!run.stderr.contains(tip), "{}", run.stderr),
+        }
         assert!(!run.stderr.contains("as a value"), "{}", run.stderr);
     }
 }

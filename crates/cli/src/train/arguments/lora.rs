@@ -9,13 +9,13 @@ use super::TRAINED;
 #[derive(Debug, Args, Serialize)]
 pub(crate) struct LoraArguments {
     /// The rank of a LoRA
-    #[arg(long, aliases = ["lora-rank", "network-dim"], value_name = "N", default_value_t = 4, help_heading = TRAINED)]
+    #[arg(long, aliases = ["lora-rank", "network-dim"], value_name = "N", default_value_t = 4, allow_negative_numbers = true, help_heading = TRAINED)]
     pub(crate) rank: usize,
     /// What a LoRA is multiplied by, over its rank [default: the rank]
-    #[arg(long, alias = "network-alpha", value_name = "X", help_heading = TRAINED)]
+    #[arg(long, alias = "network-alpha", value_name = "X", allow_negative_numbers = true, help_heading = TRAINED)]
     pub(crate) lora_alpha: Option<f64>,
     /// The share of a LoRA's inputs that is left out in each step
-    #[arg(long, alias = "lora-dropout-p", value_name = "X", default_value_t = 0.0, help_heading = TRAINED)]
+    #[arg(long, alias = "lora-dropout-p", value_name = "X", default_value_t = 0.0, allow_negative_numbers = true, help_heading = TRAINED)]
     pub(crate) lora_dropout: f64,
     /// Layers of the UNet that get a LoRA, by the ends of their names
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "to_k,to_q,to_v,to_out.0", help_heading = TRAINED)]

@@ -23,7 +23,7 @@ pub(crate) struct PairArguments {
     #[arg(long, value_name = "NAME", default_value = "edit_prompt", help_heading = PICTURES)]
     pub(crate) edit_prompt_column: String,
     /// InstructPix2Pix: leave out the picture, the instruction, or both, each this share of the time; 0.05 is usual
-    #[arg(long, value_name = "X", help_heading = PICTURES)]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = PICTURES)]
     pub(crate) conditioning_dropout_prob: Option<f64>,
     /// ControlNet: begin with this one, a folder, a file or the id of one on the hub [default: the model's UNet]
     #[arg(long, value_name = "PATH_OR_ID", help_heading = TRAINED)]

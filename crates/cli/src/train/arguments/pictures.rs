@@ -18,7 +18,7 @@ pub(crate) struct PictureArguments {
     #[serde(skip)]
     pub(crate) dataset_name: Option<String>,
     /// Learn from no more than N of the pictures, which are chosen by the seed
-    #[arg(long, value_name = "N", help_heading = PICTURES)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = PICTURES)]
     pub(crate) max_train_samples: Option<usize>,
     /// The column of the metadata that names the pictures, which may be called file_name there
     #[arg(long, value_name = "NAME", default_value = "image", help_heading = PICTURES)]
@@ -27,22 +27,22 @@ pub(crate) struct PictureArguments {
     #[arg(long, value_name = "NAME", default_value = "text", help_heading = PICTURES)]
     pub(crate) caption_column: String,
     /// The share of captions that are left out, 0 to 1, so that guidance has something to lead away from
-    #[arg(long, value_name = "X", default_value_t = 0.0, help_heading = PICTURES)]
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true, help_heading = PICTURES)]
     pub(crate) proportion_empty_prompts: f64,
     /// Width and height to train at, a multiple of 8 [default: the model's own]
-    #[arg(long, value_name = "PIXELS", help_heading = PICTURES)]
+    #[arg(long, value_name = "PIXELS", allow_negative_numbers = true, help_heading = PICTURES)]
     pub(crate) resolution: Option<u32>,
     /// Let pictures keep about their shape: sizes of about the area of --resolution
     #[arg(long, alias = "enable-bucket", help_heading = PICTURES)]
     pub(crate) use_aspect_ratio_buckets: bool,
     /// The shortest side of such a size [default: half the resolution]
-    #[arg(long, value_name = "PIXELS", requires = "use_aspect_ratio_buckets", help_heading = PICTURES)]
+    #[arg(long, value_name = "PIXELS", requires = "use_aspect_ratio_buckets", allow_negative_numbers = true, help_heading = PICTURES)]
     pub(crate) min_bucket_reso: Option<u32>,
     /// The longest side of such a size [default: twice the resolution]
-    #[arg(long, value_name = "PIXELS", requires = "use_aspect_ratio_buckets", help_heading = PICTURES)]
+    #[arg(long, value_name = "PIXELS", requires = "use_aspect_ratio_buckets", allow_negative_numbers = true, help_heading = PICTURES)]
     pub(crate) max_bucket_reso: Option<u32>,
     /// What sides of such sizes are multiples of [default: an eighth of the resolution, at most 64]
-    #[arg(long, value_name = "PIXELS", requires = "use_aspect_ratio_buckets", help_heading = PICTURES)]
+    #[arg(long, value_name = "PIXELS", requires = "use_aspect_ratio_buckets", allow_negative_numbers = true, help_heading = PICTURES)]
     pub(crate) bucket_reso_steps: Option<u32>,
     /// The sizes themselves, heights and widths, in place of --resolution: "512,512;448,640;640,448"
     #[arg(long, value_name = "SIZES", help_heading = PICTURES)]
@@ -54,7 +54,7 @@ pub(crate) struct PictureArguments {
     #[arg(long, conflicts_with = "mask_column", help_heading = PICTURES)]
     pub(crate) use_mask_captioned_data: bool,
     /// How strong masks are: what they are raised to; at 1 black counts a ninth of what white does, at 4 next to nothing
-    #[arg(long, value_name = "X", default_value_t = 1.0, help_heading = PICTURES)]
+    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true, help_heading = PICTURES)]
     pub(crate) mask_temperature: f64,
     /// Cut the middle out of pictures that are not square; otherwise a random part
     #[arg(long, help_heading = PICTURES)]
@@ -70,7 +70,7 @@ pub(crate) struct PictureArguments {
     #[arg(long, value_name = "FILTER", help_heading = PICTURES)]
     pub(crate) image_interpolation_mode: Option<Interpolation>,
     /// How often each picture comes in an epoch
-    #[arg(long, value_name = "N", default_value_t = 1, help_heading = PICTURES)]
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true, help_heading = PICTURES)]
     pub(crate) repeats: usize,
     /// Keep what the VAE and the text encoders make of pictures and captions in this folder, for other runs too
     #[arg(long, value_name = "FOLDER", help_heading = PICTURES)]

@@ -13,26 +13,26 @@ pub(crate) struct PivotalArguments {
     #[arg(long, help_heading = STEPS)]
     pub(crate) clip_ti_decay: bool,
     /// Pivotal tuning: how strongly the word is pulled to zero; lora_pti has 0 [default: --adam-weight-decay]
-    #[arg(long, value_name = "X", help_heading = STEPS)]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = STEPS)]
     pub(crate) weight_decay_ti: Option<f64>,
     /// Pivotal tuning: how strongly the LoRA is, and the word beside it; lora_pti has 0.001 [default: --adam-weight-decay]
-    #[arg(long, value_name = "X", help_heading = STEPS)]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = STEPS)]
     pub(crate) weight_decay_lora: Option<f64>,
     /// Pivotal tuning: the share of timesteps, from the least noise, that the LoRA learns at; lora_pti has 0.8
     // The alias is how lora_pti spells it.
-    #[arg(long, alias = "t-mutliplier", value_name = "X", default_value_t = 1.0, help_heading = STEPS)]
+    #[arg(long, alias = "t-mutliplier", value_name = "X", default_value_t = 1.0, allow_negative_numbers = true, help_heading = STEPS)]
     pub(crate) t_multiplier: f64,
     /// Pivotal tuning: how learning rates of the LoRA change; lora_pti has linear [default: --lr-scheduler]
     #[arg(long, value_name = "NAME", help_heading = STEPS)]
     pub(crate) lr_scheduler_lora: Option<String>,
     /// Pivotal tuning: steps in which they rise [default: --lr-warmup-steps]
-    #[arg(long, value_name = "N", help_heading = STEPS)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = STEPS)]
     pub(crate) lr_warmup_steps_lora: Option<usize>,
     /// Pivotal tuning: let the word learn on beside the LoRA
     #[arg(long, help_heading = STEPS)]
     pub(crate) continue_inversion: bool,
     /// Pivotal tuning: how large a step of the word is then, whatever --scale-lr says [default: that of the textual inversion]
-    #[arg(long, value_name = "X", requires = "continue_inversion", help_heading = STEPS)]
+    #[arg(long, value_name = "X", requires = "continue_inversion", allow_negative_numbers = true, help_heading = STEPS)]
     pub(crate) continue_inversion_lr: Option<f64>,
     /// Pivotal tuning: cut each picture, choose its caption and draw its latents once for all steps, so that pictures are encoded once
     #[arg(long, help_heading = PICTURES)]

@@ -31,10 +31,10 @@ pub(crate) struct ThingArguments {
     #[arg(long, value_name = "TEXT", help_heading = PICTURES)]
     pub(crate) class_prompt: Option<String>,
     /// How many pictures of the class there should be
-    #[arg(long, value_name = "N", default_value_t = 100, help_heading = PICTURES)]
+    #[arg(long, value_name = "N", default_value_t = 100, allow_negative_numbers = true, help_heading = PICTURES)]
     pub(crate) num_class_images: usize,
     /// How much the pictures of the class count
-    #[arg(long, value_name = "X", default_value_t = 1.0, help_heading = PICTURES)]
+    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true, help_heading = PICTURES)]
     pub(crate) prior_loss_weight: f64,
     /// Custom Diffusion: show each picture of a thing as large as the others; otherwise it is smaller at times, somewhere on a grey canvas, or larger, and its caption says so
     #[arg(long, help_heading = PICTURES)]

@@ -12,10 +12,10 @@ use super::STOPPING;
 #[derive(Debug, Args, Serialize)]
 pub(crate) struct WatchArguments {
     /// Write a checkpoint every N steps
-    #[arg(long, value_name = "N", default_value_t = 500, help_heading = STOPPING)]
+    #[arg(long, value_name = "N", default_value_t = 500, allow_negative_numbers = true, help_heading = STOPPING)]
     pub(crate) checkpointing_steps: u64,
     /// Keep the newest N checkpoints
-    #[arg(long, value_name = "N", help_heading = STOPPING)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = STOPPING)]
     pub(crate) checkpoints_total_limit: Option<usize>,
     /// Go on from a checkpoint: latest, or a name such as checkpoint-500
     #[arg(long, value_name = "NAME", help_heading = STOPPING)]
@@ -30,16 +30,16 @@ pub(crate) struct WatchArguments {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) validation_image: Vec<PathBuf>,
     /// Paint them every N steps [default: 100 where nothing is said]; unconditional: paint what the model makes of noise, where this or --validation-epochs is said
-    #[arg(long, value_name = "N", help_heading = STOPPING)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = STOPPING)]
     pub(crate) validation_steps: Option<u64>,
     /// Paint them every N epochs
-    #[arg(long, alias = "save-images-epochs", value_name = "N", help_heading = STOPPING)]
+    #[arg(long, alias = "save-images-epochs", value_name = "N", allow_negative_numbers = true, help_heading = STOPPING)]
     pub(crate) validation_epochs: Option<u64>,
     /// How many pictures of each prompt; all of one time become one
-    #[arg(long, alias = "eval-batch-size", value_name = "N", default_value_t = 4, help_heading = STOPPING)]
+    #[arg(long, alias = "eval-batch-size", value_name = "N", default_value_t = 4, allow_negative_numbers = true, help_heading = STOPPING)]
     pub(crate) num_validation_images: usize,
     /// Denoising steps of pictures that are painted for validation and of the class [default: 30; unconditional: 1000, or 50 of DDIM]
-    #[arg(long, alias = "ddpm-num-inference-steps", value_name = "N", help_heading = STOPPING)]
+    #[arg(long, alias = "ddpm-num-inference-steps", value_name = "N", allow_negative_numbers = true, help_heading = STOPPING)]
     pub(crate) num_inference_steps: Option<usize>,
     /// Write loss, learning rate, norm of the gradients, seconds a step and validation pictures for this program too
     #[arg(long, alias = "logger", value_name = "PROGRAM", default_value = "none", help_heading = STOPPING)]

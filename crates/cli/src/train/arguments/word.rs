@@ -31,7 +31,7 @@ pub(crate) struct WordArguments {
     #[arg(long, value_name = "TOKENS", help_heading = PICTURES)]
     pub(crate) modifier_token: Option<String>,
     /// Textual inversion: how many vectors each new word has
-    #[arg(long, value_name = "N", default_value_t = 1, help_heading = PICTURES)]
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true, help_heading = PICTURES)]
     pub(crate) num_vectors: usize,
     /// Textual inversion: what the new word is, which captions are made by
     #[arg(long, value_name = "KIND", default_value = "object", help_heading = PICTURES)]
