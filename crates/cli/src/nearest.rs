@@ -3,25 +3,50 @@
 use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Command, CommandFactory, Parser};
+use clap::{Arg, Command, CommandFactory, FromArgMatches, ValueEnum};
 
 use crate::arguments::Arguments;
+use crate::train::{self, Recipe};
 
-/// What a command line says. Where it is wrong the program ends as clap has it, and always with a known flag for one that is not: clap names only those that are very
-/// near.
+/// What a command line says. Where it is wrong the program ends as clap has it, but for the flag that is named in place of an unknown one: clap names only those that are very
+/// near, but hidden ones too, and those that the recipe refuses.
 pub(crate) fn parse(arguments: Vec<OsString>) -> Arguments {
-    let command = command_of(&arguments);
-    Arguments::try_parse_from(arguments).unwrap_or_else(|error| with_nearest(error, &command).exit())
+    let (command, recipe) = (command_of(&arguments), recipe_of(&arguments));
+    let parsed = program().try_get_matches_from(arguments).and_then(|mut matches| {
+        Arguments::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut program()))
+    });
+    parsed.unwrap_or_else(|error| with_nearest(error, &command, recipe).exit())
+}
+
+/// The program, where what follows a flag of `train` may be below zero: an error then says what the number must be, not that there is no flag of that name.
+fn program() -> Command {
+    let below_zero = |argument: Arg| match argument.get_action().takes_values() {
+        true => argument.allow_negative_numbers(true),
+        false => argument,
+    };
+    Arguments::command().mut_subcommand("train", |train| train.mut_args(below_zero))
 }
 
 /// The long names of a command's flags, also those that its help page leaves out.
 pub(crate) fn flags(command: &Command) -> Vec<&str> {
-    let arguments = command.get_arguments();
-    arguments
-        .flat_map(|argument| {
-            argument.get_long().into_iter().chain(argument.get_all_aliases().unwrap_or_default())
-        })
+    command.get_arguments().flat_map(names).collect()
+}
+
+/// Those that may be named in place of another: they are on the help page, and the recipe, where there is one, has a use for them.
+pub(crate) fn shown_flags(command: &Command, recipe: Option<Recipe>) -> Vec<&str> {
+    let is_for =
+        |argument: &&Arg| recipe.is_none_or(|recipe| train::has_use_for(recipe, argument.get_id().as_str()));
+    command
+        .get_arguments()
+        .filter(|argument| !argument.is_hide_set())
+        .filter(is_for)
+        .flat_map(names)
         .collect()
+}
+
+/// What a flag is called.
+fn names(argument: &Arg) -> impl Iterator<Item = &str> {
+    argument.get_long().into_iter().chain(argument.get_all_aliases().unwrap_or_default())
 }
 
 /// The known name that the fewest letters tell from `name`, measured by the longer of both.
@@ -41,25 +66,27 @@ fn command_of(arguments: &[OsString]) -> Command {
     command
 }
 
-fn with_nearest(mut error: clap::Error, command: &Command) -> clap::Error {
-    if let Some(flag) = suggestion(&error, command) {
-        // It would say how the flag is passed as a value.
-        error.remove(ContextKind::Suggested);
-        error.insert(ContextKind::SuggestedArg, ContextValue::String(flag));
-    }
-    error
+/// The recipe of `diffuse train` that it names.
+fn recipe_of(arguments: &[OsString]) -> Option<Recipe> {
+    let is_train = arguments.get(1).is_some_and(|command| command == "train");
+    let named = |argument: &OsString| Recipe::from_str(argument.to_str()?, false).ok();
+    arguments.iter().skip(2).filter(|_| is_train).find_map(named)
 }
 
-/// The nearest flag to one that is not known, where clap names none.
-fn suggestion(error: &clap::Error, command: &Command) -> Option<String> {
-    let is_needed =
-        error.kind() == ErrorKind::UnknownArgument && error.get(ContextKind::SuggestedArg).is_none();
-    match error.get(ContextKind::InvalidArg) {
-        Some(ContextValue::String(flag)) if is_needed => {
-            Some(format!("--{}", nearest(flag.strip_prefix("--")?, &flags(command))?))
-        }
-        _ => None,
+fn with_nearest(mut error: clap::Error, command: &Command, recipe: Option<Recipe>) -> clap::Error {
+    let flag = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(flag)) if error.kind() == ErrorKind::UnknownArgument => flag.clone(),
+        _ => return error,
+    };
+    // Where a command has others within, clap says which of those has the flag.
+    let Some(name) = flag.strip_prefix("--").filter(|_| !command.has_subcommands()) else { return error };
+    // It would say how the flag is passed as a value.
+    error.remove(ContextKind::Suggested);
+    error.remove(ContextKind::SuggestedArg);
+    if let Some(flag) = nearest(name, &shown_flags(command, recipe)) {
+        error.insert(ContextKind::SuggestedArg, ContextValue::String(format!("--{flag}")));
     }
+    error
 }
 
 #[cfg(test)]

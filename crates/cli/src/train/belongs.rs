@@ -112,6 +112,11 @@ pub(super) fn check_recipe(arguments: &TrainArguments) -> Result<()> {
     Ok(())
 }
 
+/// Whether a recipe has a use for a flag, by its name with underscores.
+pub(crate) fn has_use_for(recipe: Recipe, flag: &str) -> bool {
+    FLAGS.iter().all(|(names, is_for, _)| is_for(recipe) || !names.contains(&flag))
+}
+
 /// What flags mean that are not given.
 pub(super) fn usual(recipe: Recipe) -> Result<TrainArguments> {
     #[derive(Parser)]

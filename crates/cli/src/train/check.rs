@@ -5,11 +5,15 @@ use candle_diffusers_pipelines::load_picture;
 
 use super::{MixedPrecision, OptimizerName, Recipe, ReportTo, TrainArguments, words};
 
+/// Far beyond what any model is trained at.
+const MAX_RESOLUTION: u32 = 8192;
+
 /// Refuses flags that the recipe does not have, or that need others.
 pub(super) fn check_flags(arguments: &TrainArguments) -> Result<()> {
     check_not_fetched(arguments)?;
     arguments.refused.check()?;
     check_numbers(arguments)?;
+    check_steps(arguments)?;
     if arguments.recipe.has_things() {
         check_things(arguments)?;
     } else {
@@ -190,6 +194,8 @@ fn check_noise(arguments: &TrainArguments) -> Result<()> {
         ("--prior-loss-weight", arguments.thing.prior_loss_weight),
     ] {
         ensure!(number.is_finite(), "{flag} is {number}, expected a number that is not infinite");
+        // Noise has no sign.
+        ensure!(flag == "--noise-offset" || number >= 0.0, "{flag} is {number}, expected 0 or more");
     }
     Ok(())
 }
@@ -233,6 +239,18 @@ fn check_numbers(arguments: &TrainArguments) -> Result<()> {
             bail!("--{} is {number}, expected at most {}", name.replace('_', "-"), i64::MAX);
         }
     }
+    Ok(())
+}
+
+/// How many steps there are.
+fn check_steps(arguments: &TrainArguments) -> Result<()> {
+    let steps = &arguments.steps;
+    ensure!(steps.max_train_steps != Some(0), "--max-train-steps is 0, expected 1 or more");
+    ensure!(
+        steps.num_train_epochs > 0 || steps.max_train_steps.is_some(),
+        "--num-train-epochs is 0, expected 1 or more"
+    );
+    ensure!(steps.max_train_steps_ti > 0, "--max-train-steps-ti is 0, expected 1 or more");
     Ok(())
 }
 
@@ -297,6 +315,12 @@ fn check_pivotal(arguments: &TrainArguments) -> Result<()> {
 /// What is for some recipes' pictures alone.
 fn check_pictures(arguments: &TrainArguments) -> Result<()> {
     let pictures = &arguments.pictures;
+    if let Some(resolution) = pictures.resolution {
+        ensure!(
+            resolution <= MAX_RESOLUTION,
+            "--resolution is {resolution}, expected at most {MAX_RESOLUTION} pixels"
+        );
+    }
     ensure!(
         !pictures.random_crop || arguments.recipe != Recipe::Controlnet,
         "--random-crop: controlnet cuts the middle out of all pictures, as diffusers' script does"

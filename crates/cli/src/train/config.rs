@@ -20,14 +20,15 @@ pub(crate) fn read(file: &Path) -> Result<Vec<OsString>> {
     let text = fs::read_to_string(file).with_context(|| format!("--config {name}"))?;
     let table: toml::Table = text.parse().with_context(|| format!("--config {name}"))?;
     let command = TrainArguments::augment_args(Command::new("train"));
-    let known = nearest::flags(&command);
+    let (known, shown) = (nearest::flags(&command), nearest::shown_flags(&command, None));
     let mut flags = Vec::new();
     for (key, value) in table {
         let hyphens = key.replace('_', "-");
         ensure!(
             known.contains(&hyphens.as_str()),
-            "--config {name}: {key} is no flag of diffuse train; the nearest is {}",
-            nearest::nearest(&key, &known).unwrap_or_default().replace('-', "_")
+            "--config {name}: {key} is no flag of diffuse train{}",
+            nearest::nearest(&key, &shown)
+                .map_or(String::new(), |flag| format!("; the nearest is {}", flag.replace('-', "_")))
         );
         let flag = format!("--{hyphens}");
         let value = match value {

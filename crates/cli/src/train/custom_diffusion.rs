@@ -1,8 +1,11 @@
 //! Custom Diffusion: new words, and what cross-attention makes of texts.
 
-use anyhow::{Result, ensure};
+use std::collections::BTreeSet;
+
+use anyhow::{Result, bail, ensure};
 use candle_diffusers_pipelines::Task;
 use candle_diffusers_schedulers::TorchGenerator;
+use candle_diffusers_training::Error;
 use candle_diffusers_training::recipes::{
     CustomDiffusion, DenoisingOptions, TextualInversionOptions, TrainedProjections,
 };
@@ -27,7 +30,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     let mut data = Data::open(arguments, &repository, &concepts, started)?;
     beginning::check(arguments, started, &data)?;
     let (mut models, _) = model::load(arguments, &repository, started.device()?, progress)?;
-    CustomDiffusion::check_tokens(&mut models, &tokens)?;
+    CustomDiffusion::check_tokens(&mut models, &tokens).map_err(of_flag)?;
     check_trainer(arguments, started, data.max_steps(arguments))?;
     started.first_alone(|| class_pictures::paint_missing(arguments, &concepts, &mut models, progress))?;
     data.open_classes(arguments, &concepts)?;
@@ -75,10 +78,25 @@ fn tokens(arguments: &TrainArguments) -> Result<Vec<TextualInversionOptions>> {
         initializers.len(),
         modifiers.len()
     );
+    let mut known = BTreeSet::new();
+    if let Some(twice) = modifiers.iter().find(|modifier| !known.insert(**modifier)) {
+        bail!("--modifier-token has {twice} twice; give each word once");
+    }
     let token = |(modifier, initializer): (&str, &str)| TextualInversionOptions {
         placeholder_token: modifier.to_string(),
         initializer_token: initializer.to_string(),
         num_vectors: 1,
     };
     Ok(modifiers.into_iter().zip(initializers).map(token).collect())
+}
+
+/// Calls a word by the flag that names it here.
+fn of_flag(error: Error) -> anyhow::Error {
+    match error {
+        Error::Field { field: "placeholder_token", found, expected } => {
+            Error::Field { field: "--modifier-token", found, expected }.into()
+        }
+        Error::Field { .. } => error.into(),
+        other => anyhow::Error::new(other).context("--modifier-token"),
+    }
 }

@@ -105,6 +105,11 @@ impl Data {
         self.options.resolution
     }
 
+    /// The widths and heights of what is learned from.
+    pub(super) fn sizes(&self) -> Vec<[u32; 2]> {
+        self.own.sizes()
+    }
+
     /// How many batches epochs and steps have.
     pub(super) fn pace(&self, arguments: &TrainArguments) -> Pace {
         let batches_per_epoch = self.own.batches_per_epoch(&self.batches).max(1) as u64;

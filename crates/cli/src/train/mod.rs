@@ -42,6 +42,7 @@ pub(crate) use arguments::{
     FreezeModel, InitLoraWeights, Interpolation, MixedPrecision, OptimizerName, Property, Recipe, ReportTo,
     Template, TrainArguments, TrainedLoraFormat, expand,
 };
+pub(crate) use belongs::has_use_for;
 use processes::Started;
 
 /// Trains, and writes the result.

@@ -9,6 +9,7 @@ use candle_diffusers_kernels::keep_transposed_weights;
 use candle_diffusers_loaders::{LoadOptions, ModelIndex, Repository, load_vae};
 use candle_diffusers_models::{AutoencoderKL, AutoencoderKLConfig};
 use candle_diffusers_pipelines::{Replacements, StableDiffusionPipeline, Task, task};
+use serde_json::Value;
 
 use super::{TrainArguments, noise_schedule};
 use crate::embedded;
@@ -156,5 +157,18 @@ pub(super) fn check_task(repository: &Repository, tasks: &[Task]) -> Result<()> 
         name(&found),
         expected.join(" or ")
     );
+    ensure!(
+        !is_refiner(repository)?,
+        "{} is Stable Diffusion XL's refiner, which has no first text encoder or is told scores; give the base, or another model that paints by itself",
+        repository.name()
+    );
     Ok(())
+}
+
+/// Whether it goes on from what Stable Diffusion XL's base has begun, which no recipe teaches.
+fn is_refiner(repository: &Repository) -> Result<bool> {
+    let index = ModelIndex::load(repository)?;
+    let has_scores = index.config.get("requires_aesthetics_score") == Some(&Value::Bool(true));
+    let is_xl = index.class_name.starts_with("StableDiffusionXL");
+    Ok(is_xl && (has_scores || !index.components.contains_key("text_encoder")))
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use candle_diffusers_loaders::{LoadOptions, Repository};
 use candle_diffusers_models::layers::Layers;
 use candle_diffusers_pipelines::{StableDiffusionPipeline, TextEncoders};
@@ -10,7 +10,7 @@ use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_training::recipes::{DenoisingOptions, Encoded};
 use candle_diffusers_training::{
     LoraConfig, LoraInit, LossWeighting, NoiseOptions, Parameter, ParameterGroup, TEXT_ENCODER_TARGETS,
-    TargetModules, TrainedLora, trainable_text_encoder, trainable_unet,
+    TargetModules, TrainedLora, UNET_TARGETS, trainable_text_encoder, trainable_unet,
 };
 
 use super::model::in_float32;
@@ -22,12 +22,25 @@ const NO_WHOLE_TEXT_ENCODER: &str = "--train-text-encoder trains the whole text 
 /// Tells what [`choose_trained`] cannot do before long work is done.
 pub(super) fn check_trained(arguments: &TrainArguments, models: &StableDiffusionPipeline) -> Result<()> {
     if arguments.recipe.is_lora() {
+        check_lora_layers(arguments, models)?;
         return Ok(TrainedLora::check(&models.unet, "unet", &unet_lora(arguments))?);
     }
     ensure!(
         !arguments.train_text_encoder || matches!(models.text_encoders, TextEncoders::Clip(_)),
         NO_WHOLE_TEXT_ENCODER
     );
+    Ok(())
+}
+
+/// Tells of an end that no layer's name has. PEFT leaves it out where others match, and so would less be learned than was asked for.
+fn check_lora_layers(arguments: &TrainArguments, models: &StableDiffusionPipeline) -> Result<()> {
+    let ends = arguments.lora.layers();
+    if arguments.lora.target_modules.is_some() || ends == UNET_TARGETS {
+        return Ok(());
+    }
+    for end in ends {
+        TrainedLora::check(&models.unet, "unet", &LoraConfig::new(1, &[end])).context("--lora-layers")?;
+    }
     Ok(())
 }
 
@@ -83,8 +96,7 @@ pub(super) fn choose_trained(
 
 /// The LoRA of the UNet that was asked for.
 fn unet_lora(arguments: &TrainArguments) -> LoraConfig {
-    let targets: Vec<&str> = arguments.lora.lora_layers.iter().map(String::as_str).collect();
-    let mut config = lora(arguments, &targets);
+    let mut config = lora(arguments, &arguments.lora.layers());
     if let Some(pattern) = &arguments.lora.target_modules {
         config.target_modules = TargetModules::Pattern(pattern.clone());
     }

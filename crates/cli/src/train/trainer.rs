@@ -1,6 +1,6 @@
 //! The optimizer, the learning rates and the average that were asked for.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use candle_core::{DType, Device, Var};
 use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_training::{
@@ -37,7 +37,6 @@ pub(super) fn new_trainer(
     max_steps: u64,
     generator: TorchGenerator,
 ) -> Result<Trainer> {
-    ensure!(max_steps > 0, "--max-train-steps is 0, expected 1 or more");
     let is_word = parameters(&groups).all(|parameter| parameter.name.contains(".token_embedding."));
     let (name, warmup) = match is_word {
         true => (arguments.steps.lr_scheduler.as_str(), None),

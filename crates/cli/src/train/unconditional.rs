@@ -2,8 +2,9 @@
 
 use std::fs;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use candle_diffusers_loaders::{LoadOptions, Repository};
+use candle_diffusers_models::UNet2DConfig;
 use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_training::recipes::{UnconditionalOptions, default_unet_2d_config};
 use candle_diffusers_training::{new_unet_2d, trainable_unet_2d};
@@ -27,13 +28,15 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
         compute_dtype: arguments.steps.mixed_precision.compute_dtype(),
     };
     let repository = open(arguments, progress, started)?;
-    let config = match &repository {
+    let (file, config) = match &repository {
         Some(repository) => own_config(repository)?,
         None => read_config(arguments)?,
     };
+    let unet = check_config(&file, &config)?;
     let resolution = config["sample_size"].as_u64().unwrap_or(64) as u32;
     let resolution = arguments.pictures.resolution.unwrap_or(resolution);
     let data = Data::without_captions(arguments, resolution, started)?;
+    check_sizes(&data, &unet)?;
     beginning::check(arguments, started, &data)?;
     let generator = TorchGenerator::new(arguments.steps.seed);
     let load =
@@ -65,8 +68,8 @@ fn unet_folder(repository: &Repository) -> &'static str {
     if is_at_top { "" } else { "unet" }
 }
 
-/// What its UNet is.
-fn own_config(repository: &Repository) -> Result<Value> {
+/// What its UNet is, and in which file that is said.
+fn own_config(repository: &Repository) -> Result<(String, Value)> {
     let folder = unet_folder(repository);
     let path = if folder.is_empty() { "config.json".to_string() } else { format!("{folder}/config.json") };
     let config: Value = repository.read_json(&path)?;
@@ -76,15 +79,46 @@ fn own_config(repository: &Repository) -> Result<Value> {
         "{} has a {class}; unconditional teaches models that paint without a text, with a UNet2DModel",
         repository.name()
     );
-    Ok(config)
+    Ok((repository.display(&path), config))
 }
 
 /// What that of a new one is.
-fn read_config(arguments: &TrainArguments) -> Result<Value> {
+fn read_config(arguments: &TrainArguments) -> Result<(String, Value)> {
     let Some(file) = &arguments.unconditional.model_config_name_or_path else {
-        return Ok(default_unet_2d_config(arguments.pictures.resolution.unwrap_or(64) as usize));
+        let resolution = arguments.pictures.resolution.unwrap_or(64);
+        return Ok(("the new UNet".to_string(), default_unet_2d_config(resolution as usize)));
     };
-    let name = || format!("--model-config-name-or-path {}", file.display());
-    let text = fs::read(file).with_context(name)?;
-    serde_json::from_slice(&text).with_context(name)
+    let name = format!("--model-config-name-or-path {}", file.display());
+    let text = fs::read(file).with_context(|| name.clone())?;
+    let config: Value = serde_json::from_slice(&text).with_context(|| name.clone())?;
+    Ok((name, config))
+}
+
+/// Refuses a UNet that is for something else than coloured pictures alone.
+fn check_config(file: &str, config: &Value) -> Result<UNet2DConfig> {
+    let unet = UNet2DConfig::from_json(config).with_context(|| file.to_string())?;
+    ensure!(
+        (unet.in_channels, unet.out_channels) == (3, 3),
+        "{file}: in_channels is {} and out_channels {}, expected 3: pictures are learned as red, green and blue; give a model of such pictures",
+        unet.in_channels,
+        unet.out_channels
+    );
+    ensure!(
+        unet.class_embed_type.is_none(),
+        "{file}: num_class_embeds or class_embed_type says that the model is told a class, and pictures have none here; give a model without classes"
+    );
+    Ok(unet)
+}
+
+/// Refuses pictures whose sides cannot be halved as often as the UNet halves them.
+fn check_sizes(data: &Data, unet: &UNet2DConfig) -> Result<()> {
+    let multiple = unet.side_multiple();
+    let has_rest = |side: &u32| !(*side as usize).is_multiple_of(multiple);
+    if let Some([width, height]) = data.sizes().into_iter().find(|size| size.iter().any(has_rest)) {
+        bail!(
+            "--resolution: pictures are cut to {width}x{height}, expected multiples of {multiple}, as each of the UNet's {} blocks but the last halves them",
+            unet.block_out_channels.len()
+        );
+    }
+    Ok(())
 }

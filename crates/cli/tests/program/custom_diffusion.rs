@@ -133,7 +133,7 @@ fn what_does_not_go_together_is_refused() {
     for (flags, culprits) in [
         (&["--initializer_token", "red"][..], &["1 words for the 2"][..]),
         (&["--initializer_token", "red+red circle"], &["initializer_token", "red circle", "2 tokens"]),
-        (&["--modifier_token", "red+<a>"], &["placeholder_token", "red"]),
+        (&["--modifier_token", "red+<a>"], &["--modifier-token is \"red\""]),
         (&["--concepts_list", "empty.json"], &["empty.json", "empty list"]),
         (&["--concepts_list", "lacks.json"], &["lacks.json", "instance_data_dir"]),
         (

@@ -68,6 +68,38 @@ fn a_model_of_another_family_is_named() {
     let flags = ["--output_dir", "out", "--pretrained_model_name_or_path", &stable_diffusion];
     let unconditional = ["train", "unconditional", "--train_data_dir", "data"];
     refuse(&workplace, &[&unconditional[..], &flags].concat(), &["UNet2DConditionModel", "without a text"]);
+    assert!(!workplace.path("out").exists());
+}
+
+#[test]
+fn a_model_that_a_recipe_cannot_teach_is_told_before_anything_is_written() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    let family = |name: &str| format!("{PARITY}/{name}");
+    let refuse = |recipe: &str, flags: &[&str], culprits: &[&str]| {
+        let fixed = ["train", recipe, "--output_dir", "out", "--max_train_steps", "1"];
+        workplace.refuse([&fixed[..], flags].concat(), culprits);
+    };
+    let refiner = family("stable_diffusion_xl/refiner");
+    let flags = ["--pretrained_model_name_or_path", &refiner, "--resolution", "32"];
+    let data = ["--train_data_dir", "data"];
+    let thing = ["--instance_data_dir", "data", "--instance_prompt", "a sks"];
+    for (recipe, pictures) in [("text-to-image-lora", &data[..]), ("dreambooth-lora", &thing)] {
+        refuse(recipe, &[&flags[..], pictures].concat(), &["refiner", "give the base"]);
+    }
+    let (grey, classes) = (family("unconditional/grey"), family("unconditional/classes"));
+    for (model, culprits) in [
+        (&grey, &["grey/unet/config.json: in_channels is 1", "expected 3"][..]),
+        (&classes, &["classes/unet/config.json: num_class_embeds", "without classes"]),
+    ] {
+        let flags = [&data[..], &["--pretrained_model_name_or_path", model]].concat();
+        refuse("unconditional", &flags, culprits);
+    }
+    let config = format!("{grey}/unet/config.json");
+    let flags = [&data[..], &["--model_config_name_or_path", &config]].concat();
+    refuse("unconditional", &flags, &["--model-config-name-or-path", "in_channels is 1"]);
+    let flags = [&data[..], &["--resolution", "40"]].concat();
+    refuse("unconditional", &flags, &["--resolution", "40x40", "multiples of 32", "6 blocks"]);
 }
 
 #[test]
@@ -130,6 +162,8 @@ fn flags_that_do_not_go_together_are_refused() {
         (&["--lr_scheduler", "piecewise_constant"], &["--lr-step-rules"]),
         (&["--lr_step_rules", "1"], &["piecewise_constant"]),
         (&["--lr_scheduler", "piecewise_constant", "--lr_step_rules", "1:x"], &["lr_step_rules", "1:x"]),
+        (&["--lora_layers", "to_k, to_x"], &["--lora-layers", "to_x", "such as"]),
+        (&["--lora_layers", " ,"], &["target_modules", "such as"]),
         (&["--target_modules", "to_("], &["target_modules", "to_("]),
         (&["--target_modules", "nothing"], &["target_modules", "nothing", "such as"]),
         (&["--prediction_type", "flow"], &["--prediction-type", "flow", "v_prediction"]),
@@ -165,6 +199,18 @@ fn flags_that_do_not_go_together_are_refused() {
             &["--use_face_segmentation_condition"],
             &["--use-face-segmentation-condition", "--use-mask-captioned-data"],
         ),
+        (&["--timestep_bias_strategy", "later"], &["--timestep-bias-strategy: ", "--snr-gamma"]),
+        (&["--timestep_bias_portion", "0.25"], &["--timestep-bias-portion: ", "--snr-gamma"]),
+        (&["--do_edm_style_training"], &["--do-edm-style-training: ", "EDM"]),
+        (&["--dream_training"], &["--dream-training: ", "DREAM"]),
+        (&["--dream_detail_preservation", "1"], &["--dream-detail-preservation: ", "DREAM"]),
+        (&["--prodigy_beta3", "0.9"], &["--prodigy-beta3: ", "--optimizer"]),
+        (&["--prodigy_decouple", "True"], &["--prodigy-decouple: ", "--optimizer"]),
+        (&["--debug_loss"], &["--debug-loss: ", "log.jsonl"]),
+        (&["--preserve_input_precision"], &["--preserve-input-precision: ", "8 bits"]),
+        (&["--crops_coords_top_left_h", "0"], &["--crops-coords-top-left-h: ", "was cut"]),
+        (&["--use_extended_lora"], &["--use-extended-lora: ", "--lora-layers"]),
+        (&["--log_wandb"], &["--log-wandb: ", "tensorboard"]),
         (
             &["--pretrained_model_name_or_path", "owner/model", "--revision", "fp16"],
             &["owner/model@fp16", "HF_HUB_OFFLINE"],
@@ -173,6 +219,11 @@ fn flags_that_do_not_go_together_are_refused() {
     ] {
         refuse(&workplace, &[&LORA[..], &out, flags].concat(), culprits);
     }
+    let none = ["--output_dir", "out", "--num_train_epochs", "0"];
+    refuse(&workplace, &[&LORA[..], &none].concat(), &["--num-train-epochs is 0"]);
+    let run = workplace.run([&LORA[..], &out, &["--seed", "-1"]].concat());
+    assert_eq!(run.status, Some(2), "{}", run.stderr);
+    assert!(run.stderr.contains("invalid value '-1' for '--seed"), "{}", run.stderr);
     let model = shapes().display().to_string();
     let whole =
         ["train", "text-to-image", "--train_data_dir", "data", "--pretrained_model_name_or_path", &model];
@@ -215,11 +266,17 @@ fn what_cannot_be_trained_is_told_before_pictures_of_its_class_are_painted() {
         ("dreambooth-lora", &["--rank", "0"], &["rank is 0"][..]),
         ("dreambooth-lora", &["--target_modules", "to_("], &["target_modules", "to_("]),
         ("dreambooth-lora", &["--target_modules", "nothing"], &["target_modules", "nothing", "such as"]),
-        ("custom-diffusion", &["--modifier_token", "red"], &["placeholder_token", "red"]),
-        ("custom-diffusion", &["--modifier_token", "<a/b>"], &["placeholder_token is \"<a/b>\"", "file"]),
+        ("custom-diffusion", &["--modifier_token", "red"], &["--modifier-token is \"red\""]),
+        ("custom-diffusion", &["--modifier_token", "<a/b>"], &["--modifier-token is \"<a/b>\"", "file"]),
+        ("custom-diffusion", &["--modifier_token", "<a>+<a>"], &["--modifier-token has <a> twice"]),
         ("custom-diffusion", &["--learning_rate", "NaN"], &["learning_rate is NaN"]),
         ("dreambooth-lora", &["--learning_rate", "NaN"], &["learning_rate is NaN"]),
         ("dreambooth-lora", &["--max_train_steps", "0"], &["--max-train-steps is 0"]),
+        ("dreambooth-lora", &["--input_perturbation", "-0.1"], &["--input-perturbation is -0.1"]),
+        ("dreambooth-lora", &["--prior_loss_weight", "-1"], &["--prior-loss-weight is -1"]),
+        ("dreambooth-lora", &["--snr_gamma", "-1"], &["--snr-gamma is -1"]),
+        ("dreambooth-lora", &["--learning_rate", "-1e-4"], &["learning_rate is -0.0001"]),
+        ("dreambooth-lora", &["--resolution", "100000"], &["--resolution is 100000", "8192"]),
         ("dreambooth-lora", &["--gradient_accumulation_steps", "0"], &["gradient_accumulation_steps is 0"]),
         ("dreambooth-lora", &["--max_grad_norm", "0"], &["max_grad_norm is 0"]),
         ("dreambooth-lora", &["--adam_beta1", "1"], &["adam_beta1 is 1"]),

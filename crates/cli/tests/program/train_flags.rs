@@ -57,6 +57,10 @@ fn loras_are_as_peft_has_them() {
         assert!(name.contains(".attn2.to_k.") || name.contains(".attn2.to_v."), "{name}");
     }
 
+    let named =
+        lora(&workplace, "named", &[&step[..], &["--lora_layers", "attn2.to_k, attn2.to_v,"]].concat());
+    assert!(named.keys().eq(chosen.keys()));
+
     let still = ["--max_train_steps", "1", "--learning_rate", "0"];
     let beyond = |how: &str| {
         let lora = lora(&workplace, how, &[&still[..], &["--init_lora_weights", how]].concat());

@@ -27,17 +27,25 @@ fn the_version_is_printed() {
 }
 
 #[test]
-fn a_flag_that_is_not_known_is_refused_with_the_nearest() {
+fn a_flag_that_is_not_known_is_refused_with_the_nearest_that_is_of_use() {
     for (arguments, nearest) in [
-        (&["train", "text-to-image-lora", "--dream_training", "8"][..], "'--"),
-        (&["train", "--do_edm_style_training", "dreambooth-lora"], "'--"),
-        (&["train", "text-to-image-lora", "--learning_rat", "1"], "'--learning-rate'"),
-        (&["generate", "a star", "--sampler_name", "ddim"], "'--"),
-        (&["lora", "merge", "--quantity", "8", "a", "b"], "'--"),
+        (&["train", "text-to-image-lora", "--learning_rat", "1"][..], "learning-rate'"),
+        // --learning-rate-ti is pivotal tuning's.
+        (&["train", "text-to-image-lora", "--learning_rate_t", "1"], "learning-rate'"),
+        (&["train", "pivotal-tuning", "--learning_rate_t", "1"], "learning-rate-ti'"),
+        (&["train", "text-to-image-lora", "--zzz"], ""),
+        (&["generate", "a star", "--sampler_name", "ddim"], ""),
+        (&["lora", "merge", "--quantity", "8", "a", "b"], ""),
+        // --hub-token is taken, but not on the help page.
+        (&["train", "text-to-image-lora", "--hubtoken", "x"], ""),
     ] {
         let run = Workplace::new().run(arguments);
         assert_eq!(run.status, Some(2), "{arguments:?}: {}", run.stderr);
-        assert!(run.stderr.contains(&format!("a similar argument exists: {nearest}")), "{}", run.stderr);
-        assert!(!run.stderr.contains("as a value"), "{}", run.stderr);
+        assert!(run.stderr.contains(&format!("a similar argument exists: '--{nearest}")), "{}", run.stderr);
+        assert!(
+            !run.stderr.contains("as a value") && !run.stderr.contains("'--hub-token'"),
+            "{}",
+            run.stderr
+        );
     }
 }

@@ -40,6 +40,13 @@ pub(crate) struct LoraArguments {
     pub(crate) output_kohya_format: bool,
 }
 
+impl LoraArguments {
+    /// The ends of --lora-layers, with or without spaces beside their commas.
+    pub(crate) fn layers(&self) -> Vec<&str> {
+        self.lora_layers.iter().map(|end| end.trim()).filter(|end| !end.is_empty()).collect()
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum TrainedLoraFormat {

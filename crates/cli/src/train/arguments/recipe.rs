@@ -33,7 +33,7 @@ impl Recipe {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_string())
     }
 
-    /// The default of diffusers' script.
+    /// The default of diffusers' script for Stable Diffusion 1 and 2.
     pub(crate) fn learning_rate(self) -> f64 {
         match self {
             Self::Dreambooth | Self::Controlnet => 5e-6,

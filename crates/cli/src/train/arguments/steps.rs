@@ -21,7 +21,7 @@ pub(crate) struct StepArguments {
     /// Steps in all
     #[arg(long, alias = "max-train-steps-tuning", value_name = "N", help_heading = STEPS)]
     pub(crate) max_train_steps: Option<u64>,
-    /// How large a step is [default: that of diffusers' script: 1e-4; dreambooth and controlnet 5e-6, dreambooth-lora 5e-4, custom-diffusion 1e-5]
+    /// How large a step is [default: that of diffusers' script for Stable Diffusion 1 and 2: 1e-4; dreambooth and controlnet 5e-6, dreambooth-lora 5e-4, custom-diffusion 1e-5]
     #[arg(long, value_name = "X", help_heading = STEPS)]
     pub(crate) learning_rate: Option<f64>,
     /// How large a step of the UNet or of its LoRA is, where it is another one [default: --learning-rate]

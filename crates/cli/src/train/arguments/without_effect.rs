@@ -55,7 +55,7 @@ pub(crate) struct WithoutEffect {
     validation_scheduler: Option<String>,
     #[arg(long, hide = true, value_name = "NAME")]
     tracker_project_name: Option<String>,
-    #[arg(long, hide = true, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, hide = true, value_name = "N")]
     local_rank: Option<i64>,
     #[arg(long, hide = true, value_name = "DEVICE")]
     device: Option<String>,
