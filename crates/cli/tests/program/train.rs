@@ -344,13 +344,20 @@ fn a_model_without_texts_is_trained_from_nothing_and_goes_on_as_a_folder() {
         ["--pretrained_model_name_or_path", "new/model", "--output_dir", "further", "--max_train_steps", "1"];
     train(&[&further[..], &["--prediction_type", "sample", "--learning_rate", "1e-2"]].concat());
     assert!(paint("further/model", "further.png") != painted);
+    let both = ["--model_config_name_or_path", config, "--pretrained_model_name_or_path", "new/model"];
     for (flags, culprit) in [
-        (["--validation_prompt", "a cat"], "--validation-prompt"),
-        (["--scheduler", "odd"], "DDPMScheduler or DDIMScheduler"),
-        (["--prediction_type", "odd"], "odd"),
-        (["--model_config_name_or_path", "missing.json"], "missing.json"),
+        (&["--validation_prompt", "a cat"][..], "--validation-prompt"),
+        (&["--scheduler", "odd"], "DDPMScheduler or DDIMScheduler"),
+        (&["--prediction_type", "odd"], "odd"),
+        (&["--model_config_name_or_path", "missing.json"], "missing.json"),
+        (
+            &["--pretrained_vae_model_name_or_path", "new/model"],
+            "--pretrained-vae-model-name-or-path is for models that see pictures through a VAE",
+        ),
+        (&["--variant", "fp16"], "--variant is which weight files of a model are taken"),
+        (&both[..], "--model-config-name-or-path is what a new model is"),
     ] {
-        let run = workplace.run([&fixed[..], &["--output_dir", "bad"], &flags].concat());
+        let run = workplace.run([&fixed[..], &["--output_dir", "bad"], flags].concat());
         assert_eq!((run.status, run.stderr.lines().count()), (Some(1), 1), "{}", run.stderr);
         assert!(run.stderr.contains(culprit), "{}", run.stderr);
     }
