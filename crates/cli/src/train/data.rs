@@ -11,12 +11,13 @@ use candle_diffusers_loaders::Repository;
 use candle_diffusers_pipelines::Filter;
 use candle_diffusers_training::dataset::{
     Batch, BatchLoader, BatchOptions, Captions, Dataset, DatasetOptions, Fit, Flip, Position, Sample,
-    TransformOptions, has_captions,
+    TransformOptions, has_captions, has_metadata,
 };
 use candle_diffusers_training::recipes::{Example, LearnableProperty};
 
 use serde_json::Value;
 
+use super::belongs::usual;
 use super::concepts::Concept;
 use super::pace::Pace;
 use super::processes::Started;
@@ -55,6 +56,7 @@ impl Data {
         if folders.is_empty() {
             folders.extend(arguments.train_data_dir().map(|folder| (folder, None)));
         }
+        check_columns(folders.iter().map(|(folder, _)| *folder), arguments)?;
         let other = columns(arguments).other.or(arguments.pictures.mask_column.as_ref());
         let options = DatasetOptions {
             transform: transform(arguments, is_told_crops(repository)?),
@@ -79,6 +81,7 @@ impl Data {
         let Some(folder) = arguments.train_data_dir() else {
             bail!("there is no folder of pictures to learn from")
         };
+        check_columns([folder], arguments)?;
         let options = DatasetOptions { captions: Captions::None, ..dataset_options(arguments, resolution)? };
         let own = chosen(open(folder, options.clone())?, arguments)?;
         Ok(Self { own, class: None, options, batches: batches(arguments, started)? })
@@ -282,9 +285,12 @@ fn key(first_key: u64, sample: &Sample) -> u64 {
 
 /// What pictures show: what the folder itself says of each, or else the prompt for all.
 fn captions(folder: &Path, prompt: Option<&str>, arguments: &TrainArguments) -> Result<Captions> {
-    let column = &columns(arguments).caption;
-    // Where metadata cannot be read, opening the folder says why.
-    let has_captions = || has_captions(folder, column).unwrap_or(true);
+    let column = columns(arguments).caption;
+    let is_wished = column != columns(&usual(arguments.recipe)?).caption;
+    // Where metadata cannot be read or lack the column that was asked for, opening the folder says so.
+    let has_captions = || {
+        has_captions(folder, column).unwrap_or(true) || (is_wished && has_metadata(folder).unwrap_or(true))
+    };
     Ok(match (prompt, words::in_made_captions(arguments)?) {
         (Some(prompt), _) if !has_captions() => Captions::Prompt(prompt.to_string()),
         (_, Some(words)) if arguments.word.use_template.is_some() || !has_captions() => {
@@ -328,6 +334,36 @@ fn columns(arguments: &TrainArguments) -> Columns<'_> {
         },
         _ => own,
     }
+}
+
+/// Refuses columns that were asked for where no folder has metadata. The usual ones, which a run's settings.toml names too, are no wish.
+fn check_columns<'a>(folders: impl IntoIterator<Item = &'a Path>, arguments: &TrainArguments) -> Result<()> {
+    // Of pairs all columns are needed: opening the folder says which.
+    if arguments.recipe.has_pairs() {
+        return Ok(());
+    }
+    let usual = usual(arguments.recipe)?;
+    let (given, usual) = (columns(arguments), columns(&usual));
+    let (flag, column) = match (given.caption != usual.caption, given.picture != usual.picture) {
+        (true, _) => ("--caption-column", given.caption),
+        (false, true) => ("--image-column", given.picture),
+        (false, false) => return Ok(()),
+    };
+    let folders: Vec<&Path> = folders.into_iter().collect();
+    for folder in &folders {
+        if has_metadata(folder)? {
+            return Ok(());
+        }
+    }
+    bail!(
+        "{} has no metadata.csv or metadata.jsonl with {column}; write one, with a row for each picture, or leave {flag} out",
+        listed(&folders)
+    )
+}
+
+/// Folders as a message names them.
+fn listed(folders: &[&Path]) -> String {
+    folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// As the recipe's script brings pictures to size.

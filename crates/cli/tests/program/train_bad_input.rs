@@ -81,6 +81,49 @@ fn columns_that_are_not_there_are_named() {
     let masks = ["--caption_column", "prompt", "--mask_column", "alpha"];
     refuse(&workplace, &[&LORA[..], &out, &masks].concat(), &["metadata.csv", "no column alpha"]);
     workplace.succeed([&LORA[..], &out, &["--caption_column", "prompt"]].concat());
+
+    // What a prompt or templates could take the place of is not passed over either.
+    let model = shapes().display().to_string();
+    let thing = |folder: &'static str| ["--instance_data_dir", folder, "--instance_prompt", "a sks"];
+    let word = |folder: &'static str| {
+        ["--train_data_dir", folder, "--placeholder_token", "<shade>", "--initializer_token", "red"]
+    };
+    let captions = ["--caption_column", "promt"];
+    let recipes = |folder: &'static str| {
+        [
+            ("dreambooth-lora", thing(folder).to_vec()),
+            ("dreambooth", thing(folder).to_vec()),
+            ("custom-diffusion", thing(folder).to_vec()),
+            ("textual-inversion", word(folder).to_vec()),
+            ("pivotal-tuning", word(folder).to_vec()),
+        ]
+    };
+    let refuse_of = |recipe: &str, flags: &[&str], culprit: &str| {
+        let fixed = ["train", recipe, "--pretrained_model_name_or_path", &model];
+        refuse(&workplace, &[&fixed[..], flags, &out].concat(), &[culprit]);
+    };
+    for (recipe, flags) in recipes("data") {
+        let culprit = "metadata.csv line 2: has no column promt; the columns are file_name, prompt";
+        refuse_of(recipe, &[&flags[..], &captions].concat(), culprit);
+    }
+    let image = ["--image_column", "bogus"];
+    let culprit = "metadata.csv line 2: has no column bogus; the columns are file_name, prompt";
+    refuse_of("dreambooth-lora", &[&thing("data")[..], &image].concat(), culprit);
+    let unconditional = |folder: &'static str, culprit: &str| {
+        let flags = ["train", "unconditional", "--train_data_dir", folder, "--image_column", "bogus"];
+        refuse(&workplace, &[&flags[..], &out].concat(), &[culprit]);
+    };
+    unconditional("data", culprit);
+
+    fs::create_dir(workplace.path("bare")).unwrap();
+    fs::copy(workplace.path("data/0.png"), workplace.path("bare/0.png")).unwrap();
+    fs::write(workplace.path("bare/0.txt"), "a <shade>").unwrap();
+    let culprit = "bare has no metadata.csv or metadata.jsonl with promt; write one, with a row for each picture, or leave --caption-column out";
+    for (recipe, flags) in recipes("bare") {
+        refuse_of(recipe, &[&flags[..], &captions].concat(), culprit);
+    }
+    refuse_of("text-to-image-lora", &[&["--train_data_dir", "bare"][..], &captions].concat(), culprit);
+    unconditional("bare", "bare has no metadata.csv or metadata.jsonl with bogus");
 }
 
 #[test]
