@@ -21,7 +21,7 @@ use super::belongs::usual;
 use super::concepts::Concept;
 use super::pace::Pace;
 use super::processes::Started;
-use super::{Interpolation, Property, Recipe, Template, TrainArguments, buckets, words};
+use super::{Interpolation, Property, Recipe, Template, TrainArguments, buckets, concepts, words};
 use crate::terminal;
 
 /// Batches that are read before they are asked for.
@@ -68,7 +68,11 @@ impl Data {
             masks_beside: arguments.pictures.use_mask_captioned_data,
             ..options.clone()
         };
-        let own = chosen(open_all(&folders, arguments, &own)?, arguments)?;
+        let (own, captioned) = open_all(&folders, arguments, &own)?;
+        let own = chosen(own, arguments)?;
+        if !concepts.is_empty() {
+            tell_unused(&captioned, &concepts::prompt_name(arguments, "--instance-prompt"));
+        }
         Ok(Self { own, class: None, options, batches: batches(arguments, started)? })
     }
 
@@ -94,7 +98,8 @@ impl Data {
                 concepts.iter().filter_map(Concept::class).map(|(folder, prompt)| (folder, Some(prompt)));
             // By themselves of one size: with buckets they take that of the pictures beside which they come.
             let options = DatasetOptions { buckets: None, ..self.options.clone() };
-            let mut class = open_all(&folders.collect::<Vec<_>>(), arguments, &options)?;
+            let (mut class, captioned) = open_all(&folders.collect::<Vec<_>>(), arguments, &options)?;
+            tell_unused(&captioned, &concepts::prompt_name(arguments, "--class-prompt"));
             if self.options.buckets.is_some() {
                 class.cut_like(self.own.clone());
             }
@@ -414,26 +419,37 @@ fn is_told_crops(repository: &Repository) -> Result<bool> {
     Ok(unet["addition_embed_type"] == "text_time")
 }
 
-/// Several folders as one, each with the prompt for pictures that have no captions.
-fn open_all(
-    folders: &[(&Path, Option<&str>)],
+/// Several folders as one, each with the prompt for pictures that have no captions; and those folders that have captions of their own.
+fn open_all<'a>(
+    folders: &[(&'a Path, Option<&str>)],
     arguments: &TrainArguments,
     options: &DatasetOptions,
-) -> Result<Dataset> {
+) -> Result<(Dataset, Vec<&'a Path>)> {
     let mut all: Option<Dataset> = None;
-    for (folder, prompt) in folders {
-        let captions = captions(folder, *prompt, arguments)?;
+    let mut captioned = Vec::new();
+    for &(folder, prompt) in folders {
+        let captions = captions(folder, prompt, arguments)?;
         let is_their_own = matches!(captions, Captions::Folder { .. });
         let mut dataset = open(folder, DatasetOptions { captions, ..options.clone() })?;
-        if is_their_own && let Some((called, words)) = words::at_data(arguments)? {
-            dataset.replace_in_captions(&called, &words);
+        if is_their_own {
+            captioned.push(folder);
+            if let Some((called, words)) = words::at_data(arguments)? {
+                dataset.replace_in_captions(&called, &words);
+            }
         }
         match &mut all {
             Some(all) => all.append(dataset)?,
             None => all = Some(dataset),
         }
     }
-    all.context("there is no folder of pictures to learn from")
+    Ok((all.context("there is no folder of pictures to learn from")?, captioned))
+}
+
+/// Says of folders with captions that the prompt is not what their pictures show.
+fn tell_unused(captioned: &[&Path], prompt: &str) {
+    for folder in captioned {
+        terminal::note(&format!("captions of {} are used instead of {prompt}", folder.display()));
+    }
 }
 
 fn open(folder: &Path, options: DatasetOptions) -> Result<Dataset> {

@@ -21,6 +21,18 @@ pub(crate) fn pictures(workplace: &Workplace, folder: &str, count: u8) {
     }
 }
 
+/// Pictures that all have this caption, or none.
+pub(crate) fn captioned(workplace: &Workplace, folder: &str, count: u8, caption: Option<&str>) {
+    pictures(workplace, folder, count);
+    for index in 0..count {
+        let file = workplace.path(folder).join(format!("{index}.txt"));
+        match caption {
+            Some(caption) => fs::write(file, caption).unwrap(),
+            None => fs::remove_file(file).unwrap(),
+        }
+    }
+}
+
 const FIXED: [&str; 12] = [
     "train",
     "text-to-image-lora",

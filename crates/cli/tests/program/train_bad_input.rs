@@ -6,7 +6,7 @@ use std::path::Path;
 use image::{Rgb, RgbImage};
 
 use crate::program::{PARITY, Workplace, copy_folder, shapes};
-use crate::train::pictures;
+use crate::train::{captioned, pictures};
 
 const LORA: [&str; 4] = ["train", "text-to-image-lora", "--train_data_dir", "data"];
 
@@ -252,7 +252,7 @@ const CLASS: [&str; 17] = [
 #[test]
 fn what_cannot_be_trained_is_told_before_pictures_of_its_class_are_painted() {
     let workplace = Workplace::new();
-    pictures(&workplace, "data", 1);
+    captioned(&workplace, "data", 1, None);
     fs::create_dir(workplace.path("class")).unwrap();
     for (recipe, flags, culprits) in [
         ("dreambooth-lora", &["--rank", "0"], &["rank is 0"][..]),
@@ -298,7 +298,7 @@ fn what_cannot_be_trained_is_told_before_pictures_of_its_class_are_painted() {
 #[test]
 fn settings_that_a_run_cannot_go_on_with_are_told_before_pictures_of_its_class_are_painted() {
     let workplace = Workplace::new();
-    pictures(&workplace, "data", 1);
+    captioned(&workplace, "data", 1, None);
     let train = [&["train", "dreambooth-lora"][..], &CLASS].concat();
     workplace.succeed(&train);
     fs::remove_dir_all(workplace.path("class")).unwrap();
@@ -319,7 +319,7 @@ fn settings_that_a_run_cannot_go_on_with_are_told_before_pictures_of_its_class_a
 #[test]
 fn a_folder_that_cannot_be_made_is_told_before_pictures_of_the_class_are_painted() {
     let workplace = Workplace::new();
-    pictures(&workplace, "data", 1);
+    captioned(&workplace, "data", 1, None);
     std::os::unix::fs::symlink("nowhere/else", workplace.path("link")).unwrap();
     for (flag, told) in [("--output_dir", "--output-dir"), ("--encoder_cache_dir", "--encoder-cache-dir")] {
         let flags = [&["train", "dreambooth-lora"][..], &CLASS, &[flag, "link"]].concat();

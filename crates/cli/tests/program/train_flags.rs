@@ -521,6 +521,24 @@ fn what_is_said_of_a_class_that_is_not_kept_changes_nothing() {
 }
 
 #[test]
+fn captions_that_go_before_a_prompt_are_told() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    pictures(&workplace, "class", 1);
+    let flags = "train dreambooth-lora --instance_data_dir data --instance_prompt sks --with_prior_preservation --class_data_dir class \
+        --class_prompt shade --num_class_images 1 --max_train_steps 1 --output_dir out";
+    let train = || workplace.succeed(flags.split_whitespace()).stderr;
+    let told = train();
+    for (folder, flag) in [("data", "--instance-prompt"), ("class", "--class-prompt")] {
+        let line = format!("captions of {folder} are used instead of {flag}");
+        assert_eq!(told.lines().filter(|told| *told == line).count(), 1, "{told}");
+        fs::remove_file(workplace.path(folder).join("0.txt")).unwrap();
+    }
+    let told = train();
+    assert!(!told.contains("instead of"), "{told}");
+}
+
+#[test]
 fn names_of_other_trainers_say_the_same() {
     let workplace = Workplace::new();
     pictures(&workplace, "data", 2);
