@@ -56,7 +56,8 @@ impl Data {
         if folders.is_empty() {
             folders.extend(arguments.train_data_dir().map(|folder| (folder, None)));
         }
-        check_columns(folders.iter().map(|(folder, _)| *folder), arguments)?;
+        let paths: Vec<&Path> = folders.iter().map(|(folder, _)| *folder).collect();
+        check_columns(&paths, arguments)?;
         let other = columns(arguments).other.or(arguments.pictures.mask_column.as_ref());
         let options = DatasetOptions {
             transform: transform(arguments, is_told_crops(repository)?),
@@ -70,6 +71,7 @@ impl Data {
         };
         let (own, captioned) = open_all(&folders, arguments, &own)?;
         let own = chosen(own, arguments)?;
+        words::check_captions(arguments, &own, &listed(&paths), !captioned.is_empty())?;
         if !concepts.is_empty() {
             tell_unused(&captioned, &concepts::prompt_name(arguments, "--instance-prompt"));
         }
@@ -85,7 +87,7 @@ impl Data {
         let Some(folder) = arguments.train_data_dir() else {
             bail!("there is no folder of pictures to learn from")
         };
-        check_columns([folder], arguments)?;
+        check_columns(&[folder], arguments)?;
         let options = DatasetOptions { captions: Captions::None, ..dataset_options(arguments, resolution)? };
         let own = chosen(open(folder, options.clone())?, arguments)?;
         Ok(Self { own, class: None, options, batches: batches(arguments, started)? })
@@ -342,7 +344,7 @@ fn columns(arguments: &TrainArguments) -> Columns<'_> {
 }
 
 /// Refuses columns that were asked for where no folder has metadata. The usual ones, which a run's settings.toml names too, are no wish.
-fn check_columns<'a>(folders: impl IntoIterator<Item = &'a Path>, arguments: &TrainArguments) -> Result<()> {
+fn check_columns(folders: &[&Path], arguments: &TrainArguments) -> Result<()> {
     // Of pairs all columns are needed: opening the folder says which.
     if arguments.recipe.has_pairs() {
         return Ok(());
@@ -354,15 +356,14 @@ fn check_columns<'a>(folders: impl IntoIterator<Item = &'a Path>, arguments: &Tr
         (false, true) => ("--image-column", given.picture),
         (false, false) => return Ok(()),
     };
-    let folders: Vec<&Path> = folders.into_iter().collect();
-    for folder in &folders {
+    for folder in folders {
         if has_metadata(folder)? {
             return Ok(());
         }
     }
     bail!(
         "{} has no metadata.csv or metadata.jsonl with {column}; write one, with a row for each picture, or leave {flag} out",
-        listed(&folders)
+        listed(folders)
     )
 }
 

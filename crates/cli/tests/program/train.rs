@@ -264,7 +264,7 @@ fn a_whole_model_is_written_beside_its_other_files() {
 #[test]
 fn a_word_is_learned_and_a_lora_on_top_of_it() {
     let workplace = Workplace::new();
-    pictures(&workplace, "data", 2);
+    captioned(&workplace, "data", 2, Some("a <shade>"));
     let word = [
         "--placeholder_token",
         "<shade>",
@@ -379,6 +379,7 @@ fn a_model_without_texts_is_trained_from_nothing_and_goes_on_as_a_folder() {
 fn what_cannot_be_trained_on_is_refused() {
     let workplace = Workplace::new();
     pictures(&workplace, "data", 2);
+    captioned(&workplace, "bare", 1, None);
     fs::create_dir(workplace.path("empty")).unwrap();
     fs::create_dir(workplace.path("broken")).unwrap();
     fs::write(workplace.path("broken/a.png"), "no picture").unwrap();
@@ -434,7 +435,7 @@ fn what_cannot_be_trained_on_is_refused() {
             "--output_dir",
             "word",
             "--train_data_dir",
-            "data",
+            "bare",
             "--max_train_steps",
             "1",
         ];

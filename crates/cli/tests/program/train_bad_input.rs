@@ -258,8 +258,16 @@ fn what_cannot_be_trained_is_told_before_pictures_of_its_class_are_painted() {
         ("dreambooth-lora", &["--rank", "0"], &["rank is 0"][..]),
         ("dreambooth-lora", &["--target_modules", "to_("], &["target_modules", "to_("]),
         ("dreambooth-lora", &["--target_modules", "nothing"], &["target_modules", "nothing", "such as"]),
-        ("custom-diffusion", &["--modifier_token", "red"], &["placeholder_token", "red"]),
-        ("custom-diffusion", &["--modifier_token", "<a/b>"], &["placeholder_token is \"<a/b>\"", "file"]),
+        (
+            "custom-diffusion",
+            &["--modifier_token", "red", "--instance_prompt", "a red"],
+            &["placeholder_token", "red"],
+        ),
+        (
+            "custom-diffusion",
+            &["--modifier_token", "<a/b>", "--instance_prompt", "an <a/b>"],
+            &["placeholder_token is \"<a/b>\"", "file"],
+        ),
         ("custom-diffusion", &["--learning_rate", "NaN"], &["learning_rate is NaN"]),
         ("dreambooth-lora", &["--learning_rate", "NaN"], &["learning_rate is NaN"]),
         ("dreambooth-lora", &["--max_train_steps", "0"], &["--max-train-steps is 0"]),

@@ -8,7 +8,7 @@ use image::{Luma, Rgb, RgbImage};
 use serde_json::Value;
 
 use crate::program::{Workplace, shapes};
-use crate::train::pictures;
+use crate::train::{captioned, pictures};
 
 /// Trains a LoRA on `data` for a few steps; gives what it has in its file.
 fn lora(workplace: &Workplace, output: &str, flags: &[&str]) -> BTreeMap<String, Tensor> {
@@ -246,7 +246,7 @@ fn buckets_keep_the_shape_of_pictures() {
 #[test]
 fn learning_rates_are_scaled_by_the_pictures_of_a_step() {
     let workplace = Workplace::new();
-    pictures(&workplace, "data", 4);
+    captioned(&workplace, "data", 4, Some("a <shade>"));
     let config =
         concat!(env!("CARGO_MANIFEST_DIR"), "/../pipelines/tests/parity/unconditional/ddpm/unet/config.json");
     let word = ["--placeholder_token", "<shade>", "--initializer_token", "red"];
@@ -276,7 +276,7 @@ fn learning_rates_are_scaled_by_the_pictures_of_a_step() {
 #[test]
 fn a_rate_of_the_text_encoders_own_is_scaled_in_pivotal_tuning_alone() {
     let workplace = Workplace::new();
-    pictures(&workplace, "data", 4);
+    captioned(&workplace, "data", 4, Some("a <shade>"));
     let word = ["--placeholder_token", "<shade>", "--initializer_token", "red", "--max_train_steps_ti", "1"];
     let runs: [(&str, &[&str], &str); 2] =
         [("text-to-image-lora", &[], "0.002"), ("pivotal-tuning", &word, "0.008")];

@@ -257,7 +257,6 @@ fn captions_may_call_the_words_something_else() {
     assert!(train_words(&workplace, "dummy", "default", &[]) == whole);
     let called = "--placeholder_token_at_data=<cat>|<s1><s2>";
     assert!(train_words(&workplace, "cat", "called", &[called]) == whole);
-    assert!(train_words(&workplace, "cat", "uncalled", &[]) != whole);
 }
 
 #[test]
@@ -319,7 +318,8 @@ fn what_does_not_go_together_is_refused() {
 
 #[test]
 fn words_that_do_not_fit_are_refused() {
-    let workplace = workplace();
+    let workplace = Workplace::new();
+    captioned(&workplace, "data", 2, None);
     let fixed = ["train", "pivotal-tuning", "--train_data_dir=data", "--output_dir=out"];
     let two = "--placeholder_tokens=<a>|<b>";
     for (flags, culprits) in [
@@ -348,6 +348,56 @@ fn words_that_do_not_fit_are_refused() {
             assert!(run.stderr.contains(culprit), "{culprit:?}: {}", run.stderr);
         }
     }
+}
+
+#[test]
+fn a_word_that_no_caption_has_is_refused() {
+    let workplace = Workplace::new();
+    for (folder, caption) in [("data", Some("a <s1>")), ("cat", Some("a <cat>")), ("none", None)] {
+        captioned(&workplace, folder, 2, caption);
+    }
+    let one = ["--placeholder_token=<shade>", "--initializer_token=red"];
+    let two = ["--placeholder_tokens=<s1>|<s2>"];
+    // The prompt has both, and is not used where there are captions.
+    let both = ["--modifier_token=<s1>+<s2>", "--instance_prompt=a <s1><s2>"];
+    let prompt = [both[0], "--instance_prompt=a <s1>"];
+    let called = [two[0], "--placeholder_token_at_data=<cat>|<s2>", "--use_template=null"];
+    for (recipe, folder, flags, word, advice) in [
+        (
+            "textual-inversion",
+            "data",
+            &one[..],
+            "<shade>",
+            "write it into the captions, or take them away, so that templates are used",
+        ),
+        (
+            "pivotal-tuning",
+            "data",
+            &one,
+            "<shade>",
+            "write it into the captions, or take them away, or give --use-template object or style, so that templates are used",
+        ),
+        ("pivotal-tuning", "data", &two, "<s2>", "write it into the captions as DUMMY, or take"),
+        ("pivotal-tuning", "cat", &two, "<s1>", "write it into the captions as DUMMY, or take"),
+        ("pivotal-tuning", "none", &called, "<s1>", "write it into --placeholder-token-at-data"),
+        (
+            "custom-diffusion",
+            "data",
+            &both,
+            "<s2>",
+            "write it into the captions, or take them away and write it into --instance-prompt",
+        ),
+        ("custom-diffusion", "none", &prompt, "<s2>", "write it into --instance-prompt"),
+    ] {
+        let fixed = ["train", recipe, "--output_dir=out"];
+        let data = if recipe == "custom-diffusion" { "--instance_data_dir" } else { "--train_data_dir" };
+        let culprit =
+            format!("{folder}: no caption has the new word {word}, which would learn nothing; {advice}");
+        workplace.refuse([&fixed[..], &[data, folder], flags].concat(), &[culprit.as_str()]);
+    }
+    // One caption with it is enough, in upper or lower case.
+    fs::write(workplace.path("data/1.txt"), "a <SHADE>").unwrap();
+    train(&workplace, "out", &[]);
 }
 
 #[test]
