@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use candle_diffusers_training::dataset::{
     Area, Batch, BatchLoader, BatchOptions, BucketOptions, Buckets, Captions, Dataset, DatasetOptions, Fit,
-    Flip, Position, TransformOptions, has_captions,
+    Flip, Position, TransformOptions, has_captions, has_metadata,
 };
 use image::{DynamicImage, ImageFormat, RgbImage};
 use tempfile::TempDir;
@@ -109,6 +109,10 @@ fn captions_come_from_metadata_text_files_or_a_prompt() {
     let lines = "{\"file_name\": \"a.png\", \"text\": \"x\", \"edited\": \"d.webp\"}\n";
     fs::write(folder.path().join("metadata.jsonl"), lines).unwrap();
     assert_eq!(names(&Dataset::open(folder.path(), named("edited", "image")).unwrap()), ["d.webp"]);
+    // Also where they do not say what pictures show.
+    let edited = DatasetOptions { picture_column: "edited".to_string(), ..options(prompt()) };
+    let dataset = Dataset::open(folder.path(), edited).unwrap();
+    assert_eq!((names(&dataset), dataset.captions(0)), (vec!["d.webp".into()], &["a cat".into()][..]));
     let error = Dataset::open(folder.path(), named("image", "edges")).unwrap_err().to_string();
     assert!(
         error.ends_with("line 1: has no column edges; the columns are edited, file_name, text"),
@@ -424,8 +428,10 @@ fn bad_folders_are_refused_with_what_is_wrong() {
         "FOLDER: has no metadata.csv or metadata.jsonl with mask; write one, with a row for each picture"
     );
 
+    assert!(!has_metadata(folder.path()).unwrap());
     let csv = folder.path().join("metadata.csv");
     fs::write(&csv, "file_name,text\na.png,one\nx.png,two\ny.png,three\n").unwrap();
+    assert!(has_metadata(folder.path()).unwrap());
     let message = refused(folder.path(), options(Captions::default()));
     assert_eq!(message, "FOLDER/metadata.csv: names pictures that are not there: x.png, y.png");
     let message = refused(folder.path(), options(column("caption")));
@@ -433,6 +439,8 @@ fn bad_folders_are_refused_with_what_is_wrong() {
     assert!(
         refused(folder.path(), with_mask).ends_with("has no column mask; the columns are file_name, text")
     );
+    let photo = DatasetOptions { picture_column: "photo".to_string(), ..options(prompt()) };
+    assert!(refused(folder.path(), photo).ends_with("has no column photo; the columns are file_name, text"));
     fs::write(&csv, "file_name,text\n").unwrap();
     assert_eq!(refused(folder.path(), options(Captions::default())), "FOLDER/metadata.csv: names no picture");
     fs::write(&csv, "file_name,text\na.png\n").unwrap();

@@ -122,6 +122,24 @@ fn check_without_text(arguments: &TrainArguments) -> Result<()> {
     if let Some((flag, _)) = flags.iter().find(|(_, is_given)| *is_given) {
         bail!("{flag} is for models that paint from a text; unconditional ones have none");
     }
+    check_unconditional_model(arguments)
+}
+
+/// What would change nothing of a model that paints without a text.
+fn check_unconditional_model(arguments: &TrainArguments) -> Result<()> {
+    let is_new = arguments.pretrained_model_name_or_path.is_none();
+    ensure!(
+        arguments.pretrained_vae_model_name_or_path.is_none(),
+        "--pretrained-vae-model-name-or-path is for models that see pictures through a VAE; unconditional ones have none"
+    );
+    ensure!(
+        arguments.variant.is_none() || !is_new,
+        "--variant is which weight files of a model are taken, and a new one has none: give --pretrained-model-name-or-path, or leave it out"
+    );
+    ensure!(
+        arguments.unconditional.model_config_name_or_path.is_none() || is_new,
+        "--model-config-name-or-path is what a new model is, and --pretrained-model-name-or-path has a config of its own; give one of them"
+    );
     Ok(())
 }
 

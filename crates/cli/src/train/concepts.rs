@@ -52,3 +52,11 @@ pub(super) fn read(arguments: &TrainArguments) -> Result<Vec<Concept>> {
     }
     Ok(concepts)
 }
+
+/// What the prompt is called that a flag gives: one of a list is a field there.
+pub(super) fn prompt_name(arguments: &TrainArguments, flag: &str) -> String {
+    match arguments.thing.concepts_list {
+        Some(_) => format!("{} of --concepts-list", flag.trim_start_matches('-').replace('-', "_")),
+        None => flag.to_string(),
+    }
+}

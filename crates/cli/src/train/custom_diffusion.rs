@@ -61,7 +61,7 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
 }
 
 /// The new words with what each begins as.
-fn tokens(arguments: &TrainArguments) -> Result<Vec<TextualInversionOptions>> {
+pub(super) fn tokens(arguments: &TrainArguments) -> Result<Vec<TextualInversionOptions>> {
     let Some(modifiers) = &arguments.word.modifier_token else {
         ensure!(
             arguments.word.initializer_token.is_none(),

@@ -11,16 +11,17 @@ use candle_diffusers_loaders::Repository;
 use candle_diffusers_pipelines::Filter;
 use candle_diffusers_training::dataset::{
     Batch, BatchLoader, BatchOptions, Captions, Dataset, DatasetOptions, Fit, Flip, Position, Sample,
-    TransformOptions, has_captions,
+    TransformOptions, has_captions, has_metadata,
 };
 use candle_diffusers_training::recipes::{Example, LearnableProperty};
 
 use serde_json::Value;
 
+use super::belongs::usual;
 use super::concepts::Concept;
 use super::pace::Pace;
 use super::processes::Started;
-use super::{Interpolation, Property, Recipe, Template, TrainArguments, buckets, words};
+use super::{Interpolation, Property, Recipe, Template, TrainArguments, buckets, concepts, words};
 use crate::terminal;
 
 /// Batches that are read before they are asked for.
@@ -55,6 +56,8 @@ impl Data {
         if folders.is_empty() {
             folders.extend(arguments.train_data_dir().map(|folder| (folder, None)));
         }
+        let paths: Vec<&Path> = folders.iter().map(|(folder, _)| *folder).collect();
+        check_columns(&paths, arguments)?;
         let other = columns(arguments).other.or(arguments.pictures.mask_column.as_ref());
         let options = DatasetOptions {
             transform: transform(arguments, is_told_crops(repository)?),
@@ -66,7 +69,12 @@ impl Data {
             masks_beside: arguments.pictures.use_mask_captioned_data,
             ..options.clone()
         };
-        let own = chosen(open_all(&folders, arguments, &own)?, arguments)?;
+        let (own, captioned) = open_all(&folders, arguments, &own)?;
+        let own = chosen(own, arguments)?;
+        words::check_captions(arguments, &own, &listed(&paths), !captioned.is_empty())?;
+        if !concepts.is_empty() {
+            tell_unused(&captioned, &concepts::prompt_name(arguments, "--instance-prompt"));
+        }
         Ok(Self { own, class: None, options, batches: batches(arguments, started)? })
     }
 
@@ -79,6 +87,7 @@ impl Data {
         let Some(folder) = arguments.train_data_dir() else {
             bail!("there is no folder of pictures to learn from")
         };
+        check_columns(&[folder], arguments)?;
         let options = DatasetOptions { captions: Captions::None, ..dataset_options(arguments, resolution)? };
         let own = chosen(open(folder, options.clone())?, arguments)?;
         Ok(Self { own, class: None, options, batches: batches(arguments, started)? })
@@ -91,7 +100,8 @@ impl Data {
                 concepts.iter().filter_map(Concept::class).map(|(folder, prompt)| (folder, Some(prompt)));
             // By themselves of one size: with buckets they take that of the pictures beside which they come.
             let options = DatasetOptions { buckets: None, ..self.options.clone() };
-            let mut class = open_all(&folders.collect::<Vec<_>>(), arguments, &options)?;
+            let (mut class, captioned) = open_all(&folders.collect::<Vec<_>>(), arguments, &options)?;
+            tell_unused(&captioned, &concepts::prompt_name(arguments, "--class-prompt"));
             if self.options.buckets.is_some() {
                 class.cut_like(self.own.clone());
             }
@@ -287,9 +297,12 @@ fn key(first_key: u64, sample: &Sample) -> u64 {
 
 /// What pictures show: what the folder itself says of each, or else the prompt for all.
 fn captions(folder: &Path, prompt: Option<&str>, arguments: &TrainArguments) -> Result<Captions> {
-    let column = &columns(arguments).caption;
-    // Where metadata cannot be read, opening the folder says why.
-    let has_captions = || has_captions(folder, column).unwrap_or(true);
+    let column = columns(arguments).caption;
+    let is_wished = column != columns(&usual(arguments.recipe)?).caption;
+    // Where metadata cannot be read or lack the column that was asked for, opening the folder says so.
+    let has_captions = || {
+        has_captions(folder, column).unwrap_or(true) || (is_wished && has_metadata(folder).unwrap_or(true))
+    };
     Ok(match (prompt, words::in_made_captions(arguments)?) {
         (Some(prompt), _) if !has_captions() => Captions::Prompt(prompt.to_string()),
         (_, Some(words)) if arguments.word.use_template.is_some() || !has_captions() => {
@@ -333,6 +346,35 @@ fn columns(arguments: &TrainArguments) -> Columns<'_> {
         },
         _ => own,
     }
+}
+
+/// Refuses columns that were asked for where no folder has metadata. The usual ones, which a run's settings.toml names too, are no wish.
+fn check_columns(folders: &[&Path], arguments: &TrainArguments) -> Result<()> {
+    // Of pairs all columns are needed: opening the folder says which.
+    if arguments.recipe.has_pairs() {
+        return Ok(());
+    }
+    let usual = usual(arguments.recipe)?;
+    let (given, usual) = (columns(arguments), columns(&usual));
+    let (flag, column) = match (given.caption != usual.caption, given.picture != usual.picture) {
+        (true, _) => ("--caption-column", given.caption),
+        (false, true) => ("--image-column", given.picture),
+        (false, false) => return Ok(()),
+    };
+    for folder in folders {
+        if has_metadata(folder)? {
+            return Ok(());
+        }
+    }
+    bail!(
+        "{} has no metadata.csv or metadata.jsonl with {column}; write one, with a row for each picture, or leave {flag} out",
+        listed(folders)
+    )
+}
+
+/// Folders as a message names them.
+fn listed(folders: &[&Path]) -> String {
+    folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// As the recipe's script brings pictures to size.
@@ -383,26 +425,37 @@ fn is_told_crops(repository: &Repository) -> Result<bool> {
     Ok(unet["addition_embed_type"] == "text_time")
 }
 
-/// Several folders as one, each with the prompt for pictures that have no captions.
-fn open_all(
-    folders: &[(&Path, Option<&str>)],
+/// Several folders as one, each with the prompt for pictures that have no captions; and those folders that have captions of their own.
+fn open_all<'a>(
+    folders: &[(&'a Path, Option<&str>)],
     arguments: &TrainArguments,
     options: &DatasetOptions,
-) -> Result<Dataset> {
+) -> Result<(Dataset, Vec<&'a Path>)> {
     let mut all: Option<Dataset> = None;
-    for (folder, prompt) in folders {
-        let captions = captions(folder, *prompt, arguments)?;
+    let mut captioned = Vec::new();
+    for &(folder, prompt) in folders {
+        let captions = captions(folder, prompt, arguments)?;
         let is_their_own = matches!(captions, Captions::Folder { .. });
         let mut dataset = open(folder, DatasetOptions { captions, ..options.clone() })?;
-        if is_their_own && let Some((called, words)) = words::at_data(arguments)? {
-            dataset.replace_in_captions(&called, &words);
+        if is_their_own {
+            captioned.push(folder);
+            if let Some((called, words)) = words::at_data(arguments)? {
+                dataset.replace_in_captions(&called, &words);
+            }
         }
         match &mut all {
             Some(all) => all.append(dataset)?,
             None => all = Some(dataset),
         }
     }
-    all.context("there is no folder of pictures to learn from")
+    Ok((all.context("there is no folder of pictures to learn from")?, captioned))
+}
+
+/// Says of folders with captions that the prompt is not what their pictures show.
+fn tell_unused(captioned: &[&Path], prompt: &str) {
+    for folder in captioned {
+        terminal::note(&format!("captions of {} are used instead of {prompt}", folder.display()));
+    }
 }
 
 fn open(folder: &Path, options: DatasetOptions) -> Result<Dataset> {

@@ -4,9 +4,10 @@ use anyhow::{Result, bail, ensure};
 use candle_diffusers_pipelines::StableDiffusionPipeline;
 use candle_diffusers_schedulers::TorchGenerator;
 use candle_diffusers_training::Parameter;
+use candle_diffusers_training::dataset::Dataset;
 use candle_diffusers_training::recipes::{TextualInversionOptions, TrainedToken};
 
-use super::TrainArguments;
+use super::{Recipe, TrainArguments, concepts, custom_diffusion};
 
 /// What each of several words begins as where nothing is said, as in lora_pti.
 const INITIALIZER: &str = "<rand-0.017>";
@@ -88,6 +89,57 @@ pub(super) fn in_made_captions(arguments: &TrainArguments) -> Result<Option<Stri
         Some((_, words)) => Some(words),
         None => arguments.word.placeholder_token.clone(),
     })
+}
+
+/// Refuses a new word that no caption has, and that would so learn nothing. `folders` is what is learned from; `is_captioned` says whether any of it has captions of
+/// its own.
+pub(super) fn check_captions(
+    arguments: &TrainArguments,
+    dataset: &Dataset,
+    folders: &str,
+    is_captioned: bool,
+) -> Result<()> {
+    let words = match arguments.recipe {
+        Recipe::CustomDiffusion => custom_diffusion::tokens(arguments)?,
+        _ => read(arguments)?,
+    };
+    for word in words.iter().map(|word| word.placeholder_token.as_str()) {
+        if !is_in_captions(word, dataset) {
+            let advice = advice(arguments, word, is_captioned)?;
+            bail!("{folders}: no caption has the new word {word}, which would learn nothing; {advice}");
+        }
+    }
+    Ok(())
+}
+
+/// Whether a caption has the word as tokenizers look for it: in upper or lower case, and within others.
+fn is_in_captions(word: &str, dataset: &Dataset) -> bool {
+    let word = word.to_lowercase();
+    let is_in = |caption: &String| caption.to_lowercase().contains(&word);
+    (0..dataset.len()).any(|index| dataset.captions(index).iter().any(is_in))
+}
+
+/// How a word comes into captions that lack it.
+fn advice(arguments: &TrainArguments, word: &str, is_captioned: bool) -> Result<String> {
+    if arguments.recipe == Recipe::CustomDiffusion {
+        let prompt = concepts::prompt_name(arguments, "--instance-prompt");
+        return Ok(match is_captioned {
+            true => format!("write it into the captions, or take them away and write it into {prompt}"),
+            false => format!("write it into {prompt}"),
+        });
+    }
+    if !is_captioned {
+        return Ok(
+            "write it into --placeholder-token-at-data, which captions that are made take it from".into()
+        );
+    }
+    let called = at_data(arguments)?.filter(|(_, words)| words.contains(word));
+    let called = called.map_or(String::new(), |(called, _)| format!(" as {called}"));
+    let template = match arguments.recipe {
+        Recipe::PivotalTuning => ", or give --use-template object or style",
+        _ => "",
+    };
+    Ok(format!("write it into the captions{called}, or take them away{template}, so that templates are used"))
 }
 
 /// Gives the models the words that are learned.

@@ -130,10 +130,19 @@ fn what_does_not_go_together_is_refused() {
     fs::write(workplace.path("lacks.json"), r#"[{"instance_prompt": "a <new1>"}]"#).unwrap();
     fs::write(workplace.path("no-class.json"), r#"[{"instance_prompt": "a", "instance_data_dir": "ring"}]"#)
         .unwrap();
+    fs::write(
+        workplace.path("red.json"),
+        r#"[{"instance_prompt": "a red <a>", "instance_data_dir": "ring"}]"#,
+    )
+    .unwrap();
     for (flags, culprits) in [
         (&["--initializer_token", "red"][..], &["1 words for the 2"][..]),
         (&["--initializer_token", "red+red circle"], &["initializer_token", "red circle", "2 tokens"]),
-        (&["--modifier_token", "red+<a>"], &["--modifier-token is \"red\""]),
+        (&["--modifier_token", "red+<a>", "--concepts_list", "red.json"], &["--modifier-token is \"red\""]),
+        (
+            &["--modifier_token", "<new1>+<new3>"],
+            &["ring, hat: no caption has the new word <new3>", "instance_prompt of --concepts-list"],
+        ),
         (&["--concepts_list", "empty.json"], &["empty.json", "empty list"]),
         (&["--concepts_list", "lacks.json"], &["lacks.json", "instance_data_dir"]),
         (

@@ -21,6 +21,18 @@ pub(crate) fn pictures(workplace: &Workplace, folder: &str, count: u8) {
     }
 }
 
+/// Pictures that all have this caption, or none.
+pub(crate) fn captioned(workplace: &Workplace, folder: &str, count: u8, caption: Option<&str>) {
+    pictures(workplace, folder, count);
+    for index in 0..count {
+        let file = workplace.path(folder).join(format!("{index}.txt"));
+        match caption {
+            Some(caption) => fs::write(file, caption).unwrap(),
+            None => fs::remove_file(file).unwrap(),
+        }
+    }
+}
+
 const FIXED: [&str; 12] = [
     "train",
     "text-to-image-lora",
@@ -252,7 +264,7 @@ fn a_whole_model_is_written_beside_its_other_files() {
 #[test]
 fn a_word_is_learned_and_a_lora_on_top_of_it() {
     let workplace = Workplace::new();
-    pictures(&workplace, "data", 2);
+    captioned(&workplace, "data", 2, Some("a <shade>"));
     let word = [
         "--placeholder_token",
         "<shade>",
@@ -344,13 +356,20 @@ fn a_model_without_texts_is_trained_from_nothing_and_goes_on_as_a_folder() {
         ["--pretrained_model_name_or_path", "new/model", "--output_dir", "further", "--max_train_steps", "1"];
     train(&[&further[..], &["--prediction_type", "sample", "--learning_rate", "1e-2"]].concat());
     assert!(paint("further/model", "further.png") != painted);
+    let both = ["--model_config_name_or_path", config, "--pretrained_model_name_or_path", "new/model"];
     for (flags, culprit) in [
-        (["--validation_prompt", "a cat"], "--validation-prompt"),
-        (["--scheduler", "odd"], "DDPMScheduler or DDIMScheduler"),
-        (["--prediction_type", "odd"], "odd"),
-        (["--model_config_name_or_path", "missing.json"], "missing.json"),
+        (&["--validation_prompt", "a cat"][..], "--validation-prompt"),
+        (&["--scheduler", "odd"], "DDPMScheduler or DDIMScheduler"),
+        (&["--prediction_type", "odd"], "odd"),
+        (&["--model_config_name_or_path", "missing.json"], "missing.json"),
+        (
+            &["--pretrained_vae_model_name_or_path", "new/model"],
+            "--pretrained-vae-model-name-or-path is for models that see pictures through a VAE",
+        ),
+        (&["--variant", "fp16"], "--variant is which weight files of a model are taken"),
+        (&both[..], "--model-config-name-or-path is what a new model is"),
     ] {
-        let run = workplace.run([&fixed[..], &["--output_dir", "bad"], &flags].concat());
+        let run = workplace.run([&fixed[..], &["--output_dir", "bad"], flags].concat());
         assert_eq!((run.status, run.stderr.lines().count()), (Some(1), 1), "{}", run.stderr);
         assert!(run.stderr.contains(culprit), "{}", run.stderr);
     }
@@ -360,6 +379,7 @@ fn a_model_without_texts_is_trained_from_nothing_and_goes_on_as_a_folder() {
 fn what_cannot_be_trained_on_is_refused() {
     let workplace = Workplace::new();
     pictures(&workplace, "data", 2);
+    captioned(&workplace, "bare", 1, None);
     fs::create_dir(workplace.path("empty")).unwrap();
     fs::create_dir(workplace.path("broken")).unwrap();
     fs::write(workplace.path("broken/a.png"), "no picture").unwrap();
@@ -415,7 +435,7 @@ fn what_cannot_be_trained_on_is_refused() {
             "--output_dir",
             "word",
             "--train_data_dir",
-            "data",
+            "bare",
             "--max_train_steps",
             "1",
         ];

@@ -6,7 +6,7 @@ use std::path::Path;
 use image::{Rgb, RgbImage};
 
 use crate::program::{PARITY, Workplace, copy_folder, shapes};
-use crate::train::pictures;
+use crate::train::{captioned, pictures};
 
 const LORA: [&str; 4] = ["train", "text-to-image-lora", "--train_data_dir", "data"];
 
@@ -113,6 +113,49 @@ fn columns_that_are_not_there_are_named() {
     let masks = ["--caption_column", "prompt", "--mask_column", "alpha"];
     refuse(&workplace, &[&LORA[..], &out, &masks].concat(), &["metadata.csv", "no column alpha"]);
     workplace.succeed([&LORA[..], &out, &["--caption_column", "prompt"]].concat());
+
+    // What a prompt or templates could take the place of is not passed over either.
+    let model = shapes().display().to_string();
+    let thing = |folder: &'static str| ["--instance_data_dir", folder, "--instance_prompt", "a sks"];
+    let word = |folder: &'static str| {
+        ["--train_data_dir", folder, "--placeholder_token", "<shade>", "--initializer_token", "red"]
+    };
+    let captions = ["--caption_column", "promt"];
+    let recipes = |folder: &'static str| {
+        [
+            ("dreambooth-lora", thing(folder).to_vec()),
+            ("dreambooth", thing(folder).to_vec()),
+            ("custom-diffusion", thing(folder).to_vec()),
+            ("textual-inversion", word(folder).to_vec()),
+            ("pivotal-tuning", word(folder).to_vec()),
+        ]
+    };
+    let refuse_of = |recipe: &str, flags: &[&str], culprit: &str| {
+        let fixed = ["train", recipe, "--pretrained_model_name_or_path", &model];
+        refuse(&workplace, &[&fixed[..], flags, &out].concat(), &[culprit]);
+    };
+    for (recipe, flags) in recipes("data") {
+        let culprit = "metadata.csv line 2: has no column promt; the columns are file_name, prompt";
+        refuse_of(recipe, &[&flags[..], &captions].concat(), culprit);
+    }
+    let image = ["--image_column", "bogus"];
+    let culprit = "metadata.csv line 2: has no column bogus; the columns are file_name, prompt";
+    refuse_of("dreambooth-lora", &[&thing("data")[..], &image].concat(), culprit);
+    let unconditional = |folder: &'static str, culprit: &str| {
+        let flags = ["train", "unconditional", "--train_data_dir", folder, "--image_column", "bogus"];
+        refuse(&workplace, &[&flags[..], &out].concat(), &[culprit]);
+    };
+    unconditional("data", culprit);
+
+    fs::create_dir(workplace.path("bare")).unwrap();
+    fs::copy(workplace.path("data/0.png"), workplace.path("bare/0.png")).unwrap();
+    fs::write(workplace.path("bare/0.txt"), "a <shade>").unwrap();
+    let culprit = "bare has no metadata.csv or metadata.jsonl with promt; write one, with a row for each picture, or leave --caption-column out";
+    for (recipe, flags) in recipes("bare") {
+        refuse_of(recipe, &[&flags[..], &captions].concat(), culprit);
+    }
+    refuse_of("text-to-image-lora", &[&["--train_data_dir", "bare"][..], &captions].concat(), culprit);
+    unconditional("bare", "bare has no metadata.csv or metadata.jsonl with bogus");
 }
 
 #[test]
@@ -260,14 +303,22 @@ const CLASS: [&str; 17] = [
 #[test]
 fn what_cannot_be_trained_is_told_before_pictures_of_its_class_are_painted() {
     let workplace = Workplace::new();
-    pictures(&workplace, "data", 1);
+    captioned(&workplace, "data", 1, None);
     fs::create_dir(workplace.path("class")).unwrap();
     for (recipe, flags, culprits) in [
         ("dreambooth-lora", &["--rank", "0"], &["rank is 0"][..]),
         ("dreambooth-lora", &["--target_modules", "to_("], &["target_modules", "to_("]),
         ("dreambooth-lora", &["--target_modules", "nothing"], &["target_modules", "nothing", "such as"]),
-        ("custom-diffusion", &["--modifier_token", "red"], &["--modifier-token is \"red\""]),
-        ("custom-diffusion", &["--modifier_token", "<a/b>"], &["--modifier-token is \"<a/b>\"", "file"]),
+        (
+            "custom-diffusion",
+            &["--modifier_token", "red", "--instance_prompt", "a red"],
+            &["--modifier-token is \"red\""],
+        ),
+        (
+            "custom-diffusion",
+            &["--modifier_token", "<a/b>", "--instance_prompt", "an <a/b>"],
+            &["--modifier-token is \"<a/b>\"", "file"],
+        ),
         ("custom-diffusion", &["--modifier_token", "<a>+<a>"], &["--modifier-token has <a> twice"]),
         ("custom-diffusion", &["--learning_rate", "NaN"], &["learning_rate is NaN"]),
         ("dreambooth-lora", &["--learning_rate", "NaN"], &["learning_rate is NaN"]),
@@ -312,7 +363,7 @@ fn what_cannot_be_trained_is_told_before_pictures_of_its_class_are_painted() {
 #[test]
 fn settings_that_a_run_cannot_go_on_with_are_told_before_pictures_of_its_class_are_painted() {
     let workplace = Workplace::new();
-    pictures(&workplace, "data", 1);
+    captioned(&workplace, "data", 1, None);
     let train = [&["train", "dreambooth-lora"][..], &CLASS].concat();
     workplace.succeed(&train);
     fs::remove_dir_all(workplace.path("class")).unwrap();
@@ -333,7 +384,7 @@ fn settings_that_a_run_cannot_go_on_with_are_told_before_pictures_of_its_class_a
 #[test]
 fn a_folder_that_cannot_be_made_is_told_before_pictures_of_the_class_are_painted() {
     let workplace = Workplace::new();
-    pictures(&workplace, "data", 1);
+    captioned(&workplace, "data", 1, None);
     std::os::unix::fs::symlink("nowhere/else", workplace.path("link")).unwrap();
     for (flag, told) in [("--output_dir", "--output-dir"), ("--encoder_cache_dir", "--encoder-cache-dir")] {
         let flags = [&["train", "dreambooth-lora"][..], &CLASS, &[flag, "link"]].concat();

@@ -6,7 +6,7 @@ use candle_diffusers_training::{Checkpoint, Checkpoints};
 use serde_json::Value;
 
 use crate::program::{Workplace, copy_folder, shapes};
-use crate::train::pictures;
+use crate::train::{captioned, pictures};
 
 const LORA: [&str; 6] =
     ["train", "text-to-image-lora", "--train_data_dir", "data", "--checkpointing_steps", "1"];
@@ -87,7 +87,7 @@ fn a_run_that_was_killed_leaves_no_trace_when_it_goes_on() {
 #[test]
 fn a_checkpoint_of_either_stage_of_pivotal_tuning_can_be_named() {
     let workplace = Workplace::new();
-    pictures(&workplace, "data", 2);
+    captioned(&workplace, "data", 2, Some("a <shade>"));
     let run = |output: &str, flags: &[&str]| {
         let fixed = [
             "train",

@@ -8,7 +8,7 @@ use image::{Luma, Rgb, RgbImage};
 use serde_json::Value;
 
 use crate::program::{Workplace, shapes};
-use crate::train::pictures;
+use crate::train::{captioned, pictures};
 
 /// Trains a LoRA on `data` for a few steps; gives what it has in its file.
 fn lora(workplace: &Workplace, output: &str, flags: &[&str]) -> BTreeMap<String, Tensor> {
@@ -250,7 +250,7 @@ fn buckets_keep_the_shape_of_pictures() {
 #[test]
 fn learning_rates_are_scaled_by_the_pictures_of_a_step() {
     let workplace = Workplace::new();
-    pictures(&workplace, "data", 4);
+    captioned(&workplace, "data", 4, Some("a <shade>"));
     let config =
         concat!(env!("CARGO_MANIFEST_DIR"), "/../pipelines/tests/parity/unconditional/ddpm/unet/config.json");
     let word = ["--placeholder_token", "<shade>", "--initializer_token", "red"];
@@ -280,7 +280,7 @@ fn learning_rates_are_scaled_by_the_pictures_of_a_step() {
 #[test]
 fn a_rate_of_the_text_encoders_own_is_scaled_in_pivotal_tuning_alone() {
     let workplace = Workplace::new();
-    pictures(&workplace, "data", 4);
+    captioned(&workplace, "data", 4, Some("a <shade>"));
     let word = ["--placeholder_token", "<shade>", "--initializer_token", "red", "--max_train_steps_ti", "1"];
     let runs: [(&str, &[&str], &str); 2] =
         [("text-to-image-lora", &[], "0.002"), ("pivotal-tuning", &word, "0.008")];
@@ -522,6 +522,24 @@ fn what_is_said_of_a_class_that_is_not_kept_changes_nothing() {
     }
     assert!(weights == train("plain", &[]).1);
     assert!(!workplace.path("class").exists());
+}
+
+#[test]
+fn captions_that_go_before_a_prompt_are_told() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    pictures(&workplace, "class", 1);
+    let flags = "train dreambooth-lora --instance_data_dir data --instance_prompt sks --with_prior_preservation --class_data_dir class \
+        --class_prompt shade --num_class_images 1 --max_train_steps 1 --output_dir out";
+    let train = || workplace.succeed(flags.split_whitespace()).stderr;
+    let told = train();
+    for (folder, flag) in [("data", "--instance-prompt"), ("class", "--class-prompt")] {
+        let line = format!("captions of {folder} are used instead of {flag}");
+        assert_eq!(told.lines().filter(|told| *told == line).count(), 1, "{told}");
+        fs::remove_file(workplace.path(folder).join("0.txt")).unwrap();
+    }
+    let told = train();
+    assert!(!told.contains("instead of"), "{told}");
 }
 
 #[test]

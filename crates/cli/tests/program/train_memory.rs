@@ -23,7 +23,7 @@ fn workplace() -> Workplace {
         let name = format!("{index}.png");
         RgbImage::from_pixel(64, 64, Rgb([90, 80 * index, 200])).save(data.join(&name)).unwrap();
         rows += &format!(
-            "{{\"file_name\": \"{name}\", \"text\": \"a shade\", \"edit_prompt\": \"darker\", \"input_image\": \"{name}\", \"edited_image\": \"{name}\", \
+            "{{\"file_name\": \"{name}\", \"text\": \"a <shade>\", \"edit_prompt\": \"darker\", \"input_image\": \"{name}\", \"edited_image\": \"{name}\", \
              \"conditioning_image\": \"{name}\"}}\n"
         );
     }

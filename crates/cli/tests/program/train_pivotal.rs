@@ -8,7 +8,7 @@ use image::{GrayImage, Luma};
 use serde_json::Value;
 
 use crate::program::Workplace;
-use crate::train::pictures;
+use crate::train::captioned;
 
 /// The words after the first run, after the second, and the LoRA.
 const FILES: [&str; 3] = [
@@ -39,10 +39,7 @@ fn train(workplace: &Workplace, output: &str, flags: &[&str]) -> [Vec<u8>; 3] {
 
 fn workplace() -> Workplace {
     let workplace = Workplace::new();
-    pictures(&workplace, "data", 2);
-    for index in 0..2 {
-        fs::write(workplace.path(&format!("data/{index}.txt")), "a <shade>").unwrap();
-    }
+    captioned(&workplace, "data", 2, Some("a <shade>"));
     workplace
 }
 
@@ -177,22 +174,10 @@ fn train_words(workplace: &Workplace, data: &str, output: &str, flags: &[&str]) 
     FILES.map(|name| fs::read(workplace.path(output).join(name)).unwrap())
 }
 
-/// A folder of two pictures with this caption; without one they have none.
-fn captioned(workplace: &Workplace, folder: &str, caption: Option<&str>) {
-    pictures(workplace, folder, 2);
-    for index in 0..2 {
-        let file = workplace.path(&format!("{folder}/{index}.txt"));
-        match caption {
-            Some(caption) => fs::write(file, caption).unwrap(),
-            None => fs::remove_file(file).unwrap(),
-        }
-    }
-}
-
 #[test]
 fn several_words_are_learned_and_painted() {
     let workplace = Workplace::new();
-    captioned(&workplace, "both", Some("a <s1><s2>"));
+    captioned(&workplace, "both", 2, Some("a <s1><s2>"));
     let initializers = ["--initializer_tokens=red|<zero>"];
     let whole = train_words(&workplace, "both", "out", &initializers);
     let embeddings = candle_core::safetensors::load_buffer(&whole[1], &Device::Cpu).unwrap();
@@ -235,7 +220,7 @@ fn several_words_are_learned_and_painted() {
 #[test]
 fn the_flags_for_several_words_are_good_for_one() {
     let workplace = Workplace::new();
-    captioned(&workplace, "made", None);
+    captioned(&workplace, "made", 2, None);
     let word = ["--placeholder_tokens=<s1>", "--initializer_tokens=red", "--learning_rate=1e-3"];
     let several = train_words(&workplace, "made", "several", &word);
     let word = ["--placeholder_token=<s1>", "--learning_rate_ti=1e-1", "--train_data_dir=made"];
@@ -251,7 +236,7 @@ fn captions(workplace: &Workplace, output: &str) -> String {
 #[test]
 fn several_words_are_joined_in_captions_that_are_made() {
     let workplace = Workplace::new();
-    captioned(&workplace, "none", None);
+    captioned(&workplace, "none", 2, None);
     train_words(&workplace, "none", "several", &[]);
     let one = |word: &str, output: &str| {
         let word = format!("--placeholder_token={word}");
@@ -266,20 +251,19 @@ fn several_words_are_joined_in_captions_that_are_made() {
 fn captions_may_call_the_words_something_else() {
     let workplace = Workplace::new();
     for (folder, caption) in [("said", "a <s1><s2>"), ("dummy", "a DUMMY"), ("cat", "a <cat>")] {
-        captioned(&workplace, folder, Some(caption));
+        captioned(&workplace, folder, 2, Some(caption));
     }
     let whole = train_words(&workplace, "said", "whole", &[]);
     assert!(train_words(&workplace, "dummy", "default", &[]) == whole);
     let called = "--placeholder_token_at_data=<cat>|<s1><s2>";
     assert!(train_words(&workplace, "cat", "called", &[called]) == whole);
-    assert!(train_words(&workplace, "cat", "uncalled", &[]) != whole);
 }
 
 #[test]
 fn captions_are_made_where_a_template_is_asked_for() {
     let workplace = Workplace::new();
-    captioned(&workplace, "none", None);
-    captioned(&workplace, "words", Some("<s2><s1>"));
+    captioned(&workplace, "none", 2, None);
+    captioned(&workplace, "words", 2, Some("<s2><s1>"));
     let both = "--placeholder_token_at_data=x|<s2><s1>";
     let of_words = train_words(&workplace, "words", "words-out", &[]);
     assert!(train_words(&workplace, "none", "null", &[both, "--use_template=null"]) == of_words);
@@ -334,7 +318,8 @@ fn what_does_not_go_together_is_refused() {
 
 #[test]
 fn words_that_do_not_fit_are_refused() {
-    let workplace = workplace();
+    let workplace = Workplace::new();
+    captioned(&workplace, "data", 2, None);
     let fixed = ["train", "pivotal-tuning", "--train_data_dir=data", "--output_dir=out"];
     let two = "--placeholder_tokens=<a>|<b>";
     for (flags, culprits) in [
@@ -363,6 +348,56 @@ fn words_that_do_not_fit_are_refused() {
             assert!(run.stderr.contains(culprit), "{culprit:?}: {}", run.stderr);
         }
     }
+}
+
+#[test]
+fn a_word_that_no_caption_has_is_refused() {
+    let workplace = Workplace::new();
+    for (folder, caption) in [("data", Some("a <s1>")), ("cat", Some("a <cat>")), ("none", None)] {
+        captioned(&workplace, folder, 2, caption);
+    }
+    let one = ["--placeholder_token=<shade>", "--initializer_token=red"];
+    let two = ["--placeholder_tokens=<s1>|<s2>"];
+    // The prompt has both, and is not used where there are captions.
+    let both = ["--modifier_token=<s1>+<s2>", "--instance_prompt=a <s1><s2>"];
+    let prompt = [both[0], "--instance_prompt=a <s1>"];
+    let called = [two[0], "--placeholder_token_at_data=<cat>|<s2>", "--use_template=null"];
+    for (recipe, folder, flags, word, advice) in [
+        (
+            "textual-inversion",
+            "data",
+            &one[..],
+            "<shade>",
+            "write it into the captions, or take them away, so that templates are used",
+        ),
+        (
+            "pivotal-tuning",
+            "data",
+            &one,
+            "<shade>",
+            "write it into the captions, or take them away, or give --use-template object or style, so that templates are used",
+        ),
+        ("pivotal-tuning", "data", &two, "<s2>", "write it into the captions as DUMMY, or take"),
+        ("pivotal-tuning", "cat", &two, "<s1>", "write it into the captions as DUMMY, or take"),
+        ("pivotal-tuning", "none", &called, "<s1>", "write it into --placeholder-token-at-data"),
+        (
+            "custom-diffusion",
+            "data",
+            &both,
+            "<s2>",
+            "write it into the captions, or take them away and write it into --instance-prompt",
+        ),
+        ("custom-diffusion", "none", &prompt, "<s2>", "write it into --instance-prompt"),
+    ] {
+        let fixed = ["train", recipe, "--output_dir=out"];
+        let data = if recipe == "custom-diffusion" { "--instance_data_dir" } else { "--train_data_dir" };
+        let culprit =
+            format!("{folder}: no caption has the new word {word}, which would learn nothing; {advice}");
+        workplace.refuse([&fixed[..], &[data, folder], flags].concat(), &[culprit.as_str()]);
+    }
+    // One caption with it is enough, in upper or lower case.
+    fs::write(workplace.path("data/1.txt"), "a <SHADE>").unwrap();
+    train(&workplace, "out", &[]);
 }
 
 #[test]

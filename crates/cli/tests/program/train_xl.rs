@@ -5,13 +5,13 @@ use std::fs;
 use candle_core::{DType, Device, Tensor};
 
 use crate::program::{PARITY, Workplace, make_model};
-use crate::train::pictures;
+use crate::train::captioned;
 use crate::train_pairs::pairs;
 
 #[test]
 fn every_recipe_for_xl_is_painted_with() {
     let workplace = Workplace::new();
-    pictures(&workplace, "data", 2);
+    captioned(&workplace, "data", 2, Some("a <shade>"));
     let base = format!("{PARITY}/stable_diffusion_xl/base");
     let paint = |model: &str, flags: &[&str]| {
         let fixed = ["generate", "a <shade> on a white background", "--steps", "2", "--seed", "1"];
@@ -90,10 +90,7 @@ fn a_model_that_paints_into_pictures_learns_a_thing() {
 #[test]
 fn several_words_go_on_to_the_same_files_and_are_painted_with() {
     let workplace = Workplace::new();
-    pictures(&workplace, "data", 2);
-    for index in 0..2 {
-        fs::write(workplace.path(&format!("data/{index}.txt")), "a <s1><s2>").unwrap();
-    }
+    captioned(&workplace, "data", 2, Some("a <s1><s2>"));
     let base = format!("{PARITY}/stable_diffusion_xl/base");
     let train = |flags: &[&str]| {
         let fixed = [

@@ -71,8 +71,7 @@ pub(super) fn find(
         let names = listed(files.iter().map(|file| name_in(folder, file)));
         return Err(wrong(format!("has no PNG, JPEG or WebP picture; there are {names}")));
     }
-    let needs_metadata =
-        !options.picture_columns.is_empty() || matches!(options.captions, Captions::Folder { .. });
+    let needs_metadata = names_pictures(options) || matches!(options.captions, Captions::Folder { .. });
     let metadata = if needs_metadata { Metadata::find(&files)? } else { Vec::new() };
     let examples = if !metadata.is_empty() {
         let examples = metadata.iter().map(|metadata| from_metadata(metadata, options));
@@ -93,17 +92,36 @@ pub(super) fn find(
 /// # Errors
 /// When the folder or its metadata cannot be read.
 pub fn has_captions(folder: impl AsRef<Path>, column: &str) -> Result<bool> {
-    let folder = folder.as_ref();
+    let (files, metadata) = metadata_in(folder.as_ref())?;
+    Ok(match metadata.is_empty() {
+        true => files.iter().any(|file| has_picture_name(file) && caption_file(file).is_file()),
+        false => metadata.iter().any(|metadata| metadata.has(column)),
+    })
+}
+
+/// Whether `folder` or a subfolder has a `metadata.csv` or `metadata.jsonl`.
+///
+/// # Errors
+/// When the folder or its metadata cannot be read.
+pub fn has_metadata(folder: impl AsRef<Path>) -> Result<bool> {
+    let (_, metadata) = metadata_in(folder.as_ref())?;
+    Ok(!metadata.is_empty())
+}
+
+/// All files of `folder`, and the metadata among them.
+fn metadata_in(folder: &Path) -> Result<(Vec<PathBuf>, Vec<Metadata>)> {
     let mut files = Vec::new();
     list_files(folder, &mut files).map_err(|error| Error::Folder {
         folder: folder.display().to_string(),
         problem: format!("cannot be read: {error}"),
     })?;
     let metadata = Metadata::find(&files)?;
-    Ok(match metadata.is_empty() {
-        true => files.iter().any(|file| has_picture_name(file) && caption_file(file).is_file()),
-        false => metadata.iter().any(|metadata| metadata.has(column)),
-    })
+    Ok((files, metadata))
+}
+
+/// Whether metadata say which pictures there are, wherever captions come from: by more columns than one, or by one that has not its usual name.
+fn names_pictures(options: &DatasetOptions) -> bool {
+    !options.picture_columns.is_empty() || !["file_name", "image"].contains(&options.picture_column.as_str())
 }
 
 /// All files below `folder` but hidden ones.

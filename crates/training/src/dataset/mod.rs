@@ -31,7 +31,7 @@ use transform::resized;
 
 pub use batches::{Batch, BatchOptions, Position};
 pub use buckets::{BucketOptions, Buckets, bucket_sizes};
-pub use examples::{Captions, has_captions};
+pub use examples::{Captions, has_captions, has_metadata};
 pub use fit::{Area, Fit};
 pub use loader::{BatchLoader, Waiting};
 pub use transform::{Cut, Flip, TransformOptions};
@@ -43,7 +43,7 @@ pub struct DatasetOptions {
     /// Where captions come from.
     pub captions: Captions,
     /// The column of the metadata that names the picture (`image_column`). As in Hugging Face's datasets, a column `NAME` may be called `NAME_file_name` in the file, and
-    /// `image` just `file_name`.
+    /// `image` just `file_name`. Metadata with another column are read whatever captions are.
     pub picture_column: String,
     /// Columns of the metadata that name more pictures for each example, which are cut alike: masks, conditions, edited pictures.
     pub picture_columns: Vec<String>,
