@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use anyhow::{Context, Result, bail};
 use candle_diffusers_loaders::Repository;
 use candle_diffusers_pipelines::Filter;
 use candle_diffusers_training::dataset::{
-    Batch, BatchLoader, BatchOptions, Captions, Dataset, DatasetOptions, Fit, Flip, Position, Sample,
-    TransformOptions, has_captions,
+    Batch, BatchLoader, BatchOptions, Captions, Dataset, DatasetOptions, Fit, Flip, Listing, Position,
+    Sample, TransformOptions,
 };
 use candle_diffusers_training::recipes::{Example, LearnableProperty};
 
@@ -20,7 +20,7 @@ use serde_json::Value;
 use super::concepts::Concept;
 use super::pace::Pace;
 use super::processes::Started;
-use super::{Interpolation, Property, Recipe, Template, TrainArguments, buckets, words};
+use super::{Interpolation, Property, Recipe, Template, TrainArguments, buckets, folders, words};
 use crate::terminal;
 
 /// Batches that are read before they are asked for.
@@ -45,6 +45,7 @@ impl Data {
         concepts: &[Concept],
         started: &Started,
     ) -> Result<Self> {
+        folders::check_output(arguments, concepts)?;
         let resolution = match arguments.pictures.resolution {
             Some(resolution) => resolution,
             None => own_resolution(repository)?,
@@ -58,7 +59,7 @@ impl Data {
         let other = columns(arguments).other.or(arguments.pictures.mask_column.as_ref());
         let options = DatasetOptions {
             transform: transform(arguments, is_told_crops(repository)?),
-            ..dataset_options(arguments, resolution)?
+            ..dataset_options(arguments, concepts, resolution)?
         };
         let own = DatasetOptions {
             transform: TransformOptions { fit: fit(arguments), ..options.transform },
@@ -76,10 +77,12 @@ impl Data {
         resolution: u32,
         started: &Started,
     ) -> Result<Self> {
+        folders::check_output(arguments, &[])?;
         let Some(folder) = arguments.train_data_dir() else {
             bail!("there is no folder of pictures to learn from")
         };
-        let options = DatasetOptions { captions: Captions::None, ..dataset_options(arguments, resolution)? };
+        let options =
+            DatasetOptions { captions: Captions::None, ..dataset_options(arguments, &[], resolution)? };
         let own = chosen(open(folder, options.clone())?, arguments)?;
         Ok(Self { own, class: None, options, batches: batches(arguments, started)? })
     }
@@ -281,10 +284,16 @@ fn key(first_key: u64, sample: &Sample) -> u64 {
 }
 
 /// What pictures show: what the folder itself says of each, or else the prompt for all.
-fn captions(folder: &Path, prompt: Option<&str>, arguments: &TrainArguments) -> Result<Captions> {
+fn captions(
+    folder: &Path,
+    prompt: Option<&str>,
+    arguments: &TrainArguments,
+    left_out: &[PathBuf],
+) -> Result<Captions> {
     let column = &columns(arguments).caption;
     // Where metadata cannot be read, opening the folder says why.
-    let has_captions = || has_captions(folder, column).unwrap_or(true);
+    let files = || Listing::of(folder, left_out)?.caption_files(column);
+    let has_captions = || files().map(|files| files.is_some()).unwrap_or(true);
     Ok(match (prompt, words::in_made_captions(arguments)?) {
         (Some(prompt), _) if !has_captions() => Captions::Prompt(prompt.to_string()),
         (_, Some(words)) if arguments.word.use_template.is_some() || !has_captions() => {
@@ -386,7 +395,7 @@ fn open_all(
 ) -> Result<Dataset> {
     let mut all: Option<Dataset> = None;
     for (folder, prompt) in folders {
-        let captions = captions(folder, *prompt, arguments)?;
+        let captions = captions(folder, *prompt, arguments, &options.left_out)?;
         let is_their_own = matches!(captions, Captions::Folder { .. });
         let mut dataset = open(folder, DatasetOptions { captions, ..options.clone() })?;
         if is_their_own && let Some((called, words)) = words::at_data(arguments)? {
@@ -407,7 +416,11 @@ fn open(folder: &Path, options: DatasetOptions) -> Result<Dataset> {
 }
 
 /// How folders are read, but for captions and what belongs to each picture.
-fn dataset_options(arguments: &TrainArguments, resolution: u32) -> Result<DatasetOptions> {
+fn dataset_options(
+    arguments: &TrainArguments,
+    concepts: &[Concept],
+    resolution: u32,
+) -> Result<DatasetOptions> {
     let pictures = &arguments.pictures;
     Ok(DatasetOptions {
         resolution,
@@ -418,6 +431,7 @@ fn dataset_options(arguments: &TrainArguments, resolution: u32) -> Result<Datase
         drawn_once: arguments.pivotal.cached_latents,
         seed: arguments.steps.seed,
         skip_broken: pictures.skip_broken,
+        left_out: folders::left_out(arguments, concepts),
         ..Default::default()
     })
 }

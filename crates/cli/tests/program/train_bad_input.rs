@@ -315,3 +315,17 @@ fn a_model_without_texts_is_looked_for_and_its_folder_tried_as_for_other_recipes
     workplace.succeed(with("old", "out"));
     assert!(workplace.path("out/model/unet/config.json").is_file());
 }
+
+#[test]
+fn nothing_is_written_among_the_pictures() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    let among = |output: &str| format!("--output-dir {output} is a folder of pictures");
+    let steps = ["--max_train_steps", "1", "--output_dir", "./data/"];
+    refuse(&workplace, &[&LORA[..], &steps].concat(), &[among("./data/").as_str()]);
+    let unconditional = ["train", "unconditional", "--train_data_dir", "data"];
+    refuse(&workplace, &[&unconditional[..], &steps].concat(), &[among("./data/").as_str()]);
+    let class = [&["train", "dreambooth-lora"][..], &CLASS, &["--output_dir", "class"]].concat();
+    refuse(&workplace, &class, &[among("class").as_str()]);
+    assert_eq!(workplace.names(), ["data"]);
+}

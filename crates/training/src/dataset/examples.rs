@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
+use super::listing::{Listing, caption_file};
 use super::metadata::Metadata;
 use super::picture_file::{has_picture_name, picture_size};
 use super::{DatasetOptions, Warning};
@@ -56,9 +57,7 @@ pub(super) fn find(
     warnings: &mut Vec<Warning>,
 ) -> Result<Vec<Example>> {
     let wrong = |problem: String| Error::Folder { folder: folder.display().to_string(), problem };
-    let mut files = Vec::new();
-    list_files(folder, &mut files).map_err(|error| wrong(format!("cannot be read: {error}")))?;
-    files.sort();
+    let files = Listing::of(folder, &options.left_out)?.files;
     if files.is_empty() {
         return Err(wrong("is empty; put PNG, JPEG or WebP pictures there".to_string()));
     }
@@ -86,40 +85,6 @@ pub(super) fn find(
         )));
     };
     with_sizes(folder, examples, options.skip_broken, warnings)
-}
-
-/// Whether `folder` itself says what its pictures show: by a `metadata.csv` or `metadata.jsonl` with this column, or else by text files that are named as pictures are.
-///
-/// # Errors
-/// When the folder or its metadata cannot be read.
-pub fn has_captions(folder: impl AsRef<Path>, column: &str) -> Result<bool> {
-    let folder = folder.as_ref();
-    let mut files = Vec::new();
-    list_files(folder, &mut files).map_err(|error| Error::Folder {
-        folder: folder.display().to_string(),
-        problem: format!("cannot be read: {error}"),
-    })?;
-    let metadata = Metadata::find(&files)?;
-    Ok(match metadata.is_empty() {
-        true => files.iter().any(|file| has_picture_name(file) && caption_file(file).is_file()),
-        false => metadata.iter().any(|metadata| metadata.has(column)),
-    })
-}
-
-/// All files below `folder` but hidden ones.
-fn list_files(folder: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with('.') {
-            continue;
-        }
-        if entry.path().is_dir() {
-            list_files(&entry.path(), files)?;
-        } else {
-            files.push(entry.path());
-        }
-    }
-    Ok(())
 }
 
 fn from_metadata(metadata: &Metadata, options: &DatasetOptions) -> Result<Vec<Example>> {
@@ -210,11 +175,6 @@ fn from_files(folder: &Path, pictures: &[&PathBuf], options: &DatasetOptions) ->
         listed(without.into_iter())
     );
     Err(Error::Folder { folder: folder.display().to_string(), problem })
-}
-
-/// Where the caption of a picture is without metadata: `cat.txt` for `cat.png`.
-fn caption_file(picture: &Path) -> PathBuf {
-    picture.with_extension("txt")
 }
 
 /// `cat.mask.png` for `cat.png` and for `cat.src.jpg`.

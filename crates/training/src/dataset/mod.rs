@@ -9,6 +9,7 @@ mod color_jitter;
 mod digest;
 mod examples;
 mod fit;
+mod listing;
 mod loader;
 mod metadata;
 mod order;
@@ -16,7 +17,7 @@ mod picture_file;
 mod transform;
 mod warning;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
@@ -31,8 +32,9 @@ use transform::resized;
 
 pub use batches::{Batch, BatchOptions, Position};
 pub use buckets::{BucketOptions, Buckets, bucket_sizes};
-pub use examples::{Captions, has_captions};
+pub use examples::Captions;
 pub use fit::{Area, Fit};
+pub use listing::{CaptionFiles, Listing};
 pub use loader::{BatchLoader, Waiting};
 pub use transform::{Cut, Flip, TransformOptions};
 pub use warning::Warning;
@@ -66,6 +68,9 @@ pub struct DatasetOptions {
     pub seed: u64,
     /// Leave out pictures that cannot be read, with a warning, instead of failing.
     pub skip_broken: bool,
+    /// Folders that are not looked into where they lie in the one that is opened, whatever they are called there: what a run writes, or another folder of pictures. One that
+    /// does not exist leaves nothing out, nor does the one that is opened; pictures that metadata names are found there too.
+    pub left_out: Vec<PathBuf>,
 }
 
 impl Default for DatasetOptions {
@@ -83,6 +88,7 @@ impl Default for DatasetOptions {
             drawn_once: false,
             seed: 0,
             skip_broken: false,
+            left_out: Vec::new(),
         }
     }
 }
@@ -196,10 +202,10 @@ impl Dataset {
     /// Adds the pictures of another folder, which may have captions of another kind, behind these.
     ///
     /// # Errors
-    /// When the other was opened with other options.
+    /// When the other was opened with other options; what is left out may differ too.
     pub fn append(&mut self, other: Self) -> Result<()> {
-        let captions = self.options.captions.clone();
-        let alike = DatasetOptions { captions, ..other.options };
+        let (captions, left_out) = (self.options.captions.clone(), self.options.left_out.clone());
+        let alike = DatasetOptions { captions, left_out, ..other.options };
         if alike != self.options {
             let expected = format!("{:?}, those of the first folder", self.options);
             return Err(Error::Field { field: "options of a folder", found: format!("{alike:?}"), expected });
