@@ -72,6 +72,7 @@ fn captions_come_from_metadata_text_files_or_a_prompt() {
         (names(&dataset), dataset.captions(0)),
         (vec!["c.jpg".into(), "b.png".into()], &["one, two".into()][..])
     );
+    assert_eq!(dataset.unlisted(), 2);
     assert_eq!(Dataset::open(folder.path(), options(column("other"))).unwrap().captions(1), ["2"]);
 
     // A file in a subfolder names pictures there.
@@ -87,6 +88,8 @@ fn captions_come_from_metadata_text_files_or_a_prompt() {
     let with_mask =
         DatasetOptions { picture_columns: vec!["mask".to_string()], ..options(Captions::default()) };
     let dataset = Dataset::open(folder.path(), with_mask).unwrap();
+    // The mask is named too.
+    assert_eq!(dataset.unlisted(), 2);
     assert_eq!(dataset.captions(0), ["x", "y"]);
     let captions: HashSet<String> =
         (0..20).map(|epoch| batch(&dataset, epoch).samples[0].caption.clone()).collect();

@@ -83,7 +83,9 @@ impl Data {
         };
         let options =
             DatasetOptions { captions: Captions::None, ..dataset_options(arguments, &[], resolution)? };
-        let own = chosen(open(folder, options.clone())?, arguments)?;
+        let own = Dataset::open(folder, options.clone())?;
+        tell(folder, &own);
+        let own = chosen(own, arguments)?;
         Ok(Self { own, class: None, options, batches: batches(arguments, started)? })
     }
 
@@ -394,10 +396,14 @@ fn open_all(
     options: &DatasetOptions,
 ) -> Result<Dataset> {
     let mut all: Option<Dataset> = None;
-    for (folder, prompt) in folders {
+    for (index, (folder, prompt)) in folders.iter().enumerate() {
         let captions = captions(folder, *prompt, arguments, &options.left_out)?;
         let is_their_own = matches!(captions, Captions::Folder { .. });
-        let mut dataset = open(folder, DatasetOptions { captions, ..options.clone() })?;
+        let mut dataset = Dataset::open(folder, DatasetOptions { captions, ..options.clone() })?;
+        // Several things may have one class.
+        if !folders[..index].iter().any(|(before, _)| before == folder) {
+            tell(folder, &dataset);
+        }
         if is_their_own && let Some((called, words)) = words::at_data(arguments)? {
             dataset.replace_in_captions(&called, &words);
         }
@@ -409,10 +415,20 @@ fn open_all(
     all.context("there is no folder of pictures to learn from")
 }
 
-fn open(folder: &Path, options: DatasetOptions) -> Result<Dataset> {
-    let dataset = Dataset::open(folder, options)?;
+/// Says what a user should know of the pictures of a folder.
+fn tell(folder: &Path, dataset: &Dataset) {
     dataset.warnings().iter().for_each(|warning| terminal::note(&format!("warning: {warning}")));
-    Ok(dataset)
+    match dataset.unlisted() {
+        0 => {}
+        1 => terminal::note(&format!(
+            "1 picture of {} is not in its metadata and is left out",
+            folder.display()
+        )),
+        count => terminal::note(&format!(
+            "{count} pictures of {} are not in its metadata and are left out",
+            folder.display()
+        )),
+    }
 }
 
 /// How folders are read, but for captions and what belongs to each picture.

@@ -1,5 +1,6 @@
 //! Which pictures a folder has, and their captions.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -50,12 +51,16 @@ pub(super) struct Example {
     pub(super) target: [u32; 2],
 }
 
-/// The pictures of a folder with their sizes, in the order of the metadata, or else of their names.
-pub(super) fn find(
-    folder: &Path,
-    options: &DatasetOptions,
-    warnings: &mut Vec<Warning>,
-) -> Result<Vec<Example>> {
+/// What a folder has to train on.
+pub(super) struct Found {
+    /// With their sizes, in the order of the metadata, or else of their names.
+    pub(super) examples: Vec<Example>,
+    /// How many pictures are there that the metadata does not name.
+    pub(super) unlisted: usize,
+}
+
+/// The pictures of a folder, and how many it has beside them.
+pub(super) fn find(folder: &Path, options: &DatasetOptions, warnings: &mut Vec<Warning>) -> Result<Found> {
     let wrong = |problem: String| Error::Folder { folder: folder.display().to_string(), problem };
     let files = Listing::of(folder, &options.left_out)?.files;
     if files.is_empty() {
@@ -84,7 +89,17 @@ pub(super) fn find(
             "has no metadata.csv or metadata.jsonl with {columns}; write one, with a row for each picture"
         )));
     };
-    with_sizes(folder, examples, options.skip_broken, warnings)
+    let unlisted = if metadata.is_empty() { 0 } else { count_unlisted(&pictures, &metadata) };
+    let examples = with_sizes(folder, examples, options.skip_broken, warnings)?;
+    Ok(Found { examples, unlisted })
+}
+
+/// How many of the pictures no row of the metadata names, in whichever column.
+fn count_unlisted(pictures: &[&PathBuf], metadata: &[Metadata]) -> usize {
+    let place = |picture: &Path| picture.canonicalize().ok();
+    let listed: HashSet<PathBuf> =
+        metadata.iter().flat_map(Metadata::named_pictures).filter_map(|picture| place(&picture)).collect();
+    pictures.iter().filter(|picture| place(picture).is_some_and(|place| !listed.contains(&place))).count()
 }
 
 fn from_metadata(metadata: &Metadata, options: &DatasetOptions) -> Result<Vec<Example>> {

@@ -26,7 +26,7 @@ use image::RgbImage;
 
 use crate::error::{Error, Result};
 use color_jitter::ColorJitter;
-use examples::Example;
+use examples::{Example, Found};
 use picture_file::read_picture;
 use transform::resized;
 
@@ -98,6 +98,8 @@ impl Default for DatasetOptions {
 pub struct Dataset {
     options: DatasetOptions,
     examples: Vec<Example>,
+    /// Pictures of the folder that its metadata does not name.
+    unlisted: usize,
     warnings: Vec<Warning>,
     /// Whose batches these have the sizes of.
     like: Option<Arc<Dataset>>,
@@ -178,7 +180,7 @@ impl Dataset {
             None => None,
         };
         let mut warnings = Vec::new();
-        let mut examples = examples::find(folder.as_ref(), &options, &mut warnings)?;
+        let Found { mut examples, unlisted } = examples::find(folder.as_ref(), &options, &mut warnings)?;
         for example in &mut examples {
             let [width, height] = example.size;
             example.target = match &sizes {
@@ -196,7 +198,7 @@ impl Dataset {
                 (options.repeats.to_string(), format!("at most {most} of so many pictures"));
             return Err(Error::Field { field: "repeats", found, expected });
         }
-        Ok(Self { options, examples, warnings, like: None })
+        Ok(Self { options, examples, unlisted, warnings, like: None })
     }
 
     /// Adds the pictures of another folder, which may have captions of another kind, behind these.
@@ -211,6 +213,7 @@ impl Dataset {
             return Err(Error::Field { field: "options of a folder", found: format!("{alike:?}"), expected });
         }
         self.examples.extend(other.examples);
+        self.unlisted += other.unlisted;
         self.warnings.extend(other.warnings);
         Ok(())
     }
@@ -267,6 +270,11 @@ impl Dataset {
     /// What a user should know of: pictures that are left out or enlarged.
     pub fn warnings(&self) -> &[Warning] {
         &self.warnings
+    }
+
+    /// How many pictures of the folder are not among these because its metadata does not name them.
+    pub fn unlisted(&self) -> usize {
+        self.unlisted
     }
 
     /// The files of the pictures.
