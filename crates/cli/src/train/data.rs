@@ -10,14 +10,14 @@ use anyhow::{Context, Result, bail};
 use candle_diffusers_loaders::Repository;
 use candle_diffusers_pipelines::Filter;
 use candle_diffusers_training::dataset::{
-    Batch, BatchLoader, BatchOptions, Captions, Dataset, DatasetOptions, Fit, Flip, Listing, Position,
-    Sample, TransformOptions,
+    Batch, BatchLoader, BatchOptions, CaptionFiles, Captions, Dataset, DatasetOptions, Fit, Flip, Listing,
+    Position, Sample, TransformOptions,
 };
 use candle_diffusers_training::recipes::{Example, LearnableProperty};
 
 use serde_json::Value;
 
-use super::concepts::Concept;
+use super::concepts::{Concept, classes};
 use super::pace::Pace;
 use super::processes::Started;
 use super::{Interpolation, Property, Recipe, Template, TrainArguments, buckets, folders, words};
@@ -89,20 +89,37 @@ impl Data {
         Ok(Self { own, class: None, options, batches: batches(arguments, started)? })
     }
 
+    /// How many pictures the folder of a class has, and where it has captions of its own.
+    pub(super) fn class_folder(
+        &self,
+        arguments: &TrainArguments,
+        folder: &Path,
+    ) -> Result<(usize, Option<CaptionFiles>)> {
+        let listing = Listing::of(folder, &self.options.left_out)?;
+        Ok((listing.pictures(), listing.caption_files(columns(arguments).caption)?))
+    }
+
+    /// Fails where the folder of a class cannot be learned from as it is.
+    pub(super) fn check_class(&self, arguments: &TrainArguments, folder: &Path, prompt: &str) -> Result<()> {
+        open(folder, Some(prompt), arguments, &self.class_options()).map(drop)
+    }
+
     /// Opens the folders of the classes, when their pictures are all there.
     pub(super) fn open_classes(&mut self, arguments: &TrainArguments, concepts: &[Concept]) -> Result<()> {
         if arguments.thing.with_prior_preservation {
-            let folders =
-                concepts.iter().filter_map(Concept::class).map(|(folder, prompt)| (folder, Some(prompt)));
-            // By themselves of one size: with buckets they take that of the pictures beside which they come.
-            let options = DatasetOptions { buckets: None, ..self.options.clone() };
-            let mut class = open_all(&folders.collect::<Vec<_>>(), arguments, &options)?;
+            let folders = classes(arguments, concepts).map(|(folder, prompt)| (folder, Some(prompt)));
+            let mut class = open_all(&folders.collect::<Vec<_>>(), arguments, &self.class_options())?;
             if self.options.buckets.is_some() {
                 class.cut_like(self.own.clone());
             }
             self.class = Some(Arc::new(class));
         }
         Ok(())
+    }
+
+    /// How folders of classes are read: by themselves of one size. With buckets their pictures take that of those beside which they come.
+    fn class_options(&self) -> DatasetOptions {
+        DatasetOptions { buckets: None, ..self.options.clone() }
     }
 
     /// The width and height that is trained at; of buckets, what their sizes have about the area of.
@@ -397,15 +414,10 @@ fn open_all(
 ) -> Result<Dataset> {
     let mut all: Option<Dataset> = None;
     for (index, (folder, prompt)) in folders.iter().enumerate() {
-        let captions = captions(folder, *prompt, arguments, &options.left_out)?;
-        let is_their_own = matches!(captions, Captions::Folder { .. });
-        let mut dataset = Dataset::open(folder, DatasetOptions { captions, ..options.clone() })?;
+        let dataset = open(folder, *prompt, arguments, options)?;
         // Several things may have one class.
         if !folders[..index].iter().any(|(before, _)| before == folder) {
             tell(folder, &dataset);
-        }
-        if is_their_own && let Some((called, words)) = words::at_data(arguments)? {
-            dataset.replace_in_captions(&called, &words);
         }
         match &mut all {
             Some(all) => all.append(dataset)?,
@@ -413,6 +425,22 @@ fn open_all(
         }
     }
     all.context("there is no folder of pictures to learn from")
+}
+
+/// A folder, with the prompt for pictures that have no captions.
+fn open(
+    folder: &Path,
+    prompt: Option<&str>,
+    arguments: &TrainArguments,
+    options: &DatasetOptions,
+) -> Result<Dataset> {
+    let captions = captions(folder, prompt, arguments, &options.left_out)?;
+    let is_their_own = matches!(captions, Captions::Folder { .. });
+    let mut dataset = Dataset::open(folder, DatasetOptions { captions, ..options.clone() })?;
+    if is_their_own && let Some((called, words)) = words::at_data(arguments)? {
+        dataset.replace_in_captions(&called, &words);
+    }
+    Ok(dataset)
 }
 
 /// Says what a user should know of the pictures of a folder.

@@ -253,6 +253,34 @@ fn what_cannot_be_trained_is_told_before_pictures_of_its_class_are_painted() {
 }
 
 #[test]
+fn what_is_wrong_with_pictures_of_the_class_is_told_before_others_are_painted() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    let class = [&["train", "dreambooth-lora"][..], &CLASS, &["--num_class_images", "3"]].concat();
+    let refuse_as_it_is = |culprits: &[&str]| {
+        let files = || fs::read_dir(workplace.path("class")).unwrap().count();
+        let before = files();
+        refuse(&workplace, &class, culprits);
+        assert_eq!(files(), before);
+    };
+    pictures(&workplace, "class", 2);
+    fs::remove_file(workplace.path("class/1.txt")).unwrap();
+    refuse_as_it_is(&["class: ", "no captions in text files for 1.png"]);
+    fs::write(workplace.path("class/0.png"), "no picture").unwrap();
+    fs::remove_file(workplace.path("class/0.txt")).unwrap();
+    refuse_as_it_is(&["class: ", "class/0.png: is no PNG"]);
+    fs::remove_file(workplace.path("class/0.png")).unwrap();
+    let row = "{\"file_name\": \"1.png\", \"text\": \"a shade\"}\n";
+    fs::write(workplace.path("class/metadata.jsonl"), row).unwrap();
+    refuse_as_it_is(&[
+        "class: has 1 of 3 pictures",
+        "not be in its metadata",
+        "a smaller --num-class-images",
+    ]);
+    workplace.succeed([&class[..], &["--num_class_images", "1"]].concat());
+}
+
+#[test]
 fn settings_that_a_run_cannot_go_on_with_are_told_before_pictures_of_its_class_are_painted() {
     let workplace = Workplace::new();
     pictures(&workplace, "data", 1);
