@@ -179,7 +179,8 @@ impl Data {
         steps >= pace.steps_per_epoch() && self.class.as_ref().is_none_or(has_use_for)
     }
 
-    /// Some of them, with all their captions, as they come where they are cut alike each time. Those that cannot be read are left out: they are told when they come.
+    /// Some of them, with all their captions, as they come where they are cut alike each time. With --skip-broken those that cannot be read are left out: they are told when
+    /// they come.
     pub(super) fn examples(&self, places: Range<usize>) -> Result<Vec<Example>> {
         let class = self.class.as_ref().map(|class| (class, class.sizes()));
         let mut examples = Vec::new();
@@ -191,7 +192,11 @@ impl Data {
                 }
                 _ => (&self.own, 0, self.own.fixed_sample(place)),
             };
-            let Ok(sample) = sample else { continue };
+            let sample = match sample {
+                Ok(sample) => sample,
+                Err(_) if self.options.skip_broken => continue,
+                Err(error) => return Err(error.into()),
+            };
             let captions = dataset.captions(sample.index);
             let batch = Batch { samples: vec![sample], next: Position::default(), warnings: Vec::new() };
             for example in self::examples(&batch, Some(first_key))? {
