@@ -221,7 +221,8 @@ fn temporary_file(folder: &Path) -> std::io::Result<NamedTempFile> {
     builder.tempfile_in(folder)
 }
 
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+/// Writes a file whole or not at all, in the place of what a link leads to.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let _writing = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
     let path = place_of(path);
     let mut file = temporary_file(&folder_of(&path))?;

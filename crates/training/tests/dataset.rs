@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_diffusers_training::dataset::{
-    Area, Batch, BatchLoader, BatchOptions, BucketOptions, Buckets, Captions, Dataset, DatasetOptions, Fit,
-    Flip, Position, TransformOptions, has_captions, has_metadata,
+    Area, Batch, BatchLoader, BatchOptions, BucketOptions, Buckets, CaptionFiles, Captions, Dataset,
+    DatasetOptions, Fit, Flip, Listing, Position, TransformOptions,
 };
 use image::{DynamicImage, ImageFormat, RgbImage};
 use tempfile::TempDir;
@@ -72,6 +72,7 @@ fn captions_come_from_metadata_text_files_or_a_prompt() {
         (names(&dataset), dataset.captions(0)),
         (vec!["c.jpg".into(), "b.png".into()], &["one, two".into()][..])
     );
+    assert_eq!(dataset.unlisted(), 2);
     assert_eq!(Dataset::open(folder.path(), options(column("other"))).unwrap().captions(1), ["2"]);
 
     // A file in a subfolder names pictures there.
@@ -87,6 +88,8 @@ fn captions_come_from_metadata_text_files_or_a_prompt() {
     let with_mask =
         DatasetOptions { picture_columns: vec!["mask".to_string()], ..options(Captions::default()) };
     let dataset = Dataset::open(folder.path(), with_mask).unwrap();
+    // The mask is named too.
+    assert_eq!(dataset.unlisted(), 2);
     assert_eq!(dataset.captions(0), ["x", "y"]);
     let captions: HashSet<String> =
         (0..20).map(|epoch| batch(&dataset, epoch).samples[0].caption.clone()).collect();
@@ -118,6 +121,50 @@ fn captions_come_from_metadata_text_files_or_a_prompt() {
         error.ends_with("line 1: has no column edges; the columns are edited, file_name, text"),
         "{error}"
     );
+}
+
+#[test]
+fn folders_that_are_left_out_are_not_looked_into() {
+    let folder = folder(&["a.png", "more/b.png", "out/validation/c.png", "class/d.png"]);
+    fs::write(folder.path().join("class/d.txt"), "a thing").unwrap();
+    let alone = Dataset::open(folder.path().join("more"), options(prompt())).unwrap();
+    // By another name than it is found under; one that is not there; the folder itself.
+    let left_out = ["more/../out", "class", "none", ""].map(|name| folder.path().join(name)).to_vec();
+    let listing = Listing::of(folder.path(), &left_out).unwrap();
+    assert_eq!((listing.pictures(), listing.caption_files("text").unwrap()), (2, None));
+    assert_eq!(Listing::of(folder.path(), &[]).unwrap().pictures(), 4);
+    let leaving_out = DatasetOptions { left_out, ..options(prompt()) };
+    let mut dataset = Dataset::open(folder.path(), leaving_out.clone()).unwrap();
+    assert_eq!(names(&dataset), ["a.png", "b.png"]);
+    let class = Dataset::open(folder.path().join("class"), leaving_out).unwrap();
+    assert_eq!(names(&class), ["d.png"]);
+    let digest = dataset.pictures_digest();
+    dataset.append(alone).unwrap();
+    assert_eq!(names(&dataset), ["a.png", "b.png", "b.png"]);
+
+    for name in ["out", "class"] {
+        fs::remove_dir_all(folder.path().join(name)).unwrap();
+    }
+    let without = Dataset::open(folder.path(), options(prompt())).unwrap();
+    assert_eq!(without.pictures_digest(), digest);
+}
+
+#[cfg(unix)]
+#[test]
+fn links_make_no_picture_come_twice() {
+    use std::os::unix::fs::symlink;
+    let folder = folder(&["a.png", "more/b.png"]);
+    let before = Dataset::open(folder.path(), options(prompt())).unwrap();
+    symlink(".", folder.path().join("self")).unwrap();
+    symlink("..", folder.path().join("more/up")).unwrap();
+    symlink("more", folder.path().join("before")).unwrap();
+    let dataset = Dataset::open(folder.path(), options(prompt())).unwrap();
+    assert_eq!(dataset.pictures_digest(), before.pictures_digest());
+    // What is elsewhere is found by its link.
+    let elsewhere = self::folder(&["c.png"]);
+    symlink(elsewhere.path(), folder.path().join("link")).unwrap();
+    let dataset = Dataset::open(folder.path(), options(prompt())).unwrap();
+    assert_eq!(names(&dataset), ["a.png", "c.png", "b.png"]);
 }
 
 #[test]
@@ -415,9 +462,10 @@ fn bad_folders_are_refused_with_what_is_wrong() {
                     as cat.txt for cat.png";
     assert_eq!(message, expected);
     fs::write(folder.path().join("licence.txt"), "free").unwrap();
-    assert!(!has_captions(folder.path(), "text").unwrap());
+    let captions = || Listing::of(folder.path(), &[]).unwrap().caption_files("text").unwrap();
+    assert_eq!(captions(), None);
     fs::write(folder.path().join("a.txt"), "a cat").unwrap();
-    assert!(has_captions(folder.path(), "text").unwrap());
+    assert_eq!(captions(), Some(CaptionFiles::Texts));
     let message = refused(folder.path(), options(Captions::default()));
     let expected = "no captions in text files for b.png; write them, or remove those of the others where one prompt is given for all";
     assert!(message.ends_with(expected), "{message}");

@@ -3,27 +3,45 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use candle_diffusers_pipelines::{StableDiffusionPipeline, TextToImage, seeded_generators};
+use candle_diffusers_training::dataset::CaptionFiles;
 
 use super::TrainArguments;
-use super::concepts::Concept;
+use super::concepts::{Concept, classes};
+use super::data::Data;
 use super::painting::paint;
-use crate::output::Outputs;
+use crate::output::{Outputs, write_whole};
 use crate::progress::Progress;
+
+/// Tells what is wrong with the pictures of the classes that are there, and where those that would be painted are of no use, before either takes long.
+pub(super) fn check(arguments: &TrainArguments, concepts: &[Concept], data: &Data) -> Result<()> {
+    let wanted = arguments.thing.num_class_images;
+    // One that is not there is made.
+    for (folder, prompt) in classes(arguments, concepts).filter(|(folder, _)| folder.exists()) {
+        let (there, captions) = data.class_folder(arguments, folder)?;
+        ensure!(
+            there >= wanted || captions != Some(CaptionFiles::Metadata),
+            "{}: has {there} of {wanted} pictures of the class (--num-class-images), and those that are painted would not be in its metadata; add pictures with their rows, take another folder, or give a smaller --num-class-images",
+            folder.display()
+        );
+        if there > 0 {
+            data.check_class(arguments, folder, prompt)?;
+        }
+    }
+    Ok(())
+}
 
 /// Paints as many as the folders of the classes lack.
 pub(super) fn paint_missing(
     arguments: &TrainArguments,
     concepts: &[Concept],
+    data: &Data,
     models: &mut StableDiffusionPipeline,
     progress: &Progress,
 ) -> Result<()> {
-    if !arguments.thing.with_prior_preservation {
-        return Ok(());
-    }
-    for (folder, prompt) in concepts.iter().filter_map(Concept::class) {
-        fill(arguments, folder, prompt, models, progress)?;
+    for (folder, prompt) in classes(arguments, concepts) {
+        fill(arguments, folder, prompt, data, models, progress)?;
     }
     Ok(())
 }
@@ -32,20 +50,21 @@ fn fill(
     arguments: &TrainArguments,
     folder: &Path,
     prompt: &str,
+    data: &Data,
     models: &mut StableDiffusionPipeline,
     progress: &Progress,
 ) -> Result<()> {
     let name = || format!("class_data_dir {}", folder.display());
     fs::create_dir_all(folder).with_context(name)?;
-    let is_picture = |entry: &fs::DirEntry| {
-        let path = entry.path();
-        let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-        matches!(ending.as_str(), "png" | "jpg" | "jpeg" | "webp")
-    };
-    let there = fs::read_dir(folder).with_context(name)?.flatten().filter(is_picture).count();
-    let bar = progress.steps("painting pictures of the class", arguments.thing.num_class_images);
-    for index in there..arguments.thing.num_class_images {
-        bar.set_done(index, arguments.thing.num_class_images);
+    let wanted = arguments.thing.num_class_images;
+    let (there, captions) = data.class_folder(arguments, folder)?;
+    let seed = |index: usize| arguments.steps.seed.wrapping_add(index as u64);
+    let file = |index: usize| folder.join(format!("{index}-seed-{}.png", seed(index)));
+    // Where some have been removed, others may have the numbers that come next.
+    let free = (there..).filter(|index| !file(*index).exists());
+    let bar = progress.steps("painting pictures of the class", wanted);
+    for (painted, index) in (there..wanted).zip(free) {
+        bar.set_done(painted, wanted);
         let request = TextToImage {
             prompts: vec![prompt.to_string()],
             schedule: arguments.watch.schedule(),
@@ -53,10 +72,15 @@ fn fill(
             height: arguments.pictures.resolution.map(|side| side as usize),
             ..Default::default()
         };
-        let seed = arguments.steps.seed.wrapping_add(index as u64);
-        let picture = paint(models, request, &mut seeded_generators(seed, 1))?
+        let picture = paint(models, request, &mut seeded_generators(seed(index), 1))?
             .context("interrupted; the same command paints the pictures of the class that are missing")?;
-        let path = folder.join(format!("{index}-seed-{seed}.png"));
+        let path = file(index);
+        if captions == Some(CaptionFiles::Texts) {
+            // First: a picture without one could not be learned from.
+            let caption = path.with_extension("txt");
+            write_whole(&caption, prompt.as_bytes())
+                .with_context(|| format!("writing {}", caption.display()))?;
+        }
         Outputs::new(&path, 1)?.write(0, &picture, prompt)?;
     }
     Ok(())

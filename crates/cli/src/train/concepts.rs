@@ -24,6 +24,15 @@ impl Concept {
     }
 }
 
+/// The folders of the classes that are kept, and what those show.
+pub(super) fn classes<'a>(
+    arguments: &TrainArguments,
+    concepts: &'a [Concept],
+) -> impl Iterator<Item = (&'a Path, &'a str)> {
+    let are_kept = arguments.thing.with_prior_preservation;
+    concepts.iter().filter_map(Concept::class).filter(move |_| are_kept)
+}
+
 /// The things that a recipe learns; none where it learns from captions.
 pub(super) fn read(arguments: &TrainArguments) -> Result<Vec<Concept>> {
     let thing = &arguments.thing;

@@ -29,10 +29,12 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     let concepts = concepts::read(arguments)?;
     let mut data = Data::open(arguments, &repository, &concepts, started)?;
     beginning::check(arguments, started, &data)?;
+    started.first_alone(|| class_pictures::check(arguments, &concepts, &data))?;
     let (mut models, _) = model::load(arguments, &repository, started.device()?, progress)?;
     CustomDiffusion::check_tokens(&mut models, &tokens).map_err(of_flag)?;
     check_trainer(arguments, started, data.max_steps(arguments))?;
-    started.first_alone(|| class_pictures::paint_missing(arguments, &concepts, &mut models, progress))?;
+    started
+        .first_alone(|| class_pictures::paint_missing(arguments, &concepts, &data, &mut models, progress))?;
     data.open_classes(arguments, &concepts)?;
 
     let projections = match arguments.freeze_model {

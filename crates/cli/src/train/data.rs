@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,18 +10,19 @@ use anyhow::{Context, Result, bail};
 use candle_diffusers_loaders::Repository;
 use candle_diffusers_pipelines::Filter;
 use candle_diffusers_training::dataset::{
-    Batch, BatchLoader, BatchOptions, Captions, Dataset, DatasetOptions, Fit, Flip, Position, Sample,
-    TransformOptions, has_captions, has_metadata,
+    Batch, BatchLoader, BatchOptions, CaptionFiles, Captions, Dataset, DatasetOptions, Fit, Flip, Listing,
+    Position, Sample, TransformOptions,
 };
+use candle_diffusers_training::Error;
 use candle_diffusers_training::recipes::{Example, LearnableProperty};
 
 use serde_json::Value;
 
 use super::belongs::usual;
-use super::concepts::Concept;
+use super::concepts::{Concept, classes};
 use super::pace::Pace;
 use super::processes::Started;
-use super::{Interpolation, Property, Recipe, Template, TrainArguments, buckets, concepts, words};
+use super::{Interpolation, Property, Recipe, Template, TrainArguments, buckets, concepts, folders, words};
 use crate::terminal;
 
 /// Batches that are read before they are asked for.
@@ -46,6 +47,7 @@ impl Data {
         concepts: &[Concept],
         started: &Started,
     ) -> Result<Self> {
+        folders::check_output(arguments, concepts)?;
         let resolution = match arguments.pictures.resolution {
             Some(resolution) => resolution,
             None => own_resolution(repository)?,
@@ -57,11 +59,11 @@ impl Data {
             folders.extend(arguments.train_data_dir().map(|folder| (folder, None)));
         }
         let paths: Vec<&Path> = folders.iter().map(|(folder, _)| *folder).collect();
-        check_columns(&paths, arguments)?;
+        check_columns(&paths, arguments, &folders::left_out(arguments, concepts))?;
         let other = columns(arguments).other.or(arguments.pictures.mask_column.as_ref());
         let options = DatasetOptions {
             transform: transform(arguments, is_told_crops(repository)?),
-            ..dataset_options(arguments, resolution)?
+            ..dataset_options(arguments, concepts, resolution)?
         };
         let own = DatasetOptions {
             transform: TransformOptions { fit: fit(arguments), ..options.transform },
@@ -84,23 +86,40 @@ impl Data {
         resolution: u32,
         started: &Started,
     ) -> Result<Self> {
+        folders::check_output(arguments, &[])?;
         let Some(folder) = arguments.train_data_dir() else {
             bail!("there is no folder of pictures to learn from")
         };
-        check_columns(&[folder], arguments)?;
-        let options = DatasetOptions { captions: Captions::None, ..dataset_options(arguments, resolution)? };
-        let own = chosen(open(folder, options.clone())?, arguments)?;
+        check_columns(&[folder], arguments, &folders::left_out(arguments, &[]))?;
+        let options =
+            DatasetOptions { captions: Captions::None, ..dataset_options(arguments, &[], resolution)? };
+        let own = Dataset::open(folder, options.clone())?;
+        tell(folder, &own);
+        let own = chosen(own, arguments)?;
         Ok(Self { own, class: None, options, batches: batches(arguments, started)? })
+    }
+
+    /// How many pictures the folder of a class has, and where it has captions of its own.
+    pub(super) fn class_folder(
+        &self,
+        arguments: &TrainArguments,
+        folder: &Path,
+    ) -> Result<(usize, Option<CaptionFiles>)> {
+        let listing = Listing::of(folder, &self.options.left_out)?;
+        Ok((listing.pictures(), listing.caption_files(columns(arguments).caption)?))
+    }
+
+    /// Fails where the folder of a class cannot be learned from as it is.
+    pub(super) fn check_class(&self, arguments: &TrainArguments, folder: &Path, prompt: &str) -> Result<()> {
+        open(folder, Some(prompt), arguments, &self.class_options()).map(drop)
     }
 
     /// Opens the folders of the classes, when their pictures are all there.
     pub(super) fn open_classes(&mut self, arguments: &TrainArguments, concepts: &[Concept]) -> Result<()> {
         if arguments.thing.with_prior_preservation {
-            let folders =
-                concepts.iter().filter_map(Concept::class).map(|(folder, prompt)| (folder, Some(prompt)));
-            // By themselves of one size: with buckets they take that of the pictures beside which they come.
-            let options = DatasetOptions { buckets: None, ..self.options.clone() };
-            let (mut class, captioned) = open_all(&folders.collect::<Vec<_>>(), arguments, &options)?;
+            let folders = classes(arguments, concepts).map(|(folder, prompt)| (folder, Some(prompt)));
+            let (mut class, captioned) =
+                open_all(&folders.collect::<Vec<_>>(), arguments, &self.class_options())?;
             tell_unused(&captioned, &concepts::prompt_name(arguments, "--class-prompt"));
             if self.options.buckets.is_some() {
                 class.cut_like(self.own.clone());
@@ -108,6 +127,11 @@ impl Data {
             self.class = Some(Arc::new(class));
         }
         Ok(())
+    }
+
+    /// How folders of classes are read: by themselves of one size. With buckets their pictures take that of those beside which they come.
+    fn class_options(&self) -> DatasetOptions {
+        DatasetOptions { buckets: None, ..self.options.clone() }
     }
 
     /// The width and height that is trained at; of buckets, what their sizes have about the area of.
@@ -172,7 +196,8 @@ impl Data {
         steps >= pace.steps_per_epoch() && self.class.as_ref().is_none_or(has_use_for)
     }
 
-    /// Some of them, with all their captions, as they come where they are cut alike each time. Those that cannot be read are left out: they are told when they come.
+    /// Some of them, with all their captions, as they come where they are cut alike each time. With --skip-broken those that cannot be read are left out: they are told when
+    /// they come.
     pub(super) fn examples(&self, places: Range<usize>) -> Result<Vec<Example>> {
         let class = self.class.as_ref().map(|class| (class, class.sizes()));
         let mut examples = Vec::new();
@@ -184,7 +209,11 @@ impl Data {
                 }
                 _ => (&self.own, 0, self.own.fixed_sample(place)),
             };
-            let Ok(sample) = sample else { continue };
+            let sample = match sample {
+                Ok(sample) => sample,
+                Err(_) if self.options.skip_broken => continue,
+                Err(error) => return Err(error.into()),
+            };
             let captions = dataset.captions(sample.index);
             let batch = Batch { samples: vec![sample], next: Position::default(), warnings: Vec::new() };
             for example in self::examples(&batch, Some(first_key))? {
@@ -296,13 +325,20 @@ fn key(first_key: u64, sample: &Sample) -> u64 {
 }
 
 /// What pictures show: what the folder itself says of each, or else the prompt for all.
-fn captions(folder: &Path, prompt: Option<&str>, arguments: &TrainArguments) -> Result<Captions> {
+fn captions(
+    folder: &Path,
+    prompt: Option<&str>,
+    arguments: &TrainArguments,
+    left_out: &[PathBuf],
+) -> Result<Captions> {
     let column = columns(arguments).caption;
     let is_wished = column != columns(&usual(arguments.recipe)?).caption;
-    // Where metadata cannot be read or lack the column that was asked for, opening the folder says so.
-    let has_captions = || {
-        has_captions(folder, column).unwrap_or(true) || (is_wished && has_metadata(folder).unwrap_or(true))
+    let find = || {
+        let files = Listing::of(folder, left_out)?;
+        Ok::<_, Error>(files.caption_files(column)?.is_some() || (is_wished && files.has_metadata()?))
     };
+    // Where metadata cannot be read or lack the column that was asked for, opening the folder says so.
+    let has_captions = || find().unwrap_or(true);
     Ok(match (prompt, words::in_made_captions(arguments)?) {
         (Some(prompt), _) if !has_captions() => Captions::Prompt(prompt.to_string()),
         (_, Some(words)) if arguments.word.use_template.is_some() || !has_captions() => {
@@ -349,7 +385,7 @@ fn columns(arguments: &TrainArguments) -> Columns<'_> {
 }
 
 /// Refuses columns that were asked for where no folder has metadata. The usual ones, which a run's settings.toml names too, are no wish.
-fn check_columns(folders: &[&Path], arguments: &TrainArguments) -> Result<()> {
+fn check_columns(folders: &[&Path], arguments: &TrainArguments, left_out: &[PathBuf]) -> Result<()> {
     // Of pairs all columns are needed: opening the folder says which.
     if arguments.recipe.has_pairs() {
         return Ok(());
@@ -362,7 +398,7 @@ fn check_columns(folders: &[&Path], arguments: &TrainArguments) -> Result<()> {
         (false, false) => return Ok(()),
     };
     for folder in folders {
-        if has_metadata(folder)? {
+        if Listing::of(folder, left_out)?.has_metadata()? {
             return Ok(());
         }
     }
@@ -433,15 +469,12 @@ fn open_all<'a>(
 ) -> Result<(Dataset, Vec<&'a Path>)> {
     let mut all: Option<Dataset> = None;
     let mut captioned = Vec::new();
-    for &(folder, prompt) in folders {
-        let captions = captions(folder, prompt, arguments)?;
-        let is_their_own = matches!(captions, Captions::Folder { .. });
-        let mut dataset = open(folder, DatasetOptions { captions, ..options.clone() })?;
-        if is_their_own {
-            captioned.push(folder);
-            if let Some((called, words)) = words::at_data(arguments)? {
-                dataset.replace_in_captions(&called, &words);
-            }
+    for (index, &(folder, prompt)) in folders.iter().enumerate() {
+        let (dataset, is_captioned) = open(folder, prompt, arguments, options)?;
+        // Several things may have one class.
+        if !folders[..index].iter().any(|(before, _)| *before == folder) {
+            tell(folder, &dataset);
+            captioned.extend(is_captioned.then_some(folder));
         }
         match &mut all {
             Some(all) => all.append(dataset)?,
@@ -458,14 +491,44 @@ fn tell_unused(captioned: &[&Path], prompt: &str) {
     }
 }
 
-fn open(folder: &Path, options: DatasetOptions) -> Result<Dataset> {
-    let dataset = Dataset::open(folder, options)?;
+/// A folder, with the prompt for pictures that have no captions; and whether it has captions of its own.
+fn open(
+    folder: &Path,
+    prompt: Option<&str>,
+    arguments: &TrainArguments,
+    options: &DatasetOptions,
+) -> Result<(Dataset, bool)> {
+    let captions = captions(folder, prompt, arguments, &options.left_out)?;
+    let is_their_own = matches!(captions, Captions::Folder { .. });
+    let mut dataset = Dataset::open(folder, DatasetOptions { captions, ..options.clone() })?;
+    if is_their_own && let Some((called, words)) = words::at_data(arguments)? {
+        dataset.replace_in_captions(&called, &words);
+    }
+    Ok((dataset, is_their_own))
+}
+
+/// Says what a user should know of the pictures of a folder.
+fn tell(folder: &Path, dataset: &Dataset) {
     dataset.warnings().iter().for_each(|warning| terminal::note(&format!("warning: {warning}")));
-    Ok(dataset)
+    match dataset.unlisted() {
+        0 => {}
+        1 => terminal::note(&format!(
+            "1 picture of {} is not in its metadata and is left out",
+            folder.display()
+        )),
+        count => terminal::note(&format!(
+            "{count} pictures of {} are not in its metadata and are left out",
+            folder.display()
+        )),
+    }
 }
 
 /// How folders are read, but for captions and what belongs to each picture.
-fn dataset_options(arguments: &TrainArguments, resolution: u32) -> Result<DatasetOptions> {
+fn dataset_options(
+    arguments: &TrainArguments,
+    concepts: &[Concept],
+    resolution: u32,
+) -> Result<DatasetOptions> {
     let pictures = &arguments.pictures;
     Ok(DatasetOptions {
         resolution,
@@ -476,6 +539,7 @@ fn dataset_options(arguments: &TrainArguments, resolution: u32) -> Result<Datase
         drawn_once: arguments.pivotal.cached_latents,
         seed: arguments.steps.seed,
         skip_broken: pictures.skip_broken,
+        left_out: folders::left_out(arguments, concepts),
         ..Default::default()
     })
 }

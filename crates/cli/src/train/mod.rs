@@ -12,6 +12,7 @@ mod controlnet;
 mod custom_diffusion;
 mod data;
 mod encode_ahead;
+mod folders;
 mod instruct_pix2pix;
 mod interrupt;
 mod model;

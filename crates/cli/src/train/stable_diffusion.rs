@@ -20,13 +20,15 @@ pub(super) fn run(arguments: &TrainArguments, progress: &Progress, started: &Sta
     let concepts = concepts::read(arguments)?;
     let mut data = Data::open(arguments, &repository, &concepts, started)?;
     beginning::check(arguments, started, &data)?;
+    started.first_alone(|| class_pictures::check(arguments, &concepts, &data))?;
     let (mut models, options) = model::load(arguments, &repository, started.device()?, progress)?;
     check_trained(arguments, &models)?;
     // A word's gradients are not clipped, and nothing long is done before its trainer is made.
     if arguments.recipe != Recipe::TextualInversion {
         check_trainer(arguments, started, data.max_steps(arguments))?;
     }
-    started.first_alone(|| class_pictures::paint_missing(arguments, &concepts, &mut models, progress))?;
+    started
+        .first_alone(|| class_pictures::paint_missing(arguments, &concepts, &data, &mut models, progress))?;
     data.open_classes(arguments, &concepts)?;
 
     let mut generator = TorchGenerator::new(arguments.steps.seed);

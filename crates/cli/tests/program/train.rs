@@ -219,6 +219,25 @@ fn dreambooth_paints_what_its_class_lacks() {
     workplace.succeed(flags);
     assert_eq!(fs::read_dir(workplace.path("class")).unwrap().count(), 3);
     assert!(!lora(&workplace, "out").is_empty());
+
+    // Pictures are counted as they are found to be learned from, and one that is there is not painted over.
+    let class = |name: &str| workplace.path("class").join(name);
+    fs::create_dir(class("more")).unwrap();
+    fs::rename(class("0-seed-0.png"), class("more/0.png")).unwrap();
+    fs::rename(class("1-seed-1.png"), class(".hidden.png")).unwrap();
+    workplace.succeed(flags);
+    assert!(class("3-seed-3.png").is_file());
+    assert_eq!(fs::read_dir(class("")).unwrap().count(), 4);
+
+    // In a folder with captions they get one too.
+    fs::write(class("more/0.txt"), "a shape").unwrap();
+    fs::remove_file(class("2-seed-2.png")).unwrap();
+    fs::remove_file(class("3-seed-3.png")).unwrap();
+    workplace.succeed(flags);
+    for name in ["1-seed-1", "2-seed-2"] {
+        assert!(class(name).with_extension("png").is_file(), "{name}");
+        assert_eq!(fs::read_to_string(class(name).with_extension("txt")).unwrap(), "a circle");
+    }
 }
 
 #[test]

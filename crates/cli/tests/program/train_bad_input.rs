@@ -167,13 +167,16 @@ fn a_broken_jpeg_in_the_middle_is_named_or_left_out() {
     let bytes = fs::read(&broken).unwrap();
     fs::write(&broken, &bytes[..bytes.len() / 2]).unwrap();
     fs::write(workplace.path("data/broken.txt"), "half a picture").unwrap();
-    let flags = ["--output_dir", "out", "--max_train_steps", "4"];
+    let flags = ["--output_dir", "out", "--max_train_steps", "4", "--center_crop"];
     let run = workplace.run([&LORA[..], &flags].concat());
     assert_eq!(run.status, Some(1), "{}", run.stderr);
-    assert!(run.stderr.contains("broken.jpg"), "{}", run.stderr);
+    // Before the VAE is freed, as all are encoded ahead.
+    let encoded = "all pictures are encoded";
+    assert!(run.stderr.contains("broken.jpg") && !run.stderr.contains(encoded), "{}", run.stderr);
     assert!(!workplace.path("out/pytorch_lora_weights.safetensors").exists());
     let run = workplace.succeed([&LORA[..], &flags, &["--skip-broken"]].concat());
     assert!(run.stderr.contains("warning") && run.stderr.contains("broken.jpg"), "{}", run.stderr);
+    assert!(run.stderr.contains(encoded), "{}", run.stderr);
 }
 
 #[test]
@@ -361,6 +364,34 @@ fn what_cannot_be_trained_is_told_before_pictures_of_its_class_are_painted() {
 }
 
 #[test]
+fn what_is_wrong_with_pictures_of_the_class_is_told_before_others_are_painted() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    let class = [&["train", "dreambooth-lora"][..], &CLASS, &["--num_class_images", "3"]].concat();
+    let refuse_as_it_is = |culprits: &[&str]| {
+        let files = || fs::read_dir(workplace.path("class")).unwrap().count();
+        let before = files();
+        refuse(&workplace, &class, culprits);
+        assert_eq!(files(), before);
+    };
+    pictures(&workplace, "class", 2);
+    fs::remove_file(workplace.path("class/1.txt")).unwrap();
+    refuse_as_it_is(&["class: ", "no captions in text files for 1.png"]);
+    fs::write(workplace.path("class/0.png"), "no picture").unwrap();
+    fs::remove_file(workplace.path("class/0.txt")).unwrap();
+    refuse_as_it_is(&["class: ", "class/0.png: is no PNG"]);
+    fs::remove_file(workplace.path("class/0.png")).unwrap();
+    let row = "{\"file_name\": \"1.png\", \"text\": \"a shade\"}\n";
+    fs::write(workplace.path("class/metadata.jsonl"), row).unwrap();
+    refuse_as_it_is(&[
+        "class: has 1 of 3 pictures",
+        "not be in its metadata",
+        "a smaller --num-class-images",
+    ]);
+    workplace.succeed([&class[..], &["--num_class_images", "1"]].concat());
+}
+
+#[test]
 fn settings_that_a_run_cannot_go_on_with_are_told_before_pictures_of_its_class_are_painted() {
     let workplace = Workplace::new();
     captioned(&workplace, "data", 1, None);
@@ -422,4 +453,18 @@ fn a_model_without_texts_is_looked_for_and_its_folder_tried_as_for_other_recipes
     copy_folder(&Path::new(&model).join("unet"), &workplace.path("old"));
     workplace.succeed(with("old", "out"));
     assert!(workplace.path("out/model/unet/config.json").is_file());
+}
+
+#[test]
+fn nothing_is_written_among_the_pictures() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    let among = |output: &str| format!("--output-dir {output} is a folder of pictures");
+    let steps = ["--max_train_steps", "1", "--output_dir", "./data/"];
+    refuse(&workplace, &[&LORA[..], &steps].concat(), &[among("./data/").as_str()]);
+    let unconditional = ["train", "unconditional", "--train_data_dir", "data"];
+    refuse(&workplace, &[&unconditional[..], &steps].concat(), &[among("./data/").as_str()]);
+    let class = [&["train", "dreambooth-lora"][..], &CLASS, &["--output_dir", "class"]].concat();
+    refuse(&workplace, &class, &[among("class").as_str()]);
+    assert_eq!(workplace.names(), ["data"]);
 }

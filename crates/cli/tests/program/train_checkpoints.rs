@@ -322,3 +322,20 @@ fn custom_diffusion_does_not_go_on_where_pictures_were_cut_in_another_way() {
         assert!(run.stderr.contains(&culprit), "{}", run.stderr);
     }
 }
+
+#[test]
+fn a_run_goes_on_that_writes_within_its_pictures() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    let train = |steps: &str, flags: &[&str]| {
+        let fixed = "train dreambooth-lora --instance_data_dir data --instance_prompt sks --with_prior_preservation \
+            --class_data_dir data/class --class_prompt circle --num_class_images 2 --num_inference_steps 1 \
+            --validation_prompt circle --num_validation_images 1 --validation_steps 1 --output_dir ./data/out --max_train_steps";
+        let fixed: Vec<&str> = fixed.split_whitespace().collect();
+        workplace.succeed([&fixed[..], &[steps], flags].concat())
+    };
+    train("1", &[]);
+    assert!(workplace.path("data/out/validation/000001.png").is_file());
+    let run = train("2", &["--resume_from_checkpoint", "latest"]);
+    assert!(run.stderr.contains("going on from ./data/out/checkpoint-1"), "{}", run.stderr);
+}

@@ -390,6 +390,26 @@ fn no_more_pictures_are_learned_from_than_asked_for() {
 }
 
 #[test]
+fn pictures_that_metadata_does_not_name_are_told_once() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 3);
+    let row = "{\"file_name\": \"0.png\", \"text\": \"a shade\"}\n";
+    fs::write(workplace.path("data/metadata.jsonl"), row).unwrap();
+    pictures(&workplace, "thing", 1);
+    let concept = r#"{"instance_data_dir": "thing", "instance_prompt": "sks", "class_data_dir": "data", "class_prompt": "shade"}"#;
+    fs::write(workplace.path("concepts.json"), format!("[{concept}, {concept}]")).unwrap();
+    for flags in [
+        "text-to-image-lora --train_data_dir data --output_dir captioned",
+        "custom-diffusion --concepts_list concepts.json --with_prior_preservation --num_class_images 1 --output_dir things",
+    ] {
+        let flags = ["train", "--max_train_steps", "1"].into_iter().chain(flags.split_whitespace());
+        let told = workplace.succeed(flags).stderr;
+        let line = "2 pictures of data are not in its metadata and are left out\n";
+        assert_eq!(told.matches(line).count(), 1, "{told}");
+    }
+}
+
+#[test]
 fn pictures_are_seen_through_the_vae_that_was_given() {
     let workplace = Workplace::new();
     pictures(&workplace, "data", 2);

@@ -1,10 +1,12 @@
 //! Which pictures a folder has, and their captions.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
+use super::listing::{Listing, caption_file};
 use super::metadata::Metadata;
 use super::picture_file::{has_picture_name, picture_size};
 use super::{DatasetOptions, Warning};
@@ -49,16 +51,18 @@ pub(super) struct Example {
     pub(super) target: [u32; 2],
 }
 
-/// The pictures of a folder with their sizes, in the order of the metadata, or else of their names.
-pub(super) fn find(
-    folder: &Path,
-    options: &DatasetOptions,
-    warnings: &mut Vec<Warning>,
-) -> Result<Vec<Example>> {
+/// What a folder has to train on.
+pub(super) struct Found {
+    /// With their sizes, in the order of the metadata, or else of their names.
+    pub(super) examples: Vec<Example>,
+    /// How many pictures are there that the metadata does not name.
+    pub(super) unlisted: usize,
+}
+
+/// The pictures of a folder, and how many it has beside them.
+pub(super) fn find(folder: &Path, options: &DatasetOptions, warnings: &mut Vec<Warning>) -> Result<Found> {
     let wrong = |problem: String| Error::Folder { folder: folder.display().to_string(), problem };
-    let mut files = Vec::new();
-    list_files(folder, &mut files).map_err(|error| wrong(format!("cannot be read: {error}")))?;
-    files.sort();
+    let files = Listing::of(folder, &options.left_out)?.files;
     if files.is_empty() {
         return Err(wrong("is empty; put PNG, JPEG or WebP pictures there".to_string()));
     }
@@ -84,39 +88,9 @@ pub(super) fn find(
             "has no metadata.csv or metadata.jsonl with {columns}; write one, with a row for each picture"
         )));
     };
-    with_sizes(folder, examples, options.skip_broken, warnings)
-}
-
-/// Whether `folder` itself says what its pictures show: by a `metadata.csv` or `metadata.jsonl` with this column, or else by text files that are named as pictures are.
-///
-/// # Errors
-/// When the folder or its metadata cannot be read.
-pub fn has_captions(folder: impl AsRef<Path>, column: &str) -> Result<bool> {
-    let (files, metadata) = metadata_in(folder.as_ref())?;
-    Ok(match metadata.is_empty() {
-        true => files.iter().any(|file| has_picture_name(file) && caption_file(file).is_file()),
-        false => metadata.iter().any(|metadata| metadata.has(column)),
-    })
-}
-
-/// Whether `folder` or a subfolder has a `metadata.csv` or `metadata.jsonl`.
-///
-/// # Errors
-/// When the folder or its metadata cannot be read.
-pub fn has_metadata(folder: impl AsRef<Path>) -> Result<bool> {
-    let (_, metadata) = metadata_in(folder.as_ref())?;
-    Ok(!metadata.is_empty())
-}
-
-/// All files of `folder`, and the metadata among them.
-fn metadata_in(folder: &Path) -> Result<(Vec<PathBuf>, Vec<Metadata>)> {
-    let mut files = Vec::new();
-    list_files(folder, &mut files).map_err(|error| Error::Folder {
-        folder: folder.display().to_string(),
-        problem: format!("cannot be read: {error}"),
-    })?;
-    let metadata = Metadata::find(&files)?;
-    Ok((files, metadata))
+    let unlisted = if metadata.is_empty() { 0 } else { count_unlisted(&pictures, &metadata) };
+    let examples = with_sizes(folder, examples, options.skip_broken, warnings)?;
+    Ok(Found { examples, unlisted })
 }
 
 /// Whether metadata say which pictures there are, wherever captions come from: by more columns than one, or by one that has not its usual name.
@@ -124,20 +98,12 @@ fn names_pictures(options: &DatasetOptions) -> bool {
     !options.picture_columns.is_empty() || !["file_name", "image"].contains(&options.picture_column.as_str())
 }
 
-/// All files below `folder` but hidden ones.
-fn list_files(folder: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with('.') {
-            continue;
-        }
-        if entry.path().is_dir() {
-            list_files(&entry.path(), files)?;
-        } else {
-            files.push(entry.path());
-        }
-    }
-    Ok(())
+/// How many of the pictures no row of the metadata names, in whichever column.
+fn count_unlisted(pictures: &[&PathBuf], metadata: &[Metadata]) -> usize {
+    let place = |picture: &Path| picture.canonicalize().ok();
+    let listed: HashSet<PathBuf> =
+        metadata.iter().flat_map(Metadata::named_pictures).filter_map(|picture| place(&picture)).collect();
+    pictures.iter().filter(|picture| place(picture).is_some_and(|place| !listed.contains(&place))).count()
 }
 
 fn from_metadata(metadata: &Metadata, options: &DatasetOptions) -> Result<Vec<Example>> {
@@ -228,11 +194,6 @@ fn from_files(folder: &Path, pictures: &[&PathBuf], options: &DatasetOptions) ->
         listed(without.into_iter())
     );
     Err(Error::Folder { folder: folder.display().to_string(), problem })
-}
-
-/// Where the caption of a picture is without metadata: `cat.txt` for `cat.png`.
-fn caption_file(picture: &Path) -> PathBuf {
-    picture.with_extension("txt")
 }
 
 /// `cat.mask.png` for `cat.png` and for `cat.src.jpg`.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::picture_file::has_picture_name;
 use crate::error::{Error, Result};
 
 /// The rows of a metadata file.
@@ -44,6 +45,12 @@ impl Metadata {
     /// Whether a row has the column.
     pub(super) fn has(&self, column: &str) -> bool {
         self.rows.iter().any(|row| row.values.contains_key(column))
+    }
+
+    /// The pictures that its rows name, in whichever column.
+    pub(super) fn named_pictures(&self) -> impl Iterator<Item = PathBuf> {
+        let texts = self.rows.iter().flat_map(|row| row.values.values()).filter_map(Value::as_str);
+        texts.map(move |name| self.folder().join(name)).filter(|file| has_picture_name(file))
     }
 
     /// The folder that its file names start from.

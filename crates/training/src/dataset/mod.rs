@@ -9,6 +9,7 @@ mod color_jitter;
 mod digest;
 mod examples;
 mod fit;
+mod listing;
 mod loader;
 mod metadata;
 mod order;
@@ -16,7 +17,7 @@ mod picture_file;
 mod transform;
 mod warning;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
@@ -25,14 +26,15 @@ use image::RgbImage;
 
 use crate::error::{Error, Result};
 use color_jitter::ColorJitter;
-use examples::Example;
+use examples::{Example, Found};
 use picture_file::read_picture;
 use transform::resized;
 
 pub use batches::{Batch, BatchOptions, Position};
 pub use buckets::{BucketOptions, Buckets, bucket_sizes};
-pub use examples::{Captions, has_captions, has_metadata};
+pub use examples::Captions;
 pub use fit::{Area, Fit};
+pub use listing::{CaptionFiles, Listing};
 pub use loader::{BatchLoader, Waiting};
 pub use transform::{Cut, Flip, TransformOptions};
 pub use warning::Warning;
@@ -66,6 +68,9 @@ pub struct DatasetOptions {
     pub seed: u64,
     /// Leave out pictures that cannot be read, with a warning, instead of failing.
     pub skip_broken: bool,
+    /// Folders that are not looked into where they lie in the one that is opened, whatever they are called there: what a run writes, or another folder of pictures. One that
+    /// does not exist leaves nothing out, nor does the one that is opened; pictures that metadata names are found there too.
+    pub left_out: Vec<PathBuf>,
 }
 
 impl Default for DatasetOptions {
@@ -83,6 +88,7 @@ impl Default for DatasetOptions {
             drawn_once: false,
             seed: 0,
             skip_broken: false,
+            left_out: Vec::new(),
         }
     }
 }
@@ -92,6 +98,8 @@ impl Default for DatasetOptions {
 pub struct Dataset {
     options: DatasetOptions,
     examples: Vec<Example>,
+    /// Pictures of the folder that its metadata does not name.
+    unlisted: usize,
     warnings: Vec<Warning>,
     /// Whose batches these have the sizes of.
     like: Option<Arc<Dataset>>,
@@ -172,7 +180,7 @@ impl Dataset {
             None => None,
         };
         let mut warnings = Vec::new();
-        let mut examples = examples::find(folder.as_ref(), &options, &mut warnings)?;
+        let Found { mut examples, unlisted } = examples::find(folder.as_ref(), &options, &mut warnings)?;
         for example in &mut examples {
             let [width, height] = example.size;
             example.target = match &sizes {
@@ -190,21 +198,22 @@ impl Dataset {
                 (options.repeats.to_string(), format!("at most {most} of so many pictures"));
             return Err(Error::Field { field: "repeats", found, expected });
         }
-        Ok(Self { options, examples, warnings, like: None })
+        Ok(Self { options, examples, unlisted, warnings, like: None })
     }
 
     /// Adds the pictures of another folder, which may have captions of another kind, behind these.
     ///
     /// # Errors
-    /// When the other was opened with other options.
+    /// When the other was opened with other options; what is left out may differ too.
     pub fn append(&mut self, other: Self) -> Result<()> {
-        let captions = self.options.captions.clone();
-        let alike = DatasetOptions { captions, ..other.options };
+        let (captions, left_out) = (self.options.captions.clone(), self.options.left_out.clone());
+        let alike = DatasetOptions { captions, left_out, ..other.options };
         if alike != self.options {
             let expected = format!("{:?}, those of the first folder", self.options);
             return Err(Error::Field { field: "options of a folder", found: format!("{alike:?}"), expected });
         }
         self.examples.extend(other.examples);
+        self.unlisted += other.unlisted;
         self.warnings.extend(other.warnings);
         Ok(())
     }
@@ -261,6 +270,11 @@ impl Dataset {
     /// What a user should know of: pictures that are left out or enlarged.
     pub fn warnings(&self) -> &[Warning] {
         &self.warnings
+    }
+
+    /// How many pictures of the folder are not among these because its metadata does not name them.
+    pub fn unlisted(&self) -> usize {
+        self.unlisted
     }
 
     /// The files of the pictures.
