@@ -595,3 +595,37 @@ fn a_lora_is_written_in_kohyas_layout_too() {
     assert!(written.keys().eq(converted.keys()));
     assert!(!read(first).keys().any(|name| written.contains_key(name)));
 }
+
+#[test]
+fn flags_that_need_another_one_say_so() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    let told = |output: &str, flags: &[&str]| {
+        let fixed = ["train", "text-to-image-lora", "--train_data_dir", "data", "--max_train_steps", "1"];
+        workplace.succeed([&fixed[..], &["--output_dir", output], flags].concat()).stderr
+    };
+    let schedule = ["--lr_warmup_steps", "1", "--lr_num_cycles", "2", "--lr_power", "2"];
+    let sgd = ["--optimizer", "sgd", "--adam_beta1", "0.8", "--adam_beta2", "0.9", "--adam_epsilon", "1e-6"];
+    let looks = ["--validation_steps", "1", "--validation_epochs", "1", "--num_validation_images", "2"];
+    let stderr = told("out", &[&schedule[..], &sgd, &looks, &["--logging_dir", "events"]].concat());
+    for (flag, needed) in [
+        ("--lr-warmup-steps", "constant_with_warmup"),
+        ("--lr-num-cycles", "cosine_with_restarts"),
+        ("--lr-power", "polynomial"),
+        ("--adam-beta1", "--momentum"),
+        ("--adam-beta2", "--momentum"),
+        ("--adam-epsilon", "--momentum"),
+        ("--validation-steps", "--validation-prompt"),
+        ("--validation-epochs", "--validation-prompt"),
+        ("--num-validation-images", "--validation-prompt"),
+        ("--logging-dir", "--report-to tensorboard"),
+    ] {
+        let begin = format!("{flag} changes nothing: ");
+        let line = stderr.lines().find(|line| line.starts_with(&begin));
+        assert!(line.is_some_and(|line| line.contains(needed)), "{flag}: {stderr}");
+    }
+    // A run's settings have all flags.
+    told("plain", &[]);
+    let stderr = told("again", &["--config", "plain/settings.toml"]);
+    assert!(!stderr.contains("changes nothing"), "{stderr}");
+}
