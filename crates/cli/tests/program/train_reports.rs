@@ -71,6 +71,31 @@ fn pictures_over_time_and_files_for_tensorboard() {
 }
 
 #[test]
+fn a_run_that_begins_removes_the_pictures_of_an_earlier_one() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    let train = |flags: &[&str]| {
+        let fixed = ["train", "text-to-image-lora", "--train_data_dir", "data", "--output_dir", "out"];
+        let looks = ["--validation_prompt", "a shade", "--num_validation_images", "1"];
+        workplace.succeed([&fixed[..], &looks, &["--num_inference_steps", "1"], flags].concat());
+    };
+    train(&["--max_train_steps", "3", "--validation_steps", "1"]);
+    for name in ["7.png", "notes.txt"] {
+        fs::write(workplace.path("out/validation").join(name), "someone's own").unwrap();
+    }
+    train(&["--max_train_steps", "2", "--validation_steps", "2"]);
+    let resume = ["--resume_from_checkpoint", "checkpoint-2"];
+    train(&[&["--max_train_steps", "4", "--validation_steps", "2"][..], &resume].concat());
+    let entries = fs::read_dir(workplace.path("out/validation")).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert_eq!(names, ["000002.png", "000004.png", "7.png", "all.png", "notes.txt"]);
+    let all = image::open(workplace.path("out/validation/all.png")).unwrap();
+    assert_eq!((all.width(), all.height()), (64, 128));
+}
+
+#[test]
 fn several_prompts_are_painted_in_one_row() {
     let workplace = Workplace::new();
     pictures(&workplace, "data", 2);
