@@ -100,6 +100,7 @@ impl<'a> Session<'a> {
         self.resume()?;
         self.started.check_same_beginning(&self.parts.trainer, &self.pictures)?;
         if self.started.is_first() {
+            self.tell_of_earlier_checkpoints()?;
             self.write_settings()?;
         }
         self.train()?;
@@ -138,6 +139,22 @@ impl<'a> Session<'a> {
             ));
         }
         terminal::note(&format!("going on from {shown}"));
+        Ok(())
+    }
+
+    /// Says of an earlier run's checkpoints in the folder of one that begins what they are in the way of. With a limit they go as this one writes its own.
+    fn tell_of_earlier_checkpoints(&self) -> Result<()> {
+        if self.parts.trainer.steps_done() > 0 || self.arguments.watch.checkpoints_total_limit.is_some() {
+            return Ok(());
+        }
+        let steps = self.checkpoints.steps()?;
+        let Some(newest) = steps.last() else { return Ok(()) };
+        let names: Vec<String> = steps.iter().map(|step| format!("checkpoint-{step}")).collect();
+        terminal::note(&format!(
+            "{} has checkpoints of an earlier run, {}; --resume-from-checkpoint latest takes the newest step, which is checkpoint-{newest} until this run has come further: remove them, or give another --output-dir",
+            self.parts.folder.display(),
+            names.join(", ")
+        ));
         Ok(())
     }
 
