@@ -139,6 +139,13 @@ impl<'a> Session<'a> {
             ));
         }
         terminal::note(&format!("going on from {shown}"));
+        let (step, last) = (self.parts.trainer.steps_done(), self.parts.max_steps);
+        // The word's run is at its end wherever the LoRA's goes on.
+        if step >= last && self.parts.stage != Stage::Word {
+            terminal::note(&format!(
+                "{shown} is already at step {step}, and the run ends at step {last}: nothing more is learned; give a larger --max-train-steps to go on"
+            ));
+        }
         Ok(())
     }
 

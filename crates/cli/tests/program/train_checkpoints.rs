@@ -76,6 +76,21 @@ fn a_new_run_tells_of_the_checkpoints_of_an_earlier_one() {
 }
 
 #[test]
+fn a_run_that_has_no_step_left_says_so() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    let run = |flags: &[&str]| {
+        workplace.succeed([&LORA[..], &["--output_dir", "out", "--max_train_steps"], flags].concat()).stderr
+    };
+    run(&["2"]);
+    for (steps, is_told) in [("1", true), ("2", true), ("3", false)] {
+        let stderr = run(&[steps, "--resume_from_checkpoint", "latest"]);
+        let told = format!("checkpoint-2 is already at step 2, and the run ends at step {steps}");
+        assert_eq!(stderr.contains(&told), is_told, "{stderr}");
+    }
+}
+
+#[test]
 fn a_run_that_was_killed_leaves_no_trace_when_it_goes_on() {
     let workplace = Workplace::new();
     pictures(&workplace, "data", 2);
