@@ -221,7 +221,7 @@ fn what_cannot_be_trained_is_told_before_pictures_of_its_class_are_painted() {
         ("dreambooth-lora", &["--learning_rate", "NaN"], &["learning_rate is NaN"]),
         ("dreambooth-lora", &["--max_train_steps", "0"], &["--max-train-steps is 0"]),
         ("dreambooth-lora", &["--gradient_accumulation_steps", "0"], &["gradient_accumulation_steps is 0"]),
-        ("dreambooth-lora", &["--max_grad_norm", "0"], &["max_grad_norm is 0"]),
+        ("dreambooth-lora", &["--max_grad_norm", "nan"], &["max_grad_norm is NaN"]),
         ("dreambooth-lora", &["--adam_beta1", "1"], &["adam_beta1 is 1"]),
         ("dreambooth-lora", &["--snr_gamma", "0"], &["--snr-gamma is 0"]),
         ("dreambooth-lora", &["--noise_offset", "nan"], &["--noise-offset is NaN"]),

@@ -127,18 +127,41 @@ fn optimizers_and_learning_rates_are_those_asked_for() {
     let momentum = lora(&workplace, "momentum", &[&sgd[..], &["--momentum", "0.9"]].concat());
     assert!(values(&momentum) != values(&plain));
 
-    let rules = [
-        "--lr_scheduler",
-        "piecewise_constant",
-        "--lr_step_rules",
-        "1:2,0.5:3,0.1",
-        "--learning_rate",
-        "1e-3",
-    ];
+    let rules =
+        ["--lr_scheduler", "piecewise", "--lr_step_rules", "1:2,0.5:3,0.1", "--learning_rate", "1e-3"];
     lora(&workplace, "rules", &[&rules[..], &["--max_train_steps", "4"]].concat());
     let rates: Vec<f64> =
         log(&workplace, "rules").iter().map(|line| line["learning_rate"].as_f64().unwrap()).collect();
     assert_eq!(rates, [1e-3, 1e-3, 5e-4, 1e-4]);
+}
+
+#[test]
+fn an_optimizer_with_states_of_8_bits_has_two_names() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    // States of fewer than 4096 values are float32.
+    let steps = ["--max_train_steps", "3", "--learning_rate", "1e-2", "--rank", "128"];
+    let train = |output: &str, flags: &[&str]| {
+        values(&lora(&workplace, output, &[&steps[..], &["--lora_layers", "to_k"], flags].concat()))
+    };
+    let small = train("small", &["--optimizer", "AdamW8bit"]);
+    assert!(small == train("flag", &["--use_8bit_adam"]));
+    assert!(small != train("plain", &[]));
+}
+
+#[test]
+fn gradients_are_clipped_where_that_is_not_turned_off() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    let steps = ["--max_train_steps", "1", "--learning_rate", "1", "--optimizer", "sgd"];
+    let train = |output: &str, norm: &str| {
+        let flags = [&steps[..], &["--max_grad_norm", norm]].concat();
+        (values(&lora(&workplace, output, &flags)), log(&workplace, output)[0]["grad_norm"].clone())
+    };
+    let (off, norm) = train("off", "0");
+    assert!(norm.is_null(), "{norm}");
+    assert!(off == train("high", "1e9").0);
+    assert!(off != train("low", "1e-6").0);
 }
 
 #[test]
