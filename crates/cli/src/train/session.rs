@@ -195,7 +195,7 @@ impl<'a> Session<'a> {
         interrupt::listen();
         let pace = self.parts.data.pace(self.arguments);
         let begun = self.parts.trainer.steps_done();
-        let log = || Report::open(self.arguments, &self.parts.folder, begun);
+        let log = || Report::open(self.arguments, &self.parts.folder, begun, &self.parts.trainer.groups);
         let mut log = self.started.is_first().then(log).transpose()?;
         let mut validation = Validation::open(&self.parts.folder, begun);
         let mut notes = self.started.notes(self.progress);

@@ -96,6 +96,29 @@ fn a_run_that_begins_removes_the_pictures_of_an_earlier_one() {
 }
 
 #[test]
+fn each_part_has_its_learning_rate_in_the_log() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    let train = |output: &str, flags: &[&str]| {
+        let fixed = ["train", "text-to-image-lora", "--train_data_dir", "data", "--output_dir", output];
+        let steps = ["--max_train_steps", "1", "--learning_rate", "1e-4", "--report_to", "tensorboard"];
+        workplace.succeed([&fixed[..], &steps, flags].concat());
+        let log = fs::read_to_string(workplace.path(output).join("log.jsonl")).unwrap();
+        let line: serde_json::Value = serde_json::from_str(&log).unwrap();
+        let events = fs::read_dir(workplace.path(output).join("logs")).unwrap().next().unwrap().unwrap();
+        (line, fs::read(events.path()).unwrap())
+    };
+    let has = |bytes: &[u8], tag: &[u8]| bytes.windows(tag.len()).any(|part| part == tag);
+    let (line, events) = train("both", &["--train_text_encoder", "--text_encoder_lr", "1e-3"]);
+    assert_eq!(line["learning_rate"], 1e-4);
+    assert_eq!(line["learning_rates"], serde_json::json!({"unet": 1e-4, "text_encoder": 1e-3}));
+    assert!(has(&events, b"lr_text_encoder"));
+    let (line, events) = train("unet", &[]);
+    assert!(line["learning_rate"] == 1e-4 && line.get("learning_rates").is_none(), "{line}");
+    assert!(!has(&events, b"lr_"));
+}
+
+#[test]
 fn several_prompts_are_painted_in_one_row() {
     let workplace = Workplace::new();
     pictures(&workplace, "data", 2);
