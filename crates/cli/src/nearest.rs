@@ -27,12 +27,7 @@ fn program() -> Command {
     Arguments::command().mut_subcommand("train", |train| train.mut_args(below_zero))
 }
 
-/// The long names of a command's flags, also those that its help page leaves out.
-pub(crate) fn flags(command: &Command) -> Vec<&str> {
-    command.get_arguments().flat_map(names).collect()
-}
-
-/// Those that may be named in place of another: they are on the help page, and the recipe, where there is one, has a use for them.
+/// The long names of a command's flags that may be named in place of another: they are on the help page, and the recipe, where there is one, has a use for them.
 pub(crate) fn shown_flags(command: &Command, recipe: Option<Recipe>) -> Vec<&str> {
     let is_for =
         |argument: &&Arg| recipe.is_none_or(|recipe| train::has_use_for(recipe, argument.get_id().as_str()));

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
@@ -280,9 +280,25 @@ fn write_tensors(
     tensors: &BTreeMap<String, Tensor>,
     metadata: impl IntoIterator<Item = (String, String)>,
 ) -> Result<()> {
-    let metadata: HashMap<String, String> = metadata.into_iter().collect();
-    safetensors::serialize_to_file(tensors, Some(metadata), path)
-        .map_err(|error| Error::File { file: path.display().to_string(), problem: error.to_string() })
+    let metadata: BTreeMap<String, String> = metadata.into_iter().collect();
+    let unsorted = metadata.clone().into_iter().collect();
+    safetensors::serialize_to_file(tensors, Some(unsorted), path)
+        .map_err(|error| Error::File { file: path.display().to_string(), problem: error.to_string() })?;
+    sort_metadata(path, &metadata).map_err(|error| io(path, error))
+}
+
+/// Puts a file's metadata, which are these, in the order of their names, so that the same tensors make the same bytes: the library takes a hash map, whose order is another
+/// one each time. They are as long in any order.
+fn sort_metadata(path: &Path, metadata: &BTreeMap<String, String>) -> std::io::Result<()> {
+    const BEGIN: &[u8] = b"{\"__metadata__\":";
+    let mut file = fs::OpenOptions::new().read(true).write(true).open(path)?;
+    // Behind the header's length.
+    let mut begin = [0; size_of::<u64>() + BEGIN.len()];
+    file.read_exact(&mut begin)?;
+    if begin.ends_with(BEGIN) {
+        file.write_all(serde_json::to_string(metadata)?.as_bytes())?;
+    }
+    Ok(())
 }
 
 /// Waits until a file, or a folder with all that is in it, is on the disk.
@@ -317,6 +333,21 @@ mod tests {
         let mut names: Vec<String> = fs::read_dir(folder).unwrap().map(name).collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn the_same_checkpoint_makes_the_same_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(folder.path(), None).unwrap();
+        let tensors = HashMap::from([("a".to_string(), Tensor::new(&[1f32], &Device::Cpu).unwrap())]);
+        let fields = (0..20).map(|number| (format!("field \"{number}\""), "é\n".repeat(number))).collect();
+        let checkpoint = Checkpoint { tensors, fields };
+        let [first, second] = [1, 2].map(|step| {
+            let folder = checkpoints.write(step, &checkpoint, |_| Ok(())).unwrap();
+            assert_eq!(Checkpoint::read(&folder).unwrap().fields, checkpoint.fields);
+            fs::read(folder.join(STATE)).unwrap()
+        });
+        assert!(first == second);
     }
 
     #[test]

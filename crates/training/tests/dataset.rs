@@ -476,10 +476,10 @@ fn bad_folders_are_refused_with_what_is_wrong() {
         "FOLDER: has no metadata.csv or metadata.jsonl with mask; write one, with a row for each picture"
     );
 
-    assert!(!has_metadata(folder.path()).unwrap());
+    assert!(!Listing::of(folder.path(), &[]).unwrap().has_metadata().unwrap());
     let csv = folder.path().join("metadata.csv");
     fs::write(&csv, "file_name,text\na.png,one\nx.png,two\ny.png,three\n").unwrap();
-    assert!(has_metadata(folder.path()).unwrap());
+    assert!(Listing::of(folder.path(), &[]).unwrap().has_metadata().unwrap());
     let message = refused(folder.path(), options(Captions::default()));
     assert_eq!(message, "FOLDER/metadata.csv: names pictures that are not there: x.png, y.png");
     let message = refused(folder.path(), options(column("caption")));

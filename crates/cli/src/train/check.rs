@@ -222,7 +222,7 @@ fn check_noise(arguments: &TrainArguments) -> Result<()> {
 fn check_optimizer(arguments: &TrainArguments) -> Result<()> {
     let optimizer = &arguments.optimizer;
     ensure!(
-        optimizer.optimizer == OptimizerName::AdamW || !optimizer.use_8bit_adam,
+        optimizer.optimizer != OptimizerName::Sgd || !optimizer.use_8bit_adam,
         "--use-8bit-adam is AdamW; --optimizer is another"
     );
     ensure!(

@@ -9,11 +9,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use candle_diffusers_loaders::Repository;
 use candle_diffusers_pipelines::Filter;
+use candle_diffusers_training::Error;
 use candle_diffusers_training::dataset::{
     Batch, BatchLoader, BatchOptions, CaptionFiles, Captions, Dataset, DatasetOptions, Fit, Flip, Listing,
     Position, Sample, TransformOptions,
 };
-use candle_diffusers_training::Error;
 use candle_diffusers_training::recipes::{Example, LearnableProperty};
 
 use serde_json::Value;

@@ -57,7 +57,7 @@ fn run_recipe(arguments: &TrainArguments, progress: &Progress, started: &Started
     check::check_flags(arguments)?;
     belongs::check_recipe(arguments)?;
     arguments.thing.tell();
-    arguments.without_effect.tell();
+    arguments.without_effect.tell(arguments);
     // Small things first: what is wrong with them is told before a model is loaded.
     arguments.steps.lr_scheduler.parse::<LrScheduleName>()?;
     arguments.lr_scheduler_lora().parse::<LrScheduleName>().context("--lr-scheduler-lora")?;

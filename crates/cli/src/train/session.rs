@@ -100,6 +100,7 @@ impl<'a> Session<'a> {
         self.resume()?;
         self.started.check_same_beginning(&self.parts.trainer, &self.pictures)?;
         if self.started.is_first() {
+            self.tell_of_earlier_checkpoints()?;
             self.write_settings()?;
         }
         self.train()?;
@@ -138,6 +139,29 @@ impl<'a> Session<'a> {
             ));
         }
         terminal::note(&format!("going on from {shown}"));
+        let (step, last) = (self.parts.trainer.steps_done(), self.parts.max_steps);
+        // The word's run is at its end wherever the LoRA's goes on.
+        if step >= last && self.parts.stage != Stage::Word {
+            terminal::note(&format!(
+                "{shown} is already at step {step}, and the run ends at step {last}: nothing more is learned; give a larger --max-train-steps to go on"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Says of an earlier run's checkpoints in the folder of one that begins what they are in the way of. With a limit they go as this one writes its own.
+    fn tell_of_earlier_checkpoints(&self) -> Result<()> {
+        if self.parts.trainer.steps_done() > 0 || self.arguments.watch.checkpoints_total_limit.is_some() {
+            return Ok(());
+        }
+        let steps = self.checkpoints.steps()?;
+        let Some(newest) = steps.last() else { return Ok(()) };
+        let names: Vec<String> = steps.iter().map(|step| format!("checkpoint-{step}")).collect();
+        terminal::note(&format!(
+            "{} has checkpoints of an earlier run, {}; --resume-from-checkpoint latest takes the newest step, which is checkpoint-{newest} until this run has come further: remove them, or give another --output-dir",
+            self.parts.folder.display(),
+            names.join(", ")
+        ));
         Ok(())
     }
 
@@ -171,7 +195,7 @@ impl<'a> Session<'a> {
         interrupt::listen();
         let pace = self.parts.data.pace(self.arguments);
         let begun = self.parts.trainer.steps_done();
-        let log = || Report::open(self.arguments, &self.parts.folder, begun);
+        let log = || Report::open(self.arguments, &self.parts.folder, begun, &self.parts.trainer.groups);
         let mut log = self.started.is_first().then(log).transpose()?;
         let mut validation = Validation::open(&self.parts.folder, begun);
         let mut notes = self.started.notes(self.progress);

@@ -63,7 +63,7 @@ pub(super) fn new_trainer(
     let optimizer: Box<dyn Optimizer> =
         match (arguments.optimizer.optimizer, arguments.optimizer.use_8bit_adam) {
             (OptimizerName::AdamW, false) => Box::new(AdamW::new(adam)?),
-            (OptimizerName::AdamW, true) => Box::new(AdamW8bit::new(adam)?),
+            (OptimizerName::AdamW, true) | (OptimizerName::AdamW8bit, _) => Box::new(AdamW8bit::new(adam)?),
             (OptimizerName::Sgd, _) => Box::new(Sgd::new(SgdConfig {
                 momentum: arguments.optimizer.momentum,
                 ..Default::default()
@@ -81,9 +81,10 @@ pub(super) fn new_trainer(
         _ => EmaConfig::default(),
     };
     let ema = arguments.use_ema.then(|| EmaModel::new(&groups, average)).transpose()?;
+    let max_grad_norm = arguments.optimizer.max_grad_norm;
     let options = TrainerOptions {
         gradient_accumulation_steps: arguments.steps.gradient_accumulation_steps,
-        max_grad_norm: (!is_word).then_some(arguments.optimizer.max_grad_norm),
+        max_grad_norm: (!is_word && max_grad_norm != 0.0).then_some(max_grad_norm),
         row_length: (is_word && arguments.pivotal.clip_ti_decay).then_some(WORD_LENGTH),
     };
     Ok(Trainer::new(groups, optimizer, schedule, ema, options, generator)?)

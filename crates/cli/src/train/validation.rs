@@ -1,6 +1,7 @@
 //! Pictures of the validation prompts, as the model is now and as it has been.
 
 use std::fs;
+use std::mem;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -23,18 +24,18 @@ pub(super) struct Validation {
     folder: PathBuf,
     /// Steps whose pictures there are.
     steps: Vec<u64>,
+    /// Those of an earlier run's, where this one begins.
+    earlier: Vec<u64>,
 }
 
 impl Validation {
     /// Those of a run in `folder` until a step: a run that begins has none, whatever an earlier one has left.
     pub(super) fn open(folder: &Path, step: u64) -> Self {
         let folder = folder.join("validation");
-        let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
-        let number = |entry: fs::DirEntry| entry.path().file_stem()?.to_str()?.parse().ok();
-        let mut steps: Vec<u64> = entries.filter_map(number).filter(|painted| *painted <= step).collect();
-        steps.retain(|_| step > 0);
-        steps.sort_unstable();
-        Self { folder, steps }
+        let mut steps = painted(&folder);
+        let earlier = if step == 0 { mem::take(&mut steps) } else { Vec::new() };
+        steps.retain(|painted| *painted <= step);
+        Self { folder, steps, earlier }
     }
 
     /// Paints the prompts: `STEP.png` is a row, and `all.png` has all rows so far, one below the other. Nothing where an interrupt comes before the row is
@@ -48,6 +49,10 @@ impl Validation {
         let Some(grid) = paint(arguments, taught)? else { return Ok(None) };
         fs::create_dir_all(&self.folder).with_context(|| format!("writing {}", self.folder.display()))?;
         let row = grid.join(grid.len());
+        // A run that goes on would take them for its own. One that cannot be removed is no reason to end.
+        for step in mem::take(&mut self.earlier) {
+            fs::remove_file(self.row(step)).ok();
+        }
         let write =
             |path: &Path, picture: &RgbImage| Outputs::new(path, 1)?.write(0, picture, grid.parameters());
         write(&self.row(step), &row)?;
@@ -64,8 +69,25 @@ impl Validation {
     }
 
     fn row(&self, step: u64) -> PathBuf {
-        self.folder.join(format!("{step:06}.png"))
+        self.folder.join(row_name(step))
     }
+}
+
+fn row_name(step: u64) -> String {
+    format!("{step:06}.png")
+}
+
+/// The steps whose pictures a folder has, in order.
+fn painted(folder: &Path) -> Vec<u64> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let step = |entry: fs::DirEntry| {
+        let name = entry.file_name().into_string().ok()?;
+        let step: u64 = name.strip_suffix(".png")?.parse().ok()?;
+        (name == row_name(step)).then_some(step)
+    };
+    let mut steps: Vec<u64> = entries.filter_map(step).collect();
+    steps.sort_unstable();
+    steps
 }
 
 /// All pictures of each prompt, and of one prompt for each picture that it is about. Nothing where an interrupt comes.

@@ -309,7 +309,7 @@ fn what_cannot_be_trained_is_told_before_pictures_of_its_class_are_painted() {
     captioned(&workplace, "data", 1, None);
     fs::create_dir(workplace.path("class")).unwrap();
     for (recipe, flags, culprits) in [
-        ("dreambooth-lora", &["--rank", "0"], &["rank is 0"][..]),
+        ("dreambooth-lora", &["--rank", "0"][..], &["rank is 0"][..]),
         ("dreambooth-lora", &["--target_modules", "to_("], &["target_modules", "to_("]),
         ("dreambooth-lora", &["--target_modules", "nothing"], &["target_modules", "nothing", "such as"]),
         (
@@ -332,7 +332,7 @@ fn what_cannot_be_trained_is_told_before_pictures_of_its_class_are_painted() {
         ("dreambooth-lora", &["--learning_rate", "-1e-4"], &["learning_rate is -0.0001"]),
         ("dreambooth-lora", &["--resolution", "100000"], &["--resolution is 100000", "8192"]),
         ("dreambooth-lora", &["--gradient_accumulation_steps", "0"], &["gradient_accumulation_steps is 0"]),
-        ("dreambooth-lora", &["--max_grad_norm", "0"], &["max_grad_norm is 0"]),
+        ("dreambooth-lora", &["--max_grad_norm", "nan"], &["max_grad_norm is NaN"]),
         ("dreambooth-lora", &["--adam_beta1", "1"], &["adam_beta1 is 1"]),
         ("dreambooth-lora", &["--snr_gamma", "0"], &["--snr-gamma is 0"]),
         ("dreambooth-lora", &["--noise_offset", "nan"], &["--noise-offset is NaN"]),
@@ -467,4 +467,51 @@ fn nothing_is_written_among_the_pictures() {
     let class = [&["train", "dreambooth-lora"][..], &CLASS, &["--output_dir", "class"]].concat();
     refuse(&workplace, &class, &[among("class").as_str()]);
     assert_eq!(workplace.names(), ["data"]);
+}
+
+#[test]
+fn values_of_a_settings_file_are_told_with_its_name() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    let train = |flags: &[&'static str]| {
+        ["train", "text-to-image-lora", "--output_dir", "out", "--max_train_steps", "1"]
+            .into_iter()
+            .chain(flags.iter().copied())
+            .collect::<Vec<_>>()
+    };
+    let number = "expected a whole number of 0 or more";
+    for (line, told) in [
+        ("rank = false", &["rank is false", number][..]),
+        ("rank = true", &["rank is true", number]),
+        ("rank = \"four\"", &["rank is \"four\"", number]),
+        ("rank = 4.5", &["rank is 4.5", number]),
+        ("lora_rank = [4]", &["lora_rank is [4]", number]),
+        ("seed = -1", &["seed is -1", number]),
+        ("max_train_samples = false", &["max_train_samples is false", number]),
+        ("lora_alpha = \"high\"", &["lora_alpha is \"high\"", "expected a number"]),
+        ("validation_prompt = false", &["validation_prompt is false", "expected a text"]),
+        ("use_ema = 1", &["use_ema is 1", "expected true or false"]),
+        ("use_ema = \"true\"", &["use_ema is \"true\"", "expected true or false"]),
+        ("mixed_precision = \"f8\"", &["mixed_precision is \"f8\"", "expected one of no, bf16"]),
+        ("mixed_precision = false", &["mixed_precision is false", "expected one of no, bf16"]),
+        ("config = \"missing.toml\"", &["config is for the command line alone"]),
+    ] {
+        fs::write(workplace.path("flags.toml"), format!("train_data_dir = \"data\"\n{line}\n")).unwrap();
+        let culprits = [&["error: --config flags.toml: "][..], told].concat();
+        refuse(&workplace, &train(&["--config", "flags.toml"]), &culprits);
+    }
+    // What a flag needs may stand on the command line, and of two files the last counts.
+    let text =
+        "text_encoder_lr = 1e-3\nuse_ema = false\ninit_lora_weights = true\nperform_inversion = false\n";
+    fs::write(workplace.path("flags.toml"), text).unwrap();
+    let given = ["--train_text_encoder", "--train_data_dir", "data"];
+    let files = ["--config", "missing.toml", "--config", "flags.toml"];
+    refuse(&workplace, &train(&[&given[..], &files].concat()), &["--perform-inversion false"]);
+    fs::write(workplace.path("flags.toml"), text.replace("perform_inversion = false\n", "")).unwrap();
+    workplace.succeed(train(&[&given[..], &files].concat()));
+    let settings = fs::read_to_string(workplace.path("out/settings.toml")).unwrap();
+    for line in ["text_encoder_lr = 0.001", "init_lora_weights = \"true\""] {
+        assert!(settings.contains(line), "{line}: {settings}");
+    }
+    workplace.succeed(train(&["--config", "out/settings.toml"]));
 }

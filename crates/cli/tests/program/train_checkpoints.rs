@@ -58,6 +58,39 @@ fn a_new_run_keeps_its_own_checkpoints_where_an_earlier_one_has_left_some() {
 }
 
 #[test]
+fn a_new_run_tells_of_the_checkpoints_of_an_earlier_one() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    let run = |flags: &[&str]| {
+        workplace.succeed([&LORA[..], &["--output_dir", "out", "--max_train_steps"], flags].concat()).stderr
+    };
+    let told = "out has checkpoints of an earlier run, checkpoint-1, checkpoint-2; --resume-from-checkpoint latest takes";
+    assert!(!run(&["2"]).contains("an earlier run"));
+    let stderr = run(&["1"]);
+    assert!(stderr.contains(told), "{stderr}");
+    for flags in [&["3", "--resume_from_checkpoint", "latest"][..], &["1", "--checkpoints_total_limit", "1"]]
+    {
+        let stderr = run(flags);
+        assert!(!stderr.contains("an earlier run"), "{stderr}");
+    }
+}
+
+#[test]
+fn a_run_that_has_no_step_left_says_so() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    let run = |flags: &[&str]| {
+        workplace.succeed([&LORA[..], &["--output_dir", "out", "--max_train_steps"], flags].concat()).stderr
+    };
+    run(&["2"]);
+    for (steps, is_told) in [("1", true), ("2", true), ("3", false)] {
+        let stderr = run(&[steps, "--resume_from_checkpoint", "latest"]);
+        let told = format!("checkpoint-2 is already at step 2, and the run ends at step {steps}");
+        assert_eq!(stderr.contains(&told), is_told, "{stderr}");
+    }
+}
+
+#[test]
 fn a_run_that_was_killed_leaves_no_trace_when_it_goes_on() {
     let workplace = Workplace::new();
     pictures(&workplace, "data", 2);

@@ -131,18 +131,41 @@ fn optimizers_and_learning_rates_are_those_asked_for() {
     let momentum = lora(&workplace, "momentum", &[&sgd[..], &["--momentum", "0.9"]].concat());
     assert!(values(&momentum) != values(&plain));
 
-    let rules = [
-        "--lr_scheduler",
-        "piecewise_constant",
-        "--lr_step_rules",
-        "1:2,0.5:3,0.1",
-        "--learning_rate",
-        "1e-3",
-    ];
+    let rules =
+        ["--lr_scheduler", "piecewise", "--lr_step_rules", "1:2,0.5:3,0.1", "--learning_rate", "1e-3"];
     lora(&workplace, "rules", &[&rules[..], &["--max_train_steps", "4"]].concat());
     let rates: Vec<f64> =
         log(&workplace, "rules").iter().map(|line| line["learning_rate"].as_f64().unwrap()).collect();
     assert_eq!(rates, [1e-3, 1e-3, 5e-4, 1e-4]);
+}
+
+#[test]
+fn an_optimizer_with_states_of_8_bits_has_two_names() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    // States of fewer than 4096 values are float32.
+    let steps = ["--max_train_steps", "3", "--learning_rate", "1e-2", "--rank", "128"];
+    let train = |output: &str, flags: &[&str]| {
+        values(&lora(&workplace, output, &[&steps[..], &["--lora_layers", "to_k"], flags].concat()))
+    };
+    let small = train("small", &["--optimizer", "AdamW8bit"]);
+    assert!(small == train("flag", &["--use_8bit_adam"]));
+    assert!(small != train("plain", &[]));
+}
+
+#[test]
+fn gradients_are_clipped_where_that_is_not_turned_off() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 2);
+    let steps = ["--max_train_steps", "1", "--learning_rate", "1", "--optimizer", "sgd"];
+    let train = |output: &str, norm: &str| {
+        let flags = [&steps[..], &["--max_grad_norm", norm]].concat();
+        (values(&lora(&workplace, output, &flags)), log(&workplace, output)[0]["grad_norm"].clone())
+    };
+    let (off, norm) = train("off", "0");
+    assert!(norm.is_null(), "{norm}");
+    assert!(off == train("high", "1e9").0);
+    assert!(off != train("low", "1e-6").0);
 }
 
 #[test]
@@ -636,4 +659,38 @@ fn a_lora_is_written_in_kohyas_layout_too() {
     assert!(written.keys().all(|name| name.starts_with("lora_")));
     assert!(written.keys().eq(converted.keys()));
     assert!(!read(first).keys().any(|name| written.contains_key(name)));
+}
+
+#[test]
+fn flags_that_need_another_one_say_so() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    let told = |output: &str, flags: &[&str]| {
+        let fixed = ["train", "text-to-image-lora", "--train_data_dir", "data", "--max_train_steps", "1"];
+        workplace.succeed([&fixed[..], &["--output_dir", output], flags].concat()).stderr
+    };
+    let schedule = ["--lr_warmup_steps", "1", "--lr_num_cycles", "2", "--lr_power", "2"];
+    let sgd = ["--optimizer", "sgd", "--adam_beta1", "0.8", "--adam_beta2", "0.9", "--adam_epsilon", "1e-6"];
+    let looks = ["--validation_steps", "1", "--validation_epochs", "1", "--num_validation_images", "2"];
+    let stderr = told("out", &[&schedule[..], &sgd, &looks, &["--logging_dir", "events"]].concat());
+    for (flag, needed) in [
+        ("--lr-warmup-steps", "constant_with_warmup"),
+        ("--lr-num-cycles", "cosine_with_restarts"),
+        ("--lr-power", "polynomial"),
+        ("--adam-beta1", "--momentum"),
+        ("--adam-beta2", "--momentum"),
+        ("--adam-epsilon", "--momentum"),
+        ("--validation-steps", "--validation-prompt"),
+        ("--validation-epochs", "--validation-prompt"),
+        ("--num-validation-images", "--validation-prompt"),
+        ("--logging-dir", "--report-to tensorboard"),
+    ] {
+        let begin = format!("{flag} changes nothing: ");
+        let line = stderr.lines().find(|line| line.starts_with(&begin));
+        assert!(line.is_some_and(|line| line.contains(needed)), "{flag}: {stderr}");
+    }
+    // A run's settings have all flags.
+    told("plain", &[]);
+    let stderr = told("again", &["--config", "plain/settings.toml"]);
+    assert!(!stderr.contains("changes nothing"), "{stderr}");
 }

@@ -71,6 +71,54 @@ fn pictures_over_time_and_files_for_tensorboard() {
 }
 
 #[test]
+fn a_run_that_begins_removes_the_pictures_of_an_earlier_one() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    let train = |flags: &[&str]| {
+        let fixed = ["train", "text-to-image-lora", "--train_data_dir", "data", "--output_dir", "out"];
+        let looks = ["--validation_prompt", "a shade", "--num_validation_images", "1"];
+        workplace.succeed([&fixed[..], &looks, &["--num_inference_steps", "1"], flags].concat());
+    };
+    train(&["--max_train_steps", "3", "--validation_steps", "1"]);
+    for name in ["7.png", "notes.txt"] {
+        fs::write(workplace.path("out/validation").join(name), "someone's own").unwrap();
+    }
+    train(&["--max_train_steps", "2", "--validation_steps", "2"]);
+    let resume = ["--resume_from_checkpoint", "checkpoint-2"];
+    train(&[&["--max_train_steps", "4", "--validation_steps", "2"][..], &resume].concat());
+    let entries = fs::read_dir(workplace.path("out/validation")).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert_eq!(names, ["000002.png", "000004.png", "7.png", "all.png", "notes.txt"]);
+    let all = image::open(workplace.path("out/validation/all.png")).unwrap();
+    assert_eq!((all.width(), all.height()), (64, 128));
+}
+
+#[test]
+fn each_part_has_its_learning_rate_in_the_log() {
+    let workplace = Workplace::new();
+    pictures(&workplace, "data", 1);
+    let train = |output: &str, flags: &[&str]| {
+        let fixed = ["train", "text-to-image-lora", "--train_data_dir", "data", "--output_dir", output];
+        let steps = ["--max_train_steps", "1", "--learning_rate", "1e-4", "--report_to", "tensorboard"];
+        workplace.succeed([&fixed[..], &steps, flags].concat());
+        let log = fs::read_to_string(workplace.path(output).join("log.jsonl")).unwrap();
+        let line: serde_json::Value = serde_json::from_str(&log).unwrap();
+        let events = fs::read_dir(workplace.path(output).join("logs")).unwrap().next().unwrap().unwrap();
+        (line, fs::read(events.path()).unwrap())
+    };
+    let has = |bytes: &[u8], tag: &[u8]| bytes.windows(tag.len()).any(|part| part == tag);
+    let (line, events) = train("both", &["--train_text_encoder", "--text_encoder_lr", "1e-3"]);
+    assert_eq!(line["learning_rate"], 1e-4);
+    assert_eq!(line["learning_rates"], serde_json::json!({"unet": 1e-4, "text_encoder": 1e-3}));
+    assert!(has(&events, b"lr_text_encoder"));
+    let (line, events) = train("unet", &[]);
+    assert!(line["learning_rate"] == 1e-4 && line.get("learning_rates").is_none(), "{line}");
+    assert!(!has(&events, b"lr_"));
+}
+
+#[test]
 fn several_prompts_are_painted_in_one_row() {
     let workplace = Workplace::new();
     pictures(&workplace, "data", 2);

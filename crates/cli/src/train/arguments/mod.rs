@@ -190,10 +190,11 @@ pub(crate) fn expand(arguments: Vec<OsString>) -> anyhow::Result<Vec<OsString>> 
         "--config" => arguments.get(index + 1).cloned(),
         text => text.strip_prefix("--config=").map(OsString::from),
     };
-    let config = arguments.iter().enumerate().find_map(|(index, argument)| given(index, argument));
+    // As of any flag that comes twice, the last counts.
+    let config = arguments.iter().enumerate().rev().find_map(|(index, argument)| given(index, argument));
     if let Some(config) = config {
         let flags = super::config::read(&PathBuf::from(config))?;
-        // Right after `train`: of a flag that comes twice, the last counts.
+        // Right after `train`, so that what the command line itself says comes last.
         arguments.splice(2..2, flags);
     }
     Ok(arguments)

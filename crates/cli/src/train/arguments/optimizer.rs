@@ -32,7 +32,7 @@ pub(crate) struct OptimizerArguments {
     /// AdamW's epsilon
     #[arg(long, value_name = "X", default_value_t = 1e-8, help_heading = STEPS)]
     pub(crate) adam_epsilon: f64,
-    /// What the norm of the gradients is clipped to; those of a new word are not
+    /// What the norm of the gradients is clipped to; 0 clips nothing, and those of a new word never are clipped
     #[arg(long, value_name = "X", default_value_t = 1.0, help_heading = STEPS)]
     pub(crate) max_grad_norm: f64,
 }
@@ -42,5 +42,8 @@ pub(crate) struct OptimizerArguments {
 #[value(rename_all = "lowercase")]
 pub(crate) enum OptimizerName {
     AdamW,
+    /// What guides for other trainers say for --use-8bit-adam.
+    #[value(hide = true)]
+    AdamW8bit,
     Sgd,
 }

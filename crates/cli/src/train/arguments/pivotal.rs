@@ -4,6 +4,7 @@ use clap::Args;
 use clap::builder::BoolishValueParser;
 use serde::Serialize;
 
+use super::steps::schedule_name;
 use super::{PICTURES, STEPS};
 
 /// The word's steps and the LoRA's.
@@ -23,7 +24,7 @@ pub(crate) struct PivotalArguments {
     #[arg(long, alias = "t-mutliplier", value_name = "X", default_value_t = 1.0, help_heading = STEPS)]
     pub(crate) t_multiplier: f64,
     /// Pivotal tuning: how learning rates of the LoRA change; lora_pti has linear [default: --lr-scheduler]
-    #[arg(long, value_name = "NAME", help_heading = STEPS)]
+    #[arg(long, value_name = "NAME", value_parser = schedule_name, help_heading = STEPS)]
     pub(crate) lr_scheduler_lora: Option<String>,
     /// Pivotal tuning: steps in which they rise [default: --lr-warmup-steps]
     #[arg(long, value_name = "N", help_heading = STEPS)]

@@ -1,5 +1,7 @@
 //! How long, how large and how exact steps are.
 
+use std::convert::Infallible;
+
 use candle_core::DType;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -41,7 +43,7 @@ pub(crate) struct StepArguments {
     pub(crate) scale_lr: bool,
     /// How learning rates change: constant, constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial or
     /// piecewise_constant
-    #[arg(long, value_name = "NAME", default_value = "constant", help_heading = STEPS)]
+    #[arg(long, value_name = "NAME", default_value = "constant", value_parser = schedule_name, help_heading = STEPS)]
     pub(crate) lr_scheduler: String,
     /// Steps in which learning rates rise
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = STEPS)]
@@ -64,6 +66,11 @@ pub(crate) struct StepArguments {
     /// Keep only the inputs of the UNet's blocks and the text encoders' layers for the gradients and one copy of weights, and compute the rest again: less memory, more time
     #[arg(long, help_heading = STEPS)]
     pub(crate) gradient_checkpointing: bool,
+}
+
+/// A schedule's name, also a shorter one that guides print.
+pub(super) fn schedule_name(name: &str) -> Result<String, Infallible> {
+    Ok(if name == "piecewise" { "piecewise_constant" } else { name }.to_string())
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]

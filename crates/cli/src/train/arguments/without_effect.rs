@@ -1,7 +1,8 @@
-//! Flags that guides for diffusers' scripts and cloneofsimo's lora print, and that there is nothing to do for here.
+//! Flags that guides for diffusers' scripts and cloneofsimo's lora print, and that there is nothing to do for here; and those that need another one.
 
 use clap::Args;
 
+use super::{OptimizerName, Recipe, ReportTo, TrainArguments};
 use crate::terminal;
 
 /// They are taken, so that a command can be copied, and what becomes of them is said.
@@ -67,9 +68,18 @@ pub(crate) struct WithoutEffect {
 type Flag = (bool, &'static str, &'static str);
 
 impl WithoutEffect {
-    /// Says of each flag that is given why it changes nothing.
-    pub(crate) fn tell(&self) {
-        let flags = [self.of_computing(), self.of_the_hub(), self.of_files(), self.of_pictures()].concat();
+    /// Says of each flag that is given why it changes nothing; `arguments` are all of the command line.
+    pub(crate) fn tell(&self, arguments: &TrainArguments) {
+        let flags = [
+            self.of_computing(),
+            self.of_the_hub(),
+            self.of_files(),
+            self.of_pictures(),
+            of_learning_rates(arguments),
+            of_the_optimizer(arguments),
+            of_watching(arguments),
+        ]
+        .concat();
         for (_, flag, reason) in flags.iter().filter(|(is_given, ..)| *is_given) {
             terminal::note(&format!("{flag} changes nothing: {reason}"));
         }
@@ -162,4 +172,63 @@ impl WithoutEffect {
             ),
         ]
     }
+}
+
+// What says the same as leaving a flag out goes: a run's settings.toml has all of them.
+
+fn of_learning_rates(arguments: &TrainArguments) -> Vec<Flag> {
+    const NO_WARMUP: &str =
+        "constant and piecewise_constant have no warm-up; give --lr-scheduler constant_with_warmup";
+    let (steps, pivotal) = (&arguments.steps, &arguments.pivotal);
+    let schedules = [steps.lr_scheduler.as_str(), arguments.lr_scheduler_lora()];
+    let rises = |name: &str| !["constant", "piecewise_constant"].contains(&name);
+    vec![
+        (steps.lr_warmup_steps != 0 && !schedules.into_iter().any(rises), "--lr-warmup-steps", NO_WARMUP),
+        (
+            pivotal.lr_warmup_steps_lora.is_some_and(|steps| steps != 0)
+                && !rises(arguments.lr_scheduler_lora()),
+            "--lr-warmup-steps-lora",
+            "constant and piecewise_constant have no warm-up; give --lr-scheduler-lora constant_with_warmup",
+        ),
+        (
+            steps.lr_num_cycles != 1 && !schedules.contains(&"cosine_with_restarts"),
+            "--lr-num-cycles",
+            "no other schedule falls several times; give --lr-scheduler cosine_with_restarts",
+        ),
+        (
+            steps.lr_power != 1.0 && !schedules.contains(&"polynomial"),
+            "--lr-power",
+            "no other schedule has an exponent; give --lr-scheduler polynomial",
+        ),
+    ]
+}
+
+fn of_the_optimizer(arguments: &TrainArguments) -> Vec<Flag> {
+    const ADAM: &str = "it is AdamW's; --optimizer sgd has --momentum";
+    let optimizer = &arguments.optimizer;
+    let is_sgd = optimizer.optimizer == OptimizerName::Sgd;
+    vec![
+        (is_sgd && optimizer.adam_beta1 != 0.9, "--adam-beta1", ADAM),
+        (is_sgd && optimizer.adam_beta2 != 0.999, "--adam-beta2", ADAM),
+        (is_sgd && optimizer.adam_epsilon != 1e-8, "--adam-epsilon", ADAM),
+    ]
+}
+
+fn of_watching(arguments: &TrainArguments) -> Vec<Flag> {
+    let watch = &arguments.watch;
+    let is_not_painted = !arguments.is_looked_at();
+    let reason = match arguments.recipe {
+        Recipe::Unconditional => "nothing is painted without --validation-steps or --validation-epochs",
+        _ => "nothing is painted without --validation-prompt",
+    };
+    vec![
+        (is_not_painted && watch.validation_steps.is_some(), "--validation-steps", reason),
+        (is_not_painted && watch.validation_epochs.is_some(), "--validation-epochs", reason),
+        (is_not_painted && watch.num_validation_images != 4, "--num-validation-images", reason),
+        (
+            watch.report_to == ReportTo::None && watch.logging_dir.as_os_str() != "logs",
+            "--logging-dir",
+            "nothing is written there without --report-to tensorboard",
+        ),
+    ]
 }
