@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Arg, Command, CommandFactory, FromArgMatches, ValueEnum};
+use clap::{Arg, Command, CommandFactory, Parser, ValueEnum};
 
 use crate::arguments::Arguments;
 use crate::train::{self, Recipe};
@@ -12,19 +12,7 @@ use crate::train::{self, Recipe};
 /// near, but hidden ones too, and those that the recipe refuses.
 pub(crate) fn parse(arguments: Vec<OsString>) -> Arguments {
     let (command, recipe) = (command_of(&arguments), recipe_of(&arguments));
-    let parsed = program().try_get_matches_from(arguments).and_then(|mut matches| {
-        Arguments::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut program()))
-    });
-    parsed.unwrap_or_else(|error| with_nearest(error, &command, recipe).exit())
-}
-
-/// The program, where what follows a flag of `train` may be below zero: an error then says what the number must be, not that there is no flag of that name.
-fn program() -> Command {
-    let below_zero = |argument: Arg| match argument.get_action().takes_values() {
-        true => argument.allow_negative_numbers(true),
-        false => argument,
-    };
-    Arguments::command().mut_subcommand("train", |train| train.mut_args(below_zero))
+    Arguments::try_parse_from(arguments).unwrap_or_else(|error| with_nearest(error, &command, recipe).exit())
 }
 
 /// The long names of a command's flags that may be named in place of another: they are on the help page, and the recipe, where there is one, has a use for them.

@@ -445,7 +445,7 @@ fn what_cannot_be_trained_on_is_refused() {
     refuse(&data(&["--learning_rate", "1e30", "--random_flip"]), &["loss of step 2", "learning rate"]);
     // Where no step follows that would tell: neither a checkpoint nor a LoRA has such weights.
     let last = ["--learning_rate", "1e30", "--max_train_steps", "1"];
-    refuse(&data(&last), &["after step 1", "lower the learning rate"]);
+    refuse(&data(&last), &["after step 1", "a lower learning rate"]);
     assert!(!workplace.path("out/checkpoint-1").exists());
     let inversion = |flags: &[&str], culprits: &[&str]| {
         let fixed = [

@@ -329,7 +329,7 @@ fn what_cannot_be_trained_is_told_before_pictures_of_its_class_are_painted() {
         ("dreambooth-lora", &["--input_perturbation", "-0.1"], &["--input-perturbation is -0.1"]),
         ("dreambooth-lora", &["--prior_loss_weight", "-1"], &["--prior-loss-weight is -1"]),
         ("dreambooth-lora", &["--snr_gamma", "-1"], &["--snr-gamma is -1"]),
-        ("dreambooth-lora", &["--learning_rate", "-1e-4"], &["learning_rate is -0.0001"]),
+        ("dreambooth-lora", &["--learning_rate", "-1"], &["learning_rate is -1"]),
         ("dreambooth-lora", &["--resolution", "100000"], &["--resolution is 100000", "8192"]),
         ("dreambooth-lora", &["--gradient_accumulation_steps", "0"], &["gradient_accumulation_steps is 0"]),
         ("dreambooth-lora", &["--max_grad_norm", "nan"], &["max_grad_norm is NaN"]),
@@ -366,7 +366,7 @@ fn what_cannot_be_trained_is_told_before_pictures_of_its_class_are_painted() {
 #[test]
 fn what_is_wrong_with_pictures_of_the_class_is_told_before_others_are_painted() {
     let workplace = Workplace::new();
-    pictures(&workplace, "data", 1);
+    captioned(&workplace, "data", 1, None);
     let class = [&["train", "dreambooth-lora"][..], &CLASS, &["--num_class_images", "3"]].concat();
     let refuse_as_it_is = |culprits: &[&str]| {
         let files = || fs::read_dir(workplace.path("class")).unwrap().count();

@@ -18,7 +18,7 @@ mod word;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::{Arg, Args, ValueEnum};
 use serde::Serialize;
 
 pub(crate) use lora::{InitLoraWeights, LoraArguments, TrainedLoraFormat};
@@ -42,13 +42,18 @@ const TRAINED: &str = "Say what is trained";
 const STEPS: &str = "Say how";
 const STOPPING: &str = "Stop, go on, and look";
 
+/// Lets what follows a flag be below zero: an error then says what the number must be, not that there is no flag of that name.
+fn below_zero(argument: Arg) -> Arg {
+    if argument.get_action().takes_values() { argument.allow_negative_numbers(true) } else { argument }
+}
+
 /// Teach a model something from a folder of pictures
 ///
 /// Flags have the names of diffusers' training scripts, with hyphens or underscores; --config FILE.toml holds the same names. The folder that is
 /// written has a LoRA that `diffuse generate --lora` and other programs read, a whole model for --model, or a ControlNet for --control, with
 /// checkpoints to go on from.
 #[derive(Debug, Args, Serialize)]
-#[command(args_override_self = true)]
+#[command(args_override_self = true, mut_args = below_zero)]
 pub(crate) struct TrainArguments {
     /// What to train, and how
     #[serde(skip)]
